@@ -1,0 +1,1 @@
+"""One module per wire format, from bytes to the canonical usage event."""

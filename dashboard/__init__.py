@@ -1,0 +1,1 @@
+"""Everything a person looks at. Reads ``models.ledger`` only; knows no ``collector``."""

@@ -1,0 +1,1 @@
+"""Values, tables and the read side. Imports neither ``collector`` nor ``dashboard``."""

@@ -1,0 +1,1 @@
+"""The schema's history; written by Alembic, read by ``models.store``."""

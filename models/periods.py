@@ -1,0 +1,171 @@
+"""Half-open periods of aware UTC instants, and the calendar that people cut them by.
+
+Every period in meterbridge includes its start and excludes its end. ``now`` is always an argument.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, time, timedelta, tzinfo
+from typing import Literal
+from zoneinfo import ZoneInfo
+
+from models.errors import InvalidInput
+
+Granularity = Literal["hour", "day", "week", "month", "none"]
+GRANULARITIES: tuple[Granularity, ...] = ("hour", "day", "week", "month", "none")
+
+HOUR = timedelta(hours=1)
+DAY = timedelta(days=1)
+# Azure may change a month's usage until the fifth day of the next one (Microsoft Learn, "Understand Cost
+# Management data", read 2026); a day's figures count as settled from then on.
+SETTLES_AFTER = timedelta(days=5)
+_RFC3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(?:\.\d+)?(?:[Zz]|[+-]\d\d:\d\d)\Z", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class Period:
+    """From ``start`` (included) to ``end`` (excluded)."""
+
+    start: datetime
+    end: datetime
+
+    def __post_init__(self) -> None:
+        if self.start.tzinfo is None or self.end.tzinfo is None:
+            raise ValueError("a period needs aware instants")
+        if self.end < self.start:
+            raise InvalidInput(f"the period ends ({rfc3339(self.end)}) before it starts ({rfc3339(self.start)})")
+
+    def __contains__(self, at: datetime) -> bool:
+        return self.start <= at < self.end
+
+    def overlap(self, start: datetime | None, end: datetime | None) -> timedelta:
+        """How much of the period lies in [start, end); None is unbounded."""
+        left = self.start if start is None else max(self.start, start)
+        right = self.end if end is None else min(self.end, end)
+        return max(right - left, timedelta(0))
+
+
+def rfc3339(at: datetime) -> str:
+    """``2026-11-20T10:00:00Z``; fractions only where there are any."""
+    return at.astimezone(UTC).isoformat().replace("+00:00", "Z")
+
+
+def parse_instant(text: str, *, what: str) -> datetime:
+    """An RFC 3339 instant with an offset, as aware UTC; digits beyond microseconds are cut."""
+    if len(text) > 64 or not _RFC3339.match(text):
+        raise InvalidInput(f"{what} is not an RFC 3339 time with an offset (such as 2026-11-20T10:00:00Z): {text[:40]!r}", error="invalid_time")
+    try:
+        return datetime.fromisoformat(text.replace("z", "Z").replace("t", "T")).astimezone(UTC)
+    except (ValueError, OverflowError) as fault:
+        raise InvalidInput(f"{what} is not a time that exists: {text[:40]!r}", error="invalid_time") from fault
+
+
+def parse_bound(text: str, *, what: str) -> datetime:
+    """A query bound: an instant, or a date (its UTC midnight)."""
+    if re.fullmatch(r"\d{4}-\d\d-\d\d", text):
+        try:
+            return datetime.combine(date.fromisoformat(text), time(), UTC)
+        except ValueError as fault:
+            raise InvalidInput(f"{what} is not a date that exists: {text!r}", error="invalid_time") from fault
+    return parse_instant(text.replace(" ", "+"), what=what)
+
+
+def zone_from(name: str) -> tzinfo:
+    """The IANA time zone of that name."""
+    if name == "UTC":
+        return UTC
+    try:
+        return ZoneInfo(name)
+    except (KeyError, ValueError, OSError) as fault:
+        raise InvalidInput(f"there is no time zone named {name[:60]!r}; use an IANA name such as Europe/Berlin") from fault
+
+
+def utc_day(at: datetime) -> date:
+    """The UTC calendar day that holds the instant."""
+    return at.astimezone(UTC).date()
+
+
+def day_start(day: date) -> datetime:
+    """UTC midnight at the start of the day."""
+    return datetime.combine(day, time(), UTC)
+
+
+def month_start(day: date) -> date:
+    """The first day of the month."""
+    return day.replace(day=1)
+
+
+def next_month(day: date) -> date:
+    """The first day of the following month."""
+    return (day.replace(day=28) + timedelta(days=4)).replace(day=1)
+
+
+def month_period(day: date) -> Period:
+    """The UTC calendar month that holds the day."""
+    return Period(day_start(month_start(day)), day_start(next_month(day)))
+
+
+def settles_at(day: date) -> datetime:
+    """When a day's figures stop moving by themselves: its month's end plus five days."""
+    return day_start(next_month(day)) + SETTLES_AFTER
+
+
+def days(period: Period) -> Iterator[date]:
+    """The UTC days that the period touches, in order."""
+    day = utc_day(period.start)
+    while day_start(day) < period.end:
+        yield day
+        day += DAY
+
+
+def floor(at: datetime, granularity: Granularity, zone: tzinfo = UTC) -> datetime:
+    """The start of the hour, day, ISO week or month (of ``zone``) that holds the instant, as UTC."""
+    local = at.astimezone(zone)
+    match granularity:
+        case "hour":
+            # Whole local hours; subtracting keeps the fold that replace() would lose.
+            return (at - timedelta(minutes=local.minute, seconds=local.second, microseconds=local.microsecond)).astimezone(UTC)
+        case "day":
+            start = local.date()
+        case "week":
+            start = local.date() - timedelta(days=local.weekday())
+        case "month":
+            start = local.date().replace(day=1)
+        case "none":
+            raise ValueError("granularity none has no calendar start")
+    return datetime.combine(start, time(), zone).astimezone(UTC)
+
+
+def following(start: datetime, granularity: Granularity, zone: tzinfo = UTC) -> datetime:
+    """The start of the next hour, day, week or month after one that starts at ``start``."""
+    if granularity == "hour":
+        return start + HOUR
+    local = start.astimezone(zone).date()
+    match granularity:
+        case "day":
+            day = local + DAY
+        case "week":
+            day = local + timedelta(days=7)
+        case "month":
+            day = next_month(local)
+        case _:
+            raise ValueError("granularity none has no next start")
+    return datetime.combine(day, time(), zone).astimezone(UTC)
+
+
+def buckets(period: Period, granularity: Granularity, zone: tzinfo = UTC) -> list[Period]:
+    """The period cut at calendar boundaries; the first and last may be partial, an empty period gives none."""
+    if period.start == period.end:
+        return []
+    if granularity == "none":
+        return [period]
+    cuts: list[Period] = []
+    start, edge = period.start, floor(period.start, granularity, zone)
+    while start < period.end:
+        edge = following(edge, granularity, zone)
+        cuts.append(Period(start, min(edge, period.end)))
+        start = edge
+    return cuts

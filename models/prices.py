@@ -1,0 +1,163 @@
+"""The price book: what a token or an hour costs, for any time, as known at any time.
+
+``PriceBook.price`` is the one place that chooses a price. Sources rank imported over synced over bundled; within a
+source the more specific row wins (workspace, then sku, then region, then general), then the later arrival.
+A model without a price is ``Unpriced``, never the nearest price.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
+from enum import StrEnum
+
+from sqlalchemy import Column, Text
+from sqlmodel import Field, SQLModel
+
+from models import money
+from models.columns import BigInt, EnumText, ExactDecimal, Instant
+
+
+class PriceMeter(StrEnum):
+    """What a price is for."""
+
+    INPUT_TOKENS = "input_tokens"
+    OUTPUT_TOKENS = "output_tokens"
+    CACHED_INPUT_TOKENS = "cached_input_tokens"
+    HOSTING_HOURS = "hosting_hours"
+    TRAINING_TOKENS = "training_tokens"
+    INSTANCE_HOURS = "instance_hours"
+
+
+TOKEN_METERS = frozenset({PriceMeter.INPUT_TOKENS, PriceMeter.OUTPUT_TOKENS, PriceMeter.CACHED_INPUT_TOKENS, PriceMeter.TRAINING_TOKENS})
+
+# unit text -> how many tokens or hours one unit holds, as a power of ten
+UNIT_DIGITS: dict[str, int] = {"1M tokens": 6, "1K tokens": 3, "1 hour": 0}
+
+_SOURCE_RANK = {"imported": 2, "synced": 1, "bundled": 0}
+
+
+class Price(SQLModel, table=True):
+    """One row of a price file. Empty text means any; ``valid_to`` None means until further notice."""
+
+    __tablename__ = "price"
+
+    id: int | None = Field(default=None, sa_column=Column(BigInt, primary_key=True, autoincrement=True))
+    model: str = Field(default="", sa_column=Column(Text, nullable=False))  # as written; compared by model_key
+    meter: PriceMeter = Field(sa_column=Column(EnumText(PriceMeter), nullable=False))
+    unit_price: Decimal = Field(sa_column=Column(ExactDecimal, nullable=False))
+    currency: str = Field(sa_column=Column(Text, nullable=False))
+    unit: str = Field(sa_column=Column(Text, nullable=False))
+    workspace: str = Field(default="", sa_column=Column(Text, nullable=False))
+    sku: str = Field(default="", sa_column=Column(Text, nullable=False))
+    region: str = Field(default="", sa_column=Column(Text, nullable=False))
+    valid_from: datetime | None = Field(default=None, sa_column=Column(Instant))
+    valid_to: datetime | None = Field(default=None, sa_column=Column(Instant))
+    origin: str = Field(sa_column=Column(Text, nullable=False))  # imported | synced | bundled
+    source: str = Field(default="", sa_column=Column(Text, nullable=False))  # where the figure was published
+    version: str = Field(sa_column=Column(Text, nullable=False))  # the import that brought it
+    author: str = Field(default="", sa_column=Column(Text, nullable=False))
+    known_from: datetime = Field(sa_column=Column(Instant, nullable=False))
+    known_to: datetime | None = Field(default=None, sa_column=Column(Instant))
+
+
+_MODEL_ID = re.compile(r"azureml://(?:locations/[^/]+/)?(?:workspaces|registries)/[^/]+/models/([^/]+)(?:/.*)?\Z", re.IGNORECASE)
+
+
+def model_name(model: str) -> str:
+    """The model's own name where a registry id (``azureml://registries/…/models/NAME/versions/N``) was given."""
+    found = _MODEL_ID.match(model)
+    return found.group(1) if found else model
+
+
+def model_key(model: str) -> str:
+    """What two spellings of one model share: case, ``.`` or ``-``, and the ``Meta-`` before ``Llama`` do not count."""
+    key = model_name(model).strip().casefold().replace(".", "-").replace("_", "-").replace(" ", "-")
+    return key.removeprefix("meta-") if key.startswith("meta-llama") else key
+
+
+@dataclass(frozen=True, slots=True)
+class UnitPrice:
+    """A chosen price: currency per single token or hour, with the row it came from."""
+
+    per_unit: Decimal
+    currency: str
+    row: Price
+
+
+@dataclass(frozen=True, slots=True)
+class Unpriced:
+    """No price applies, and why."""
+
+    reason: str
+
+
+class PriceBook:
+    """The prices known at one instant, ready to answer for any time."""
+
+    def __init__(self, rows: Iterable[Price]) -> None:
+        self._rows: dict[tuple[PriceMeter, str], list[Price]] = {}
+        for row in rows:
+            self._rows.setdefault((PriceMeter(row.meter), model_key(row.model) if row.model else ""), []).append(row)
+
+    def price(
+        self,
+        *,
+        meter: PriceMeter,
+        at: datetime,
+        model: str | None,
+        workspace: str | None = None,
+        sku: str | None = None,
+        region: str | None = None,
+    ) -> UnitPrice | Unpriced:
+        """The price that applies at the instant; ``at`` is the event's own time."""
+        best: Price | None = None
+        for row in self._candidates(meter, model, workspace=workspace, sku=sku, region=region):
+            if (row.valid_from is None or row.valid_from <= at) and (row.valid_to is None or at < row.valid_to) and (best is None or _rank(row) > _rank(best)):
+                best = row
+        if best is None:
+            what = model or sku or "an unnamed model"
+            return Unpriced(f"no {meter.value} price for {what} at {at:%Y-%m-%d}; add one with: meterbridge import prices FILE")
+        return UnitPrice(best.unit_price.scaleb(-UNIT_DIGITS[best.unit], money.EXACT), best.currency, best)
+
+    def changes(
+        self,
+        *,
+        meters: Iterable[PriceMeter],
+        model: str | None,
+        workspace: str | None,
+        sku: str | None = None,
+        region: str | None = None,
+    ) -> set[datetime]:
+        """The instants at which one of these prices may change."""
+        found: set[datetime] = set()
+        for meter in meters:
+            for row in self._candidates(meter, model, workspace=workspace, sku=sku, region=region):
+                found.update(at for at in (row.valid_from, row.valid_to) if at is not None)
+        return found
+
+    def _candidates(self, meter: PriceMeter, model: str | None, *, workspace: str | None, sku: str | None, region: str | None) -> list[Price]:
+        keys = ("", model_key(model)) if model else ("",)
+        return [
+            row
+            for key in keys
+            for row in self._rows.get((meter, key), ())
+            if (not row.workspace or row.workspace == workspace)
+            and (not row.sku or (sku is not None and row.sku.casefold() == sku.casefold()))
+            and (not row.region or (region is not None and row.region.casefold() == region.casefold()))
+        ]
+
+
+def _rank(row: Price) -> tuple[int, bool, bool, bool, bool, datetime, int]:
+    return (
+        _SOURCE_RANK[row.origin],
+        bool(row.workspace),
+        bool(row.sku),
+        bool(row.region),
+        bool(row.model),
+        row.known_from,
+        row.id or 0,
+    )

@@ -1,0 +1,1 @@
+"""Mirrors the packages; ``walks`` goes end to end."""

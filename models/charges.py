@@ -47,9 +47,7 @@ class MeterKind(StrEnum):
 
 
 class BillPart(SQLModel, table=True):
-    """One subscription's month of one landing. Current when ``landed_at`` is set and
-    ``superseded_at`` is not.
-    """
+    """One subscription's month of one landing; current when ``landed_at`` is set and ``superseded_at`` is not."""
 
     __tablename__ = "bill_part"
 

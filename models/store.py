@@ -72,6 +72,8 @@ class Store:
                     "options": "-c timezone=UTC -c statement_timeout=60000 -c lock_timeout=10000",
                 },
             )
+        # SQLite's deferred transaction already sees one moment only.
+        self._reader = self.engine if self.is_sqlite else self.engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
         self._writer = self.engine.execution_options(meterbridge_writes=True)
 
     def __repr__(self) -> str:
@@ -85,12 +87,9 @@ class Store:
     @contextmanager
     def read(self) -> Iterator[Session]:
         """A session that sees one consistent moment and is rolled back at the end."""
-        with unavailable_as_such(), self.engine.connect() as connection:
-            if not self.is_sqlite:
-                connection = connection.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
-            with Session(connection) as session:
-                yield session
-                session.rollback()
+        with unavailable_as_such(), self._reader.connect() as connection, Session(connection) as session:
+            yield session
+            session.rollback()
 
     @contextmanager
     def write(self) -> Iterator[Session]:

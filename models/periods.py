@@ -23,6 +23,8 @@ DAY = timedelta(days=1)
 # Management data", read 2026); a day's figures count as settled from then on.
 SETTLES_AFTER = timedelta(days=5)
 _RFC3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(?:\.\d+)?(?:[Zz]|[+-]\d\d:\d\d)\Z", re.ASCII)
+_DATE = re.compile(r"\d{4}-\d\d-\d\d\Z", re.ASCII)
+_DECODED_PLUS = re.compile(r"(?<=\d) (?=\d\d:\d\d\Z)", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,12 +67,13 @@ def parse_instant(text: str, *, what: str) -> datetime:
 
 def parse_bound(text: str, *, what: str) -> datetime:
     """A query bound: an instant, or a date (its UTC midnight)."""
-    if re.fullmatch(r"\d{4}-\d\d-\d\d", text):
+    if _DATE.match(text):
         try:
             return datetime.combine(date.fromisoformat(text), time(), UTC)
         except ValueError as fault:
             raise InvalidInput(f"{what} is not a date that exists: {text!r}", error="invalid_time") from fault
-    return parse_instant(text.replace(" ", "+"), what=what)
+    # A "+" of a query string arrives as a space where the sender did not escape it.
+    return parse_instant(_DECODED_PLUS.sub("+", text), what=what)
 
 
 def zone_from(name: str) -> tzinfo:
@@ -114,9 +117,9 @@ def settles_at(day: date) -> datetime:
 
 
 def days(period: Period) -> Iterator[date]:
-    """The UTC days that the period touches, in order."""
+    """The UTC days that the period touches, in order; an empty period touches none."""
     day = utc_day(period.start)
-    while day_start(day) < period.end:
+    while period.start < period.end and day_start(day) < period.end:
         yield day
         day += DAY
 
@@ -126,23 +129,46 @@ def floor(at: datetime, granularity: Granularity, zone: tzinfo = UTC) -> datetim
     local = at.astimezone(zone)
     match granularity:
         case "hour":
-            # Whole local hours; subtracting keeps the fold that replace() would lose.
-            return (at - timedelta(minutes=local.minute, seconds=local.second, microseconds=local.microsecond)).astimezone(UTC)
+            # Subtracting keeps the fold that replace() would lose. Where the clock jumped by half an hour since then
+            # (Lord Howe Island), the hour that the clock shows now began with the jump.
+            start = at.astimezone(UTC) - _past_the_hour(local)
+            return start if _offset(start, zone) == _offset(at, zone) else _clock_change(start, at, zone)
         case "day":
-            start = local.date()
+            first = local.date()
         case "week":
-            start = local.date() - timedelta(days=local.weekday())
+            first = local.date() - timedelta(days=local.weekday())
         case "month":
-            start = local.date().replace(day=1)
+            first = local.date().replace(day=1)
         case "none":
             raise ValueError("granularity none has no calendar start")
-    return datetime.combine(start, time(), zone).astimezone(UTC)
+    return datetime.combine(first, time(), zone).astimezone(UTC)
+
+
+def _past_the_hour(local: datetime) -> timedelta:
+    return timedelta(minutes=local.minute, seconds=local.second, microseconds=local.microsecond)
+
+
+def _offset(at: datetime, zone: tzinfo) -> timedelta | None:
+    return at.astimezone(zone).utcoffset()
+
+
+def _clock_change(before: datetime, after: datetime, zone: tzinfo) -> datetime:
+    """The first instant of the offset that ``zone`` has at ``after`` and did not have at ``before``, as UTC."""
+    early, late = int(before.timestamp()), -int(-after.timestamp() // 1)
+    while late - early > 1:
+        middle = (early + late) // 2
+        if _offset(datetime.fromtimestamp(middle, UTC), zone) == _offset(after, zone):
+            late = middle
+        else:
+            early = middle
+    return datetime.fromtimestamp(late, UTC)
 
 
 def following(start: datetime, granularity: Granularity, zone: tzinfo = UTC) -> datetime:
     """The start of the next hour, day, week or month after one that starts at ``start``."""
     if granularity == "hour":
-        return start + HOUR
+        end = start + HOUR - _past_the_hour(start.astimezone(zone))
+        return end if _offset(end, zone) == _offset(start, zone) else _clock_change(start, end, zone)
     local = start.astimezone(zone).date()
     match granularity:
         case "day":

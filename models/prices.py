@@ -64,18 +64,28 @@ class Price(SQLModel, table=True):
     known_to: datetime | None = Field(default=None, sa_column=Column(Instant))
 
 
-_MODEL_ID = re.compile(r"azureml://(?:locations/[^/]+/)?(?:workspaces|registries)/[^/]+/models/([^/]+)(?:/.*)?\Z", re.IGNORECASE)
+# A model asset as ARM, the registry and the command line write it: azureml://registries/R/models/NAME/versions/1,
+# /subscriptions/…/workspaces/W/models/NAME/versions/1, azureml:NAME:1.
+_ASSET_PATH = re.compile(r"(?:azureml:)?/.*/(?:workspaces|registries)/[^/]+/models/([^/]+)(?:/.*)?\Z", re.IGNORECASE)
+_ASSET_SHORT = re.compile(r"azureml:([^/:]+)(?::[^/:]*|@[^/:]*)?\Z", re.IGNORECASE)
+# Prefixes that name where the same weights are fetched or called (Hugging Face, as vLLM reports it; LiteLLM), not another model.
+_PUBLISHERS = ("azure-ai/", "azure/", "meta-llama/", "meta/")
 
 
 def model_name(model: str) -> str:
-    """The model's own name where a registry id (``azureml://registries/…/models/NAME/versions/N``) was given."""
-    found = _MODEL_ID.match(model)
+    """The model's own name where a registry or ARM id (``azureml://registries/…/models/NAME/versions/N``) was given."""
+    found = _ASSET_PATH.match(model.strip()) or _ASSET_SHORT.match(model.strip())
     return found.group(1) if found else model
 
 
 def model_key(model: str) -> str:
-    """What two spellings of one model share: case, ``.`` or ``-``, and the ``Meta-`` before ``Llama`` do not count."""
+    """What two spellings of one model share: case, ``.`` or ``-``, the publisher, and the ``Meta-`` before ``Llama`` do not count.
+
+    Everything else does: size, tuning (``Instruct``, ``Vision``) and quantisation (``FP8``) make another model.
+    """
     key = model_name(model).strip().casefold().replace(".", "-").replace("_", "-").replace(" ", "-")
+    for publisher in _PUBLISHERS:
+        key = key.removeprefix(publisher)
     return key.removeprefix("meta-") if key.startswith("meta-llama") else key
 
 

@@ -1,4 +1,4 @@
-"""Every number that anyone sees: costs, usage, receipts, forecasts, data age. Reads, never writes."""
+"""The questions and answers of the ledger: plain values, shared by pages, API, reports and alerts."""
 
 from __future__ import annotations
 

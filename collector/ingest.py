@@ -1,0 +1,665 @@
+"""Accepting usage: identity, first sight, group commit and the rollups. The one writer of events.
+
+``Ingest.submit`` queues a batch; one thread takes everything that waits, decides, and commits events and rollups in
+one transaction; only then are the answers given. A commit in flight is the window in which the next one gathers, so
+that a busy service shares its disk syncs and a quiet one adds no delay.
+
+Holds always: an accepted event is on the disk; the rollups of a commit are the sums of its events; what was decided
+for one batch never depends on which others shared its commit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+import sqlalchemy as sa
+
+from collector.capture.event import CapturedEvent, ErrorClass, Ignored, Item, Refusal
+from models.columns import canonical_json, to_microseconds
+from models.errors import Unavailable
+from models.matching import full_name
+from models.store import Store, unavailable_as_such
+from models.usage import DAY_SECONDS, MINUTE_SECONDS, QUARTER_SECONDS, STATUS_CODE, Flag, Operation, Quality, Status, flag_names, identity_hash
+
+logger = logging.getLogger(__name__)
+
+_SECOND = 1_000_000
+_CLOCK_TOLERANCE = 5 * 60 * _SECOND
+_FAR_AHEAD = 30 * DAY_SECONDS * _SECOND
+_RESTAMP_WINDOW = 3600 * _SECOND
+MAX_QUEUED_EVENTS = 200_000
+MAX_COMMIT_EVENTS = 20_000
+_MAX_REMEMBERED = 200_000
+_LOOKUP_CHUNK = 2_000
+_QUERY_SHORT = {"sqlite": "?", "postgresql": "%s"}
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Items of one request, in its order; ``allowed`` are the workspaces its key may write (None = all)."""
+
+    items: Sequence[Item]
+    allowed: frozenset[str] | None = None
+    home: str | None = None  # the workspace of a key that has exactly one
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """One refused item of a batch."""
+
+    index: int
+    error: ErrorClass
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """One accepted or duplicate item of a batch with what it was flagged."""
+
+    index: int
+    is_duplicate: bool
+    flags: int
+    quality: int
+
+
+@dataclass(slots=True)
+class Verdict:
+    """What became of a batch, once it is on the disk."""
+
+    accepted: int = 0
+    duplicates: int = 0
+    ignored: int = 0
+    rejected: list[Rejected] = field(default_factory=list)
+    stored: list[Stored] = field(default_factory=list)
+
+    def body(self) -> dict[str, Any]:
+        """The answer of the ingest routes; beyond a thousand items only the remarkable ones are listed."""
+        is_short = len(self.stored) <= 1_000
+        answer: dict[str, Any] = {
+            "accepted": self.accepted,
+            "duplicates": self.duplicates,
+            "rejected": [{"index": one.index, "error": one.error, "detail": one.detail} for one in self.rejected],
+        }
+        if self.ignored:
+            answer["ignored"] = self.ignored
+        answer["events"] = [
+            {"index": one.index, "duplicate": one.is_duplicate, "flags": flag_names(one.flags), "tokens_quality": Quality(one.quality).name.lower()}
+            for one in self.stored
+            if is_short or one.flags or one.quality
+        ]
+        return answer
+
+
+@dataclass(slots=True)
+class _Waiting:
+    batch: Batch
+    future: Future[Verdict]
+
+
+@dataclass(slots=True)
+class _Known:
+    """What already stands under an identity, in the database or earlier in this commit."""
+
+    seq: int | None
+    time: int  # as sent, in microseconds; the effective time where none was sent
+    is_untimed: bool
+    started_at: int | None
+    content: bytes
+    flags: int
+    quality: int
+
+
+@dataclass(slots=True)
+class _Row:
+    """An event that will be inserted."""
+
+    known: _Known
+    values: tuple[Any, ...]
+
+
+class _Refused(Exception):
+    def __init__(self, error: ErrorClass, detail: str) -> None:
+        super().__init__(detail)
+        self.refusal = Refusal(error, detail)
+
+
+class Ingest:
+    """The writer of events of one process. ``now`` is the server's clock."""
+
+    def __init__(self, store: Store, *, now: Callable[[], datetime]) -> None:
+        self._store = store
+        self._now = now
+        self._waiting: deque[_Waiting] = deque()
+        self._queued = 0
+        self._changed = threading.Condition()
+        self._stopping = False
+        self._thread: threading.Thread | None = None
+        self._names = _Names(is_sqlite=store.is_sqlite)
+        self._mark = _QUERY_SHORT["sqlite" if store.is_sqlite else "postgresql"]
+        self.counters: dict[str, int] = {"accepted": 0, "duplicates": 0, "rejected": 0, "commits": 0, "failures": 0}
+
+    # -- the queue ------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Begin committing."""
+        self._thread = threading.Thread(target=self._run, name="ingest", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Commit what waits, then end."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify_all()
+        if self._thread is not None:
+            self._thread.join(timeout=30)
+
+    def submit(self, batch: Batch) -> Future[Verdict]:
+        """Queue a batch; the future is done once its events are on the disk, or fails with ``Unavailable``."""
+        size = max(1, len(batch.items))
+        waiting = _Waiting(batch, Future())
+        with self._changed:
+            if self._stopping:
+                raise Unavailable("the service is stopping; send the same again in a moment", retry_after_seconds=2)
+            if self._queued and self._queued + size > MAX_QUEUED_EVENTS:
+                raise Unavailable(f"{self._queued} events wait to be stored; send the same again in a moment", retry_after_seconds=1)
+            self._waiting.append(waiting)
+            self._queued += size
+            self._changed.notify()
+        return waiting.future
+
+    def accept(self, batch: Batch) -> Verdict:
+        """Submit and wait: for commands and tests."""
+        return self.submit(batch).result()
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                while not self._waiting and not self._stopping:
+                    self._changed.wait()
+                if not self._waiting:
+                    return
+                taken: list[_Waiting] = []
+                events = 0
+                while self._waiting and (not taken or events + len(self._waiting[0].batch.items) <= MAX_COMMIT_EVENTS):
+                    taken.append(self._waiting.popleft())
+                    events += max(1, len(taken[-1].batch.items))
+                self._queued -= events
+            self._commit_all(taken)
+
+    def _commit_all(self, taken: list[_Waiting]) -> None:
+        try:
+            verdicts = self._commit([waiting.batch for waiting in taken])
+        except Exception as fault:
+            self._names.forget()
+            self.counters["failures"] += 1
+            if len(taken) > 1 and not isinstance(fault, Unavailable):
+                # One batch of several may be at fault: the neighbours must not pay for it.
+                for waiting in taken:
+                    self._commit_all([waiting])
+                return
+            if not isinstance(fault, Unavailable):
+                logger.exception("usage could not be stored")
+                fault = Unavailable("the usage could not be stored; the fault is in the service's log")
+            for waiting in taken:
+                waiting.future.set_exception(fault)
+            return
+        for waiting, verdict in zip(taken, verdicts, strict=True):
+            self.counters["accepted"] += verdict.accepted
+            self.counters["duplicates"] += verdict.duplicates
+            self.counters["rejected"] += len(verdict.rejected)
+            waiting.future.set_result(verdict)
+        self.counters["commits"] += 1
+
+    # -- one commit -----------------------------------------------------------------------------
+
+    def _commit(self, batches: Sequence[Batch]) -> list[Verdict]:
+        for _ in range(5):
+            with unavailable_as_such(), self._store.connection() as connection, contextlib.ExitStack() as stack:
+                transaction = stack.enter_context(connection.begin())
+                commit = _Commit(connection, self._names, mark=self._mark, received=to_microseconds(self._now()))
+                verdicts = [commit.judge(batch) for batch in batches]
+                if commit.write():
+                    transaction.commit()
+                    return verdicts
+                # Another process stored one of these identities meanwhile: look again.
+                transaction.rollback()
+                self._names.forget()
+        raise Unavailable("other writers kept storing the same events; send them again", retry_after_seconds=1)
+
+
+class _Names:
+    """Ids of sources, workspaces and series, remembered across commits."""
+
+    def __init__(self, *, is_sqlite: bool) -> None:
+        self.is_sqlite = is_sqlite
+        self.sources: dict[str, int] = {}
+        self.workspaces: dict[str, int] = {}
+        self.series: dict[tuple[Any, ...], int] = {}
+        self.bindings: dict[tuple[int, str, str], str] = {}
+
+    def forget(self) -> None:
+        """A transaction was rolled back: what it named may not exist."""
+        self.sources.clear()
+        self.workspaces.clear()
+        self.series.clear()
+        self.bindings.clear()
+
+    def trim(self) -> None:
+        if len(self.series) > _MAX_REMEMBERED:
+            self.series.clear()
+        if len(self.bindings) > _MAX_REMEMBERED:
+            self.bindings.clear()
+
+
+_EVENT_COLUMNS = (
+    "time, workspace_id, source_id, event_id, series_id, status, billable, input_tokens, output_tokens, cached_input_tokens, reasoning_output_tokens, "
+    "quality, is_unknown, flags, received_at, sent_time, started_at, identity_hash, content_hash, details"
+)
+_ROLLUP_COLUMNS = (
+    "starts_at, series_id, known_on, outcome, requests, input_tokens, output_tokens, cached_input_tokens, reasoning_output_tokens, "
+    "unknown_requests, estimated_requests"
+)
+_ROLLUP_SUMS = ("requests", "input_tokens", "output_tokens", "cached_input_tokens", "reasoning_output_tokens", "unknown_requests", "estimated_requests")
+
+
+class _Commit:
+    """The decisions and writes of one transaction."""
+
+    def __init__(self, connection: sa.Connection, names: _Names, *, mark: str, received: int) -> None:
+        self._connection = connection
+        self._names = names
+        self._mark = mark
+        self._received = received
+        self._rows: list[_Row] = []
+        self._standing: dict[tuple[int, int, str], list[_Known]] = {}
+        self._conflicts: list[tuple[tuple[int, int, str], _Known, bytes, CapturedEvent]] = []
+        self._quarters: dict[tuple[int, int, int], list[int]] = {}
+        self._minutes: dict[tuple[int, int, int], list[int]] = {}
+
+    def judge(self, batch: Batch) -> Verdict:
+        """Decide every item of a batch, in its order."""
+        verdict = Verdict()
+        prepared: list[tuple[int, CapturedEvent, int, int, str]] = []
+        for index, item in enumerate(batch.items):
+            match item:
+                case Refusal(error=error, detail=detail):
+                    verdict.rejected.append(Rejected(index, error, detail))
+                case Ignored():
+                    verdict.ignored += 1
+                case _:
+                    try:
+                        workspace_id, source_id = self._home(item, batch)
+                        self._check_time(item)
+                    except _Refused as refused:
+                        verdict.rejected.append(Rejected(index, refused.refusal.error, refused.refusal.detail))
+                        continue
+                    prepared.append((index, item, workspace_id, source_id, item.id or _synthetic_id(item)))
+        self._look_up([(workspace_id, source_id, event_id) for _, _, workspace_id, source_id, event_id in prepared])
+        for index, event, workspace_id, source_id, event_id in prepared:
+            self._decide(verdict, index, event, (workspace_id, source_id, event_id))
+        verdict.rejected.sort(key=lambda one: one.index)
+        return verdict
+
+    # -- where it belongs -----------------------------------------------------------------------
+
+    def _home(self, event: CapturedEvent, batch: Batch) -> tuple[int, int]:
+        """(workspace, source) of the event's identity."""
+        source_id = self._source(event.source)
+        workspace = event.workspace or batch.home or self._bound_workspace(event, source_id)
+        if workspace is None:
+            raise _Refused(
+                "schema_invalid",
+                "workspace is missing, and the inventory names no single one for this deployment; send the field workspace, "
+                "or the header x-meterbridge-workspace",
+            )
+        if batch.allowed is not None and workspace not in batch.allowed:
+            raise _Refused("forbidden_workspace", f"this key may not write usage of workspace {workspace[:80]!r}")
+        if event.is_native_time and not event.deployment and not event.endpoint and not self._has_rule(workspace, event):
+            raise _Refused("schema_invalid", "deployment is missing; send the field deployment or endpoint (or the header x-meterbridge-deployment)")
+        return self._workspace(workspace), source_id
+
+    def _source(self, name: str) -> int:
+        found = self._names.sources.get(name)
+        if found is None:
+            found = self._names.sources[name] = self._id_of("usage_source", {"name": name}, key="name")
+        return found
+
+    def _workspace(self, name: str) -> int:
+        found = self._names.workspaces.get(name)
+        if found is None:
+            found = self._names.workspaces[name] = self._id_of("workspace", {"name": name, "first_seen_at": self._received}, key="name")
+            self._note_workspace(name)
+        return found
+
+    def _id_of(self, table: str, values: Mapping[str, Any], *, key: str) -> int:
+        """The id of the row with that key, inserted if it is new; two processes may race for it."""
+        select = sa.text(f"SELECT id FROM {table} WHERE {key} = :key")  # noqa: S608 - names of ours
+        found = self._connection.scalar(select, {"key": values[key]})
+        if found is None:
+            columns = ", ".join(values)
+            marks = ", ".join(f":{name}" for name in values)
+            self._connection.execute(sa.text(f"INSERT INTO {table} ({columns}) VALUES ({marks}) ON CONFLICT DO NOTHING"), dict(values))  # noqa: S608 - names of ours
+            found = self._connection.scalar(select, {"key": values[key]})
+        return int(found)
+
+    def _bound_workspace(self, event: CapturedEvent, source_id: int) -> str | None:
+        """The workspace this (source, endpoint, deployment) was first resolved to, else the only one the registry knows it in."""
+        key = (source_id, event.endpoint or "", event.deployment or "")
+        if not key[1] and not key[2]:
+            return None
+        found = self._names.bindings.get(key)
+        if found is not None:
+            return found
+        found = self._connection.scalar(
+            sa.text(
+                "SELECT w.name FROM shard_binding b JOIN workspace w ON w.id = b.workspace_id WHERE b.source_id = :source AND b.endpoint = :endpoint AND b.deployment = :deployment"
+            ),
+            {"source": key[0], "endpoint": key[1], "deployment": key[2]},
+        )
+        if found is None:
+            name = full_name(event.endpoint, event.deployment) or ""
+            places = self._connection.scalars(
+                sa.text(
+                    "SELECT DISTINCT workspace FROM deployment_fact WHERE known_to IS NULL AND source <> 'usage' "
+                    "AND (lower(name) = lower(:name) OR lower(deployment) = lower(:name) OR lower(endpoint) = lower(:name)) LIMIT 2"
+                ),
+                {"name": name},
+            ).all()
+            if len(places) != 1:
+                return None
+            found = places[0]
+            self._connection.execute(
+                sa.text(
+                    "INSERT INTO shard_binding (source_id, endpoint, deployment, workspace_id, bound_at) VALUES (:source, :endpoint, :deployment, :workspace, :at) "
+                    "ON CONFLICT DO NOTHING"
+                ),
+                {"source": key[0], "endpoint": key[1], "deployment": key[2], "workspace": self._workspace(found), "at": self._received},
+            )
+        self._names.bindings[key] = found
+        return str(found)
+
+    def _has_rule(self, workspace: str, event: CapturedEvent) -> bool:
+        """Whether the registry says which deployment a native event without one means: the workspace's only one."""
+        names = self._connection.scalars(
+            sa.text("SELECT DISTINCT name FROM deployment_fact WHERE known_to IS NULL AND source <> 'usage' AND workspace = :workspace LIMIT 2"),
+            {"workspace": workspace},
+        ).all()
+        if len(names) != 1:
+            return False
+        event.deployment = names[0]
+        return True
+
+    def _check_time(self, event: CapturedEvent) -> None:
+        if event.time is not None and event.is_native_time and event.time > self._received + _FAR_AHEAD:
+            raise _Refused("invalid_time", "time is more than 30 days ahead of the server's clock; send the end of the call in UTC")
+
+    # -- identity -------------------------------------------------------------------------------
+
+    def _look_up(self, identities: Sequence[tuple[int, int, str]]) -> None:
+        """Load what stands under these identities."""
+        wanted = {identity_hash(*identity): identity for identity in identities if identity not in self._standing}
+        for identity in identities:
+            self._standing.setdefault(identity, [])
+        hashes = list(wanted)
+        columns = "seq, workspace_id, source_id, event_id, time, sent_time, started_at, content_hash, flags, quality"
+        for first in range(0, len(hashes), _LOOKUP_CHUNK):
+            chunk = hashes[first : first + _LOOKUP_CHUNK]
+            if self._names.is_sqlite:
+                query = f"SELECT {columns} FROM usage_event WHERE identity_hash IN (SELECT value FROM json_each(?)) ORDER BY seq"  # noqa: S608 - names of ours
+                found = self._connection.exec_driver_sql(query, (json.dumps(chunk),))
+            else:
+                query = f"SELECT {columns} FROM usage_event WHERE identity_hash = ANY(%s) ORDER BY seq"  # noqa: S608 - names of ours
+                found = self._connection.exec_driver_sql(query, (chunk,))
+            for seq, workspace_id, source_id, event_id, time, sent, started, content, flags, quality in found:
+                standing = self._standing.get((workspace_id, source_id, event_id))
+                if standing is not None:
+                    untimed = bool(flags & Flag.TIME_RECEIVED)
+                    standing.append(_Known(seq, time if sent is None else sent, untimed, started, bytes(content), flags, quality))
+
+    def _decide(self, verdict: Verdict, index: int, event: CapturedEvent, identity: tuple[int, int, str]) -> None:
+        series = self._series_key(event, identity)
+        content = _content_hash(series, event)
+        restamped = 0
+        for known in self._standing[identity]:
+            if known.content != content:
+                is_same = False
+            elif event.time is None or known.is_untimed:
+                is_same = True
+            elif event.time == known.time:
+                # The start is part of the content of one and the same time; a restamping retry restamps it too.
+                is_same = event.started_at == known.started_at
+            elif abs(event.time - known.time) <= _RESTAMP_WINDOW:
+                is_same, restamped = True, int(Flag.RESTAMPED)
+            else:
+                continue
+            if is_same:
+                verdict.duplicates += 1
+                verdict.stored.append(Stored(index, is_duplicate=True, flags=known.flags | restamped, quality=known.quality))
+            else:
+                self._conflicts.append((identity, known, content, event))
+                verdict.rejected.append(Rejected(index, "conflict", "an event with this id stands already with other content; the first one counts"))
+            return
+        row = self._row(event, identity, self._series(series), content)
+        self._rows.append(row)
+        self._standing[identity].append(row.known)
+        verdict.accepted += 1
+        verdict.stored.append(Stored(index, is_duplicate=False, flags=row.known.flags, quality=row.known.quality))
+
+    # -- the rows -------------------------------------------------------------------------------
+
+    @staticmethod
+    def _series_key(event: CapturedEvent, identity: tuple[int, int, str]) -> tuple[Any, ...]:
+        return (
+            identity[0],
+            identity[1],
+            event.endpoint or "",
+            event.deployment or "",
+            event.model or "",
+            event.operation.value,
+            event.fine_tuned,
+            event.application or "",
+            event.team or "",
+            canonical_json(event.tags) if event.tags else "{}",
+        )
+
+    def _series(self, key: tuple[Any, ...]) -> int:
+        found = self._names.series.get(key)
+        if found is not None:
+            return found
+        digest = hashlib.blake2b(canonical_json(list(key)).encode(), digest_size=16).digest()
+        names = ("workspace_id", "source_id", "endpoint", "deployment", "model", "operation", "fine_tuned", "application", "team", "tags")
+        found = self._id_of("usage_series", {**dict(zip(names, key, strict=True)), "digest": digest}, key="digest")
+        self._names.series[key] = found
+        self._note_deployment(key)
+        return found
+
+    def _row(self, event: CapturedEvent, identity: tuple[int, int, str], series_id: int, content: bytes) -> _Row:
+        workspace_id, source_id, event_id = identity
+        received = self._received
+        flags, sent = int(event.flags), None
+        if event.time is None:
+            time, flags = received, flags | Flag.TIME_RECEIVED
+        elif event.time > received + _CLOCK_TOLERANCE:
+            time, sent, flags = received, event.time, flags | Flag.CLOCK_SKEW
+        else:
+            time = event.time
+        if event.id is None:
+            flags |= Flag.SYNTHETIC_ID
+        flags = int(flags)
+        quality = int(event.quality)
+        is_unknown = event.billable and quality == Quality.MISSING and event.status not in (Status.ERROR, Status.THROTTLED)
+        outcome = STATUS_CODE[event.status] * 2 + event.billable
+        counts = (
+            1,
+            event.input_tokens or 0,
+            event.output_tokens or 0,
+            event.cached_input_tokens or 0,
+            event.reasoning_output_tokens or 0,
+            1 if is_unknown else 0,
+            1 if quality == Quality.ESTIMATED else 0,
+        )
+        seconds = time // _SECOND
+        _add(self._quarters, (seconds - seconds % QUARTER_SECONDS, series_id, outcome), counts)
+        _add(self._minutes, (seconds - seconds % MINUTE_SECONDS, series_id, outcome), counts)
+        values = (
+            time,
+            workspace_id,
+            source_id,
+            event_id,
+            series_id,
+            STATUS_CODE[event.status],
+            event.billable,
+            event.input_tokens,
+            event.output_tokens,
+            event.cached_input_tokens,
+            event.reasoning_output_tokens,
+            quality,
+            is_unknown,
+            flags,
+            received,
+            sent,
+            event.started_at,
+            identity_hash(workspace_id, source_id, event_id),
+            content,
+            canonical_json(event.details) if event.details else None,
+        )
+        known = _Known(None, time if sent is None else sent, event.time is None, event.started_at, content, flags, quality)
+        return _Row(known, values)
+
+    # -- first sight ----------------------------------------------------------------------------
+
+    def _note_workspace(self, name: str) -> None:
+        known = self._connection.scalar(sa.text("SELECT 1 FROM workspace_fact WHERE workspace = :name AND known_to IS NULL LIMIT 1"), {"name": name})
+        if known is None:
+            self._connection.execute(
+                sa.text("INSERT INTO workspace_fact (workspace, kind, source, author, known_from) VALUES (:name, 'workspace', 'usage', '', :at)"),
+                {"name": name, "at": self._received},
+            )
+
+    def _note_deployment(self, key: tuple[Any, ...]) -> None:
+        """List a deployment that usage shows for the first time, unconfirmed."""
+        endpoint, deployment, model = key[2], key[3], key[4]
+        name = full_name(endpoint, deployment)
+        if name is None:
+            return
+        workspace = self._connection.scalar(sa.text("SELECT name FROM workspace WHERE id = :id"), {"id": key[0]})
+        known = self._connection.scalar(
+            sa.text("SELECT 1 FROM deployment_fact WHERE workspace = :workspace AND name = :name AND known_to IS NULL LIMIT 1"),
+            {"workspace": workspace, "name": name},
+        )
+        if known is None:
+            self._connection.execute(
+                sa.text(
+                    "INSERT INTO deployment_fact (workspace, name, endpoint, deployment, mode, model, source, author, known_from) "
+                    "VALUES (:workspace, :name, :endpoint, :deployment, 'unknown', :model, 'usage', '', :at)"
+                ),
+                {
+                    "workspace": workspace,
+                    "name": name,
+                    "endpoint": endpoint or deployment,
+                    "deployment": deployment or endpoint,
+                    "model": model or None,
+                    "at": self._received,
+                },
+            )
+
+    # -- writing --------------------------------------------------------------------------------
+
+    def write(self) -> bool:
+        """Insert events, rollups and evidence; False if another process stored one of the events meanwhile."""
+        self._names.trim()
+        if self._rows:
+            marks = ", ".join([self._mark] * (_EVENT_COLUMNS.count(",") + 1))
+            sql = f"INSERT INTO usage_event ({_EVENT_COLUMNS}) VALUES ({marks}) ON CONFLICT DO NOTHING"  # noqa: S608 - names of ours
+            done = self._connection.exec_driver_sql(sql, [row.values for row in self._rows])
+            if done.rowcount != len(self._rows):
+                return False
+            known_on = self._received // _SECOND // DAY_SECONDS
+            for table, sums in (("usage_quarter", self._quarters), ("usage_minute", self._minutes)):
+                self._write_rollup(table, sums, known_on)
+        self._write_conflicts()
+        return True
+
+    def _write_rollup(self, table: str, sums: Mapping[tuple[int, int, int], list[int]], known_on: int) -> None:
+        marks = ", ".join([self._mark] * (_ROLLUP_COLUMNS.count(",") + 1))
+        update = ", ".join(f"{name} = {table}.{name} + excluded.{name}" for name in _ROLLUP_SUMS)
+        sql = (
+            f"INSERT INTO {table} ({_ROLLUP_COLUMNS}) VALUES ({marks}) "  # noqa: S608 - names of ours
+            f"ON CONFLICT (starts_at, series_id, known_on, outcome) DO UPDATE SET {update}"
+        )
+        # In key order: two processes that meet in the same rows wait for each other instead of deadlocking.
+        rows = [(starts_at, series_id, known_on, outcome, *counts) for (starts_at, series_id, outcome), counts in sorted(sums.items())]
+        self._connection.exec_driver_sql(sql, rows)
+
+    def _write_conflicts(self) -> None:
+        for identity, known, content, event in self._conflicts:
+            seq = known.seq
+            if seq is None:
+                seq = self._connection.scalar(
+                    sa.text("SELECT MIN(seq) FROM usage_event WHERE identity_hash = :hash AND content_hash = :content"),
+                    {"hash": identity_hash(*identity), "content": known.content},
+                )
+            self._connection.execute(
+                sa.text("INSERT INTO usage_conflict (stands_seq, content_hash, received_at, sent) VALUES (:seq, :content, :at, :sent) ON CONFLICT DO NOTHING"),
+                {"seq": seq, "content": content, "at": self._received, "sent": canonical_json(_evidence(event))},
+            )
+
+
+def _add(sums: dict[tuple[int, int, int], list[int]], key: tuple[int, int, int], counts: Iterable[int]) -> None:
+    into = sums.get(key)
+    if into is None:
+        sums[key] = list(counts)
+    else:
+        for index, count in enumerate(counts):
+            into[index] += count
+
+
+def _content_hash(series: tuple[Any, ...], event: CapturedEvent) -> bytes:
+    """A digest of everything an event says but its times."""
+    said = (
+        series,
+        event.status.value,
+        event.billable,
+        event.input_tokens,
+        event.output_tokens,
+        event.cached_input_tokens,
+        event.reasoning_output_tokens,
+        sorted(event.details.items()) if event.details else (),
+    )
+    return hashlib.blake2b(repr(said).encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
+
+def _synthetic_id(event: CapturedEvent) -> str:
+    """An id for an event that has none: of its content and time, so that a redelivery is met again."""
+    series = (event.source, event.workspace, event.endpoint, event.deployment, event.model, event.operation.value, event.application, event.team)
+    return "sha256:" + hashlib.sha256(repr((series, event.time, event.started_at, _content_hash((), event).hex())).encode()).hexdigest()
+
+
+def _evidence(event: CapturedEvent) -> dict[str, Any]:
+    return {
+        "time": event.time,
+        "model": event.model,
+        "endpoint": event.endpoint,
+        "deployment": event.deployment,
+        "operation": Operation(event.operation).value,
+        "status": event.status.value,
+        "billable": event.billable,
+        "input_tokens": event.input_tokens,
+        "output_tokens": event.output_tokens,
+        "cached_input_tokens": event.cached_input_tokens,
+        "reasoning_output_tokens": event.reasoning_output_tokens,
+        "application": event.application,
+        "team": event.team,
+        "tags": dict(event.tags),
+        "details": dict(event.details),
+    }

@@ -1,0 +1,394 @@
+"""``meterbridge verify``: the second pair of eyes.
+
+Recomputes every figure from the raw rows (events, charges, prices, registry, owners) in plain Decimal and compares it
+with what the ledger answers. It is written from DESIGN.md, "How a figure comes about", and shares no code with
+``models/ledger.py`` or ``models/matching.py``; it reads no rollup and no summed charge except to check them, and sums
+nothing in SQL. Where it and the ledger disagree, one of them is wrong: ``verify`` says where, people decide which.
+
+The walk: ``verify`` -> rollups against events -> summed charges against charges -> ``recompute`` -> ``Books.costs``
+against ``ask``, question by question.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
+from itertools import groupby
+from typing import Any
+
+import sqlalchemy as sa
+from sqlmodel import Session, col, select
+
+from models import money
+from models.audit.bills import Line, LineKey, lines_of, reaches_of
+from models.audit.bookkeeping import data_period, recompute
+from models.audit.books import Books, Figures, FiguresLike, Place, Question, Row, RowLike, Table, TableLike
+from models.charges import IN_SCOPE, BillPart, ChargeDay, ChargeItem
+from models.columns import EPOCH
+from models.money import ZERO
+from models.periods import DAY, Granularity, Period, day_start, rfc3339, utc_day
+from models.usage import (
+    DAY_SECONDS,
+    MINUTE_SECONDS,
+    QUARTER_SECONDS,
+    STATUS_CODE,
+    STATUS_OF_CODE,
+    Operation,
+    Quality,
+    Status,
+    UsageEvent,
+    UsageMinute,
+    UsageQuarter,
+    UsageSeries,
+)
+
+__all__ = [
+    "BASES",
+    "GROUPINGS",
+    "Books",
+    "Difference",
+    "Figures",
+    "Place",
+    "Question",
+    "Row",
+    "Table",
+    "TableLike",
+    "Verification",
+    "data_period",
+    "recompute",
+    "verify",
+]
+
+MOST_DIFFERENCES = 200
+BASES = ("metered", "billed", "best", "amortized")
+GROUPINGS: tuple[tuple[str, ...], ...] = (
+    (),
+    ("workspace",),
+    ("workspace", "deployment"),
+    ("model",),
+    ("mode",),
+    ("application",),
+    ("team",),
+    ("cost_center",),
+    ("subscription",),
+    ("meter",),
+)
+_GRANULARITIES: tuple[Granularity, ...] = ("day", "none")
+_COMPARED = (
+    "cost",
+    "metered_cost",
+    "billed_cost",
+    "input_tokens",
+    "output_tokens",
+    "requests",
+    "core_hours",
+    "status",
+    "unpriced_tokens",
+    "unknown_token_requests",
+)
+_MICROSECONDS = 1_000_000
+_MICROSECOND = timedelta(microseconds=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """One thing that is stored or answered otherwise than the raw rows say."""
+
+    what: str
+    where: str
+    ledger: str
+    recomputed: str
+
+    def __str__(self) -> str:
+        return f"{self.what}, {self.where}: stored or answered {self.ledger}, recomputed {self.recomputed}"
+
+
+@dataclass(slots=True)
+class Verification:
+    """How many figures were checked and which differ; ``more`` counts the differences beyond the first 200."""
+
+    checked: int = 0
+    differences: list[Difference] = field(default_factory=list)
+    more: int = 0
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether everything agrees."""
+        return not self.differences
+
+    def lines(self) -> list[str]:
+        """One line per difference, and one for those left out."""
+        return [*map(str, self.differences), *([f"and {self.more} more"] if self.more else [])]
+
+    def equal(self, what: str, where: str, ledger: object, recomputed: object) -> None:
+        """Count one check; note it where the two are not the same."""
+        self.checked += 1
+        if ledger != recomputed:
+            self.note(what, where, _written(ledger), _written(recomputed))
+
+    def note(self, what: str, where: str, ledger: str, recomputed: str) -> None:
+        """Keep a difference, or count it once there are enough to look at."""
+        if len(self.differences) < MOST_DIFFERENCES:
+            self.differences.append(Difference(what, where, ledger, recomputed))
+        else:
+            self.more += 1
+
+
+def _written(value: object) -> str:
+    return money.text(value) if isinstance(value, Decimal) else "null" if value is None else str(value)
+
+
+def verify(
+    session: Session,
+    *,
+    now: datetime,
+    ask: Callable[[Question], TableLike],
+    period: Period | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> Verification:
+    """Check what is stored and what ``ask`` (the ledger) answers against the raw rows; ``progress`` is told each step."""
+    tell = progress or (lambda _: None)
+    found = Verification()
+    tell("usage: events against their rollups")
+    _check_usage(session, found)
+    tell("bills: charges against their sums")
+    _check_bills(session, found)
+    chosen = period or data_period(session, now=now)
+    if chosen is None:
+        return found
+
+    books = recompute(session, now=now, period=chosen)
+    for group_by in GROUPINGS:
+        tell(f"costs by {', '.join(group_by) or 'nothing'}")
+        for granularity in _GRANULARITIES:
+            _check_answers(found, books, Question(chosen, granularity, group_by), ask)
+    for as_of in _probes(session, now=now):
+        tell(f"costs as of {rfc3339(as_of)}")
+        books = recompute(session, now=now, as_of=as_of, period=chosen)
+        for group_by in ((), ("workspace", "deployment"), ("team",)):
+            _check_answers(found, books, Question(chosen, "day", group_by, as_of=as_of), ask)
+    return found
+
+
+def _probes(session: Session, *, now: datetime) -> list[datetime]:
+    """Instants of the past to ask about: just before the latest landing, and the midnight that today began with."""
+    landed = session.exec(select(sa.func.max(BillPart.landed_at))).one()
+    return [*([landed - _MICROSECOND] if landed is not None and landed <= now else []), day_start(utc_day(now))]
+
+
+_ROLLUP_COUNTS = ("requests", "input_tokens", "output_tokens", "cached_input_tokens", "reasoning_output_tokens", "unknown_requests", "estimated_requests")
+_RollupKey = tuple[int, int, int, int]  # starts_at, series, known_on, outcome
+
+
+def _check_usage(session: Session, found: Verification) -> None:
+    """Every event is counted once in each rollup, under a series that exists; no identity stands twice."""
+    series = {
+        row.id: (row.workspace_id, row.source_id, row.operation)
+        for row in session.connection().execute(sa.select(*map(col, (UsageSeries.id, UsageSeries.workspace_id, UsageSeries.source_id, UsageSeries.operation))))
+    }
+    unanswered = _filtered_without_answer(session)
+    query = sa.select(
+        sa.type_coerce(col(UsageEvent.time), sa.BigInteger).label("time"),
+        sa.type_coerce(col(UsageEvent.received_at), sa.BigInteger).label("received_at"),
+        *map(
+            col,
+            (
+                UsageEvent.seq,
+                UsageEvent.workspace_id,
+                UsageEvent.source_id,
+                UsageEvent.event_id,
+                UsageEvent.series_id,
+                UsageEvent.status,
+                UsageEvent.billable,
+                UsageEvent.input_tokens,
+                UsageEvent.output_tokens,
+                UsageEvent.cached_input_tokens,
+                UsageEvent.reasoning_output_tokens,
+                UsageEvent.quality,
+                UsageEvent.is_unknown,
+            ),
+        ),
+    ).order_by(col(UsageEvent.time))
+    events = session.connection().execute(query).yield_per(5000)
+    seen_days = set()
+    for day, of_day in groupby(events, key=lambda event: event.time // (DAY_SECONDS * _MICROSECONDS)):
+        seen_days.add(day)
+        minutes: dict[_RollupKey, list[int]] = {}
+        identities = set()
+        for event in of_day:
+            where = f"event {event.event_id!r} (seq {event.seq})"
+            identity = (event.time, event.workspace_id, event.source_id, event.event_id)
+            if identity in identities:
+                found.note("an event stands twice", where, "twice", "once")
+            identities.add(identity)
+            known = series.get(event.series_id)
+            if known is None or known[:2] != (event.workspace_id, event.source_id):
+                found.note("the series of an event", where, "missing" if known is None else "of another workspace or source", "its own")
+            is_unknown = event.seq not in unanswered and _is_unknown(event, known[2] if known else "")
+            if is_unknown != bool(event.is_unknown):
+                found.note("is_unknown", where, str(bool(event.is_unknown)), str(is_unknown))
+            seconds = event.time // _MICROSECONDS
+            known_on = event.received_at // (DAY_SECONDS * _MICROSECONDS)
+            key = (seconds - seconds % MINUTE_SECONDS, event.series_id, known_on, event.status * 2 + bool(event.billable))
+            counts = minutes.setdefault(key, [0] * len(_ROLLUP_COUNTS))
+            counts[0] += 1
+            counts[1] += event.input_tokens or 0
+            counts[2] += event.output_tokens or 0
+            counts[3] += event.cached_input_tokens or 0
+            counts[4] += event.reasoning_output_tokens or 0
+            counts[5] += is_unknown
+            counts[6] += event.quality == Quality.ESTIMATED
+        found.checked += len(identities)
+        _check_rollups(session, found, day, minutes, series)
+    for table in (UsageMinute, UsageQuarter):
+        stored = session.connection().execute(sa.select(col(table.starts_at)).distinct()).scalars()
+        for day in sorted({starts_at // DAY_SECONDS for starts_at in stored} - seen_days):
+            seen_days.add(day)
+            _check_rollups(session, found, day, {}, series)
+
+
+def _filtered_without_answer(session: Session) -> set[int]:
+    """The filtered events that were refused with an HTTP error: nothing was billed, so nothing is unknown."""
+    query = sa.select(col(UsageEvent.seq), col(UsageEvent.details)).where(
+        col(UsageEvent.status) == STATUS_CODE[Status.FILTERED], sa.or_(col(UsageEvent.input_tokens).is_(None), col(UsageEvent.output_tokens).is_(None))
+    )
+    return {seq for seq, details in session.connection().execute(query) if ((details or {}).get("http_status") or 0) >= 400}
+
+
+def _is_unknown(event: Any, operation: str) -> bool:
+    """Whether Azure billed the call and we do not know how many tokens (DESIGN.md, "Events")."""
+    if not event.billable or STATUS_OF_CODE[event.status] not in {Status.SUCCESS, Status.INCOMPLETE, Status.FILTERED}:
+        return False
+    return event.input_tokens is None or (event.output_tokens is None and operation != Operation.EMBEDDINGS)
+
+
+def _check_rollups(
+    session: Session, found: Verification, day: int, minutes: Mapping[_RollupKey, Sequence[int]], series: Mapping[int, tuple[int, int, str]]
+) -> None:
+    """A day's rows of both rollups, count by count."""
+    quarters: dict[_RollupKey, list[int]] = {}
+    for (starts_at, *rest), counts in minutes.items():
+        key = (starts_at - starts_at % QUARTER_SECONDS, rest[0], rest[1], rest[2])
+        quarters[key] = [left + right for left, right in zip(quarters.get(key, [0] * len(counts)), counts, strict=True)]
+    for table, ours in ((UsageMinute, minutes), (UsageQuarter, quarters)):
+        name = str(table.__tablename__)
+        start = col(table.starts_at)
+        columns: list[Any] = [start, col(table.series_id), col(table.known_on), col(table.outcome), *(col(getattr(table, count)) for count in _ROLLUP_COUNTS)]
+        query = sa.select(*columns).where(start >= day * DAY_SECONDS, start < (day + 1) * DAY_SECONDS)
+        stored = {(row[0], row[1], row[2], row[3]): list(row[4:]) for row in session.connection().execute(query)}
+        for key in sorted(stored.keys() | ours.keys()):
+            where = f"{rfc3339(EPOCH + timedelta(seconds=key[0]))} series {key[1]} known on {utc_day(EPOCH + DAY * key[2])} outcome {key[3]}"
+            if key[1] not in series:
+                found.note(f"the series of a row of {name}", where, "missing", "one that exists")
+            nothing = [0] * len(_ROLLUP_COUNTS)
+            found.checked += 1
+            for count, theirs, right in zip(_ROLLUP_COUNTS, stored.get(key, nothing), ours.get(key, nothing), strict=True):
+                if theirs != right:
+                    found.note(f"{name}.{count}", where, str(theirs), str(right))
+
+
+def _check_bills(session: Session, found: Verification) -> None:
+    """A part's summed charges, totals and reach are those of its single rows; a subscription's month has one current part."""
+    items = {item.id: item for item in session.exec(select(ChargeItem)) if item.id is not None}
+    current: Counter[tuple[str, date]] = Counter()
+    for part in session.exec(select(BillPart).where(col(BillPart.landed_at).is_not(None)).order_by(col(BillPart.id))):
+        assert part.id is not None
+        if part.superseded_at is None:
+            current[part.subscription_id, part.period_start] += 1
+        lines = lines_of(session, part.id)
+        _check_charge_days(session, found, part.id, lines)
+        where = f"bill part {part.id} ({part.subscription_id or 'billing account'} {part.period_start:%Y-%m})"
+        totals: dict[str, Decimal] = {}
+        in_scope: dict[str, Decimal] = {}
+        for (_, item_id, _, currency), line in lines.items():
+            totals[currency] = money.plus(totals.get(currency, ZERO), line.billed)
+            if item_id not in items:
+                found.note("the item of a charge", f"{where} item {item_id}", "missing", "one that exists")
+            elif items[item_id].charge_class in IN_SCOPE:
+                in_scope[currency] = money.plus(in_scope.get(currency, ZERO), line.billed)
+        found.equal("rows of a bill part", where, part.rows, sum(line.rows for line in lines.values()))
+        for name, stored, ours in (("totals", part.totals, totals), ("in_scope_totals", part.in_scope_totals, in_scope)):
+            for currency in sorted(stored.keys() | ours.keys()):
+                found.equal(f"{name} of a bill part", f"{where} {currency}", Decimal(stored.get(currency, "0")), ours.get(currency, ZERO))
+        reaches = {route.value: day.isoformat() for route, day in reaches_of(lines, items).items()}
+        for route in sorted(part.reaches.keys() | reaches.keys()):
+            found.equal("reach of a bill part", f"{where} {route}", part.reaches.get(route), reaches.get(route))
+    for (subscription, month), count in sorted(current.items()):
+        found.equal("current bill parts", f"{subscription or 'billing account'} {month:%Y-%m}", count, 1)
+
+
+def _check_charge_days(session: Session, found: Verification, part_id: int, lines: Mapping[LineKey, Line]) -> None:
+    query = sa.select(
+        col(ChargeDay.charged_on),
+        col(ChargeDay.item_id),
+        col(ChargeDay.charge_type),
+        col(ChargeDay.currency),
+        col(ChargeDay.rows),
+        col(ChargeDay.quantity),
+        col(ChargeDay.billed_cost),
+        col(ChargeDay.effective_cost),
+    ).where(col(ChargeDay.part_id) == part_id)
+    stored = {(row[0], row[1], row[2], row[3]): Line(row[4], row[5], row[6], row[7]) for row in session.connection().execute(query)}
+    nothing = Line()
+    for key in sorted(stored.keys() | lines.keys()):
+        where = f"part {part_id} {key[0]} item {key[1]} {key[2]} {key[3]}"
+        theirs, ours = stored.get(key, nothing), lines.get(key, nothing)
+        found.equal("charge_day.rows", where, theirs.rows, ours.rows)
+        found.equal("charge_day.quantity", where, theirs.quantity, ours.quantity)
+        found.equal("charge_day.billed_cost", where, theirs.billed, ours.billed)
+        found.equal("charge_day.effective_cost", where, theirs.amortized, ours.amortized)
+
+
+def _check_answers(found: Verification, books: Books, question: Question, ask: Callable[[Question], TableLike]) -> None:
+    """The ledger's answer on every basis, figure by figure."""
+    summed = books.summed(question)
+    for basis in BASES:
+        asked = replace(question, basis=basis)
+        ours, theirs = books.shaped(asked, summed), ask(asked)
+        _compare(found, f"{asked}: row", _keyed(asked, theirs.rows, found), _keyed(asked, ours.rows, found))
+        totals = {each.currency: each for each in theirs.totals}
+        _compare(found, f"{asked}: total", _by_currency(theirs.totals), _by_currency(ours.totals))
+        for name in _COMPARED:
+            if name == "status":
+                continue
+            rows: dict[str | None, Decimal] = {}
+            for row in theirs.rows:
+                rows[row.figures.currency] = money.plus(rows.get(row.figures.currency, ZERO), Decimal(getattr(row.figures, name) or 0))
+            for currency in sorted(rows.keys() | totals.keys(), key=lambda each: each or ""):
+                total = Decimal((getattr(totals[currency], name) if currency in totals else None) or 0)
+                found.equal(f"{name} of the total against the sum of its rows", f"{asked} {currency}", total, rows.get(currency, ZERO))
+
+
+_AnswerKey = tuple[str, ...]
+
+
+def _keyed(question: Question, rows: Iterable[RowLike], found: Verification) -> dict[_AnswerKey, FiguresLike]:
+    keyed: dict[_AnswerKey, FiguresLike] = {}
+    for row in rows:
+        groups = (f"{name}={'null' if row.groups[name] is None else row.groups[name]!r}" for name in question.group_by)
+        key = (rfc3339(row.period.start.astimezone(UTC)), *groups, row.figures.currency or "null")
+        if key in keyed:
+            found.note(f"{question}: row", " ".join(key), "twice", "once")
+        keyed[key] = row.figures
+    return keyed
+
+
+def _by_currency(totals: Iterable[FiguresLike]) -> dict[_AnswerKey, FiguresLike]:
+    return {(each.currency or "null",): each for each in totals}
+
+
+def _compare(found: Verification, what: str, theirs: Mapping[_AnswerKey, FiguresLike], ours: Mapping[_AnswerKey, FiguresLike]) -> None:
+    nothing = Figures()
+    for key in sorted(theirs.keys() | ours.keys()):
+        left, right = theirs.get(key), ours.get(key)
+        for name in _COMPARED:
+            ledger, recomputed = getattr(left or nothing, name), getattr(right or nothing, name)
+            if name == "status" and (left is None or right is None):
+                continue
+            # No compute in a row is written as null or 0; and a row that is not there says what an empty one says.
+            if (name == "core_hours" or left is None or right is None) and not ledger and not recomputed:
+                continue
+            found.equal(f"{what} {name}", " ".join(key), ledger, recomputed)

@@ -1,0 +1,555 @@
+"""Writes the plain books: usage, then instance-hours, then charges, each from its raw rows (DESIGN.md, "How a figure comes about")."""
+
+from __future__ import annotations
+
+import json
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import date, datetime, timedelta
+from decimal import ROUND_HALF_EVEN, Decimal, localcontext
+from itertools import pairwise
+
+import sqlalchemy as sa
+from sqlmodel import Session, col, select
+
+from models import money, skus
+from models.audit.bills import Bills, Line, LineKey
+from models.audit.books import Books, Place, Sums
+from models.audit.facts import Known, Owners, Prices, Registry, fact_at, per_unit, valid_fact
+from models.charges import IN_SCOPE, BillPart, Charge, ChargeClass, ChargeItem, MeterKind
+from models.columns import EPOCH
+from models.money import ZERO
+from models.periods import DAY, HOUR, Period, day_start, days, utc_day
+from models.prices import Price, PriceMeter, model_key
+from models.resources import DeploymentFact, Mode, Route, Workspace
+from models.usage import QUARTER_SECONDS, Operation, UsageEvent, UsageSeries
+
+_MICROSECONDS = 1_000_000
+_MICROSECOND = timedelta(microseconds=1)
+
+
+@dataclass(frozen=True, slots=True)
+class _View:
+    """What a series means during a stretch of time in which no fact changes."""
+
+    workspace: str
+    deployment: str | None
+    model: str | None
+    mode: Mode
+    routes: tuple[Route, ...]
+    application: str | None
+    team: str | None
+    cost_center: str | None
+    subscription: str | None
+    sku: str | None
+    region: str | None
+    is_training: bool
+
+
+@dataclass(slots=True)
+class _Counts:
+    """The events of one series in one quarter hour."""
+
+    requests: int = 0
+    unknown: int = 0
+    input: int = 0
+    output: int = 0
+    cached: int = 0
+
+
+@dataclass(slots=True)
+class _Used:
+    """The usage of one deployment and day under one series: what a billed amount is split by."""
+
+    requests: int = 0
+    tokens: Counter[str] = field(default_factory=Counter)
+
+    def weight(self, kind: MeterKind) -> int:
+        return self.tokens[kind] if kind in _TOKEN_KINDS else sum(self.tokens.values())
+
+
+_MODE_OF = {ChargeClass.MARKETPLACE: Mode.SERVERLESS, ChargeClass.FOUNDRY: Mode.SERVERLESS, ChargeClass.COMPUTE: Mode.MANAGED_COMPUTE}
+_TOKEN_KINDS = frozenset({MeterKind.INPUT, MeterKind.OUTPUT, MeterKind.CACHED_INPUT, MeterKind.TRAINING})
+_SERVERLESS = (Route.MARKETPLACE, Route.FOUNDRY)
+# (workspace, deployment) without case, and the names that a share of a bill takes over from usage
+_Spot = tuple[str, str | None]
+_Named = tuple[int, str | None, str | None, str | None, str | None]  # series, application, team, cost centre, model
+
+
+@dataclass(frozen=True, slots=True)
+class _Stretch:
+    """A time of a managed deployment in which neither its facts nor their price change; at most a UTC day long."""
+
+    start: datetime
+    end: datetime
+    fact: DeploymentFact
+    price: Price | None
+
+    @property
+    def instance_hours(self) -> Decimal:
+        """Instances × hours: whole UTC hours, and the broken ones at the ends, each rounded half-even to 6 digits."""
+        first_whole = self.start + (EPOCH - self.start) % HOUR
+        last_whole = self.end - (self.end - EPOCH) % HOUR
+        if first_whole > last_whole:
+            hours = _broken_hour(self.end - self.start)
+        else:
+            hours = _broken_hour(first_whole - self.start) + Decimal((last_whole - first_whole) // HOUR) + _broken_hour(self.end - last_whole)
+        return hours * (self.fact.instance_count or 0)
+
+
+def _broken_hour(length: timedelta) -> Decimal:
+    hours = money.QUOTIENT.divide(Decimal(length // _MICROSECOND), Decimal(HOUR // _MICROSECOND))
+    return hours.quantize(Decimal("0.000001"), rounding=ROUND_HALF_EVEN, context=money.QUOTIENT)
+
+
+@dataclass(frozen=True, slots=True)
+class _Share:
+    """What of a billed line is one deployment's (None: nobody's), or lies between candidates that cannot be told apart."""
+
+    workspace: str | None
+    deployment: str | None
+    candidates: tuple[_Spot, ...]
+    billed: Decimal
+    amortized: Decimal
+    hours: Decimal | None
+
+
+def _to(whole: _Share, workspace: str | None, deployment: str | None) -> _Share:
+    return replace(whole, workspace=workspace, deployment=deployment)
+
+
+def _spot(workspace: str | None, deployment: str | None) -> _Spot:
+    return (workspace or "").casefold(), deployment.casefold() if deployment else None
+
+
+def _size(fact: DeploymentFact) -> tuple[str, str, int | None, str, str]:
+    """What of a deployment's facts its instance-hours and their price depend on."""
+    return fact.workspace, (fact.sku or "").casefold(), fact.instance_count, (fact.region or "").casefold(), fact.model or ""
+
+
+def _is_tagged(item: ChargeItem) -> bool:
+    return item.charge_class is ChargeClass.COMPUTE and bool(item.endpoint or item.deployment)
+
+
+def _hours(item: ChargeItem, quantity: Decimal | None) -> Decimal | None:
+    """Billed instance-hours of a VM row; None where it counts something else or does not say."""
+    if item.charge_class is not ChargeClass.COMPUTE or item.meter_kind is not MeterKind.COMPUTE or quantity is None or item.unit_size is None:
+        return None
+    return quantity * item.unit_size
+
+
+def _same(known: str | None, billed: str | None) -> bool:
+    return bool(known and billed) and (known or "").casefold() == (billed or "").casefold()
+
+
+def recompute(session: Session, *, now: datetime, as_of: datetime | None = None, period: Period | None = None) -> Books:
+    """The plain books: every figure of the period (default: of all data) from the raw rows, as known by ``as_of``."""
+    moment = now if as_of is None else min(now, as_of)
+    chosen = period or data_period(session, now=now) or Period(day_start(utc_day(now)), day_start(utc_day(now)))
+    with localcontext(money.EXACT):
+        return _Bookkeeper(session, moment, chosen).books()
+
+
+def data_period(session: Session, *, now: datetime) -> Period | None:
+    """The UTC days from the first event, charge or managed deployment to the end of today (or of the last of them); None without data."""
+    first, last = session.exec(select(sa.func.min(UsageEvent.time), sa.func.max(UsageEvent.time))).one()
+    found = [utc_day(at) for at in (first, last) if at is not None]
+    landed = sa.select(col(BillPart.id)).where(col(BillPart.landed_at).is_not(None))
+    found += [
+        day for day in session.exec(select(sa.func.min(Charge.charged_on), sa.func.max(Charge.charged_on)).where(col(Charge.part_id).in_(landed))).one() if day
+    ]
+    for row in session.exec(select(DeploymentFact)):
+        if row.mode is Mode.MANAGED_COMPUTE and row.source == "inventory":
+            found.append(utc_day(min(row.valid_from or row.known_from, now)))
+    return Period(day_start(min(found)), day_start(max(utc_day(now), *found) + DAY)) if found else None
+
+
+class _Bookkeeper:
+    """Writes one set of books."""
+
+    def __init__(self, session: Session, moment: datetime, period: Period) -> None:
+        self.session, self.moment = session, moment
+        self.registry = Registry(session, moment)
+        self.owners = Owners(session, moment)
+        self.prices = Prices(session, moment)
+        self.bills = Bills(session, moment)
+        self.result = Books(period, moment)
+        self.used: dict[tuple[date, _Spot], dict[_Named, _Used]] = {}
+
+    def books(self) -> Books:
+        """Usage first: a bill is split by it."""
+        self._enter_usage()
+        self._enter_instance_hours()
+        self._enter_charges()
+        return self.result
+
+    # -- usage ------------------------------------------------------------------------------------
+
+    def _enter_usage(self) -> None:
+        workspaces = {row.id: row.name for row in self.session.exec(select(Workspace))}
+        series = {row.id: row for row in self.session.exec(select(UsageSeries))}
+        changes: dict[int, list[datetime]] = {}
+        views: dict[tuple[int, int], _View] = {}
+        for (quarter, series_id), counts in sorted(self._events().items()):
+            at = EPOCH + timedelta(seconds=quarter * QUARTER_SECONDS)
+            sent = series.get(series_id)
+            if sent is None or sent.workspace_id not in workspaces:
+                continue  # reported by the check of the rollups
+            if sent.workspace_id not in changes:
+                changes[sent.workspace_id] = sorted(self.registry.changes(workspaces[sent.workspace_id]) | self.owners.changes)
+            stretch = (series_id, bisect_right(changes[sent.workspace_id], at))
+            if stretch not in views:
+                views[stretch] = self._view(sent, workspaces[sent.workspace_id], at)
+            self._enter_quarter(series_id, views[stretch], counts, at)
+
+    def _events(self) -> dict[tuple[int, int], _Counts]:
+        """The events known at the moment, added up per (quarter hour, series): requests of all, tokens of the billable ones."""
+        query = sa.select(
+            sa.type_coerce(col(UsageEvent.time), sa.BigInteger),
+            col(UsageEvent.series_id),
+            col(UsageEvent.billable),
+            col(UsageEvent.is_unknown),
+            col(UsageEvent.input_tokens),
+            col(UsageEvent.output_tokens),
+            col(UsageEvent.cached_input_tokens),
+        ).where(
+            col(UsageEvent.received_at) <= self.moment,
+            col(UsageEvent.time) >= self.result.period.start,
+            col(UsageEvent.time) < self.result.period.end,
+        )
+        found: dict[tuple[int, int], _Counts] = {}
+        for time, series_id, billable, is_unknown, input_tokens, output_tokens, cached in self.session.connection().execute(query).yield_per(5000):
+            key = (time // (QUARTER_SECONDS * _MICROSECONDS), series_id)
+            counts = found.get(key)
+            if counts is None:
+                counts = found[key] = _Counts()
+            counts.requests += 1
+            counts.unknown += is_unknown
+            if billable:
+                counts.input += input_tokens or 0
+                counts.output += output_tokens or 0
+                counts.cached += cached or 0
+        return found
+
+    def _view(self, sent: UsageSeries, workspace: str, at: datetime) -> _View:
+        name = self.registry.name(workspace, sent.endpoint, sent.deployment)
+        fact = self.registry.deployment(workspace, name, at)
+        mode = fact.mode if fact else Mode.UNKNOWN
+        route = fact.route if fact else None
+        team, cost_center = self.owners.of(
+            self.registry, workspace=workspace, deployment=name, at=at, application=sent.application or None, tags=json.loads(sent.tags)
+        )
+        return _View(
+            workspace=workspace,
+            deployment=name,
+            model=(fact.model if fact else None) or sent.model or None,
+            mode=mode,
+            routes=(Route.COMPUTE,) if mode is Mode.MANAGED_COMPUTE else (route,) if mode is Mode.SERVERLESS and route else _SERVERLESS,
+            application=sent.application or None,
+            team=sent.team or team,
+            cost_center=cost_center,
+            subscription=self.registry.subscription(workspace, at),
+            sku=fact.sku if fact else None,
+            region=fact.region if fact else None,
+            is_training=sent.operation == Operation.FINE_TUNING,
+        )
+
+    def _price(self, view: _View, meter: PriceMeter, at: datetime) -> Price | None:
+        if view.mode is Mode.MANAGED_COMPUTE:
+            return None
+        return self.prices.at(self.prices.fitting(meter, model=view.model, workspace=view.workspace, sku=view.sku, region=view.region), at)
+
+    def _enter_quarter(self, series_id: int, view: _View, counts: _Counts, at: datetime) -> None:
+        day = utc_day(at)
+        is_reached = self.bills.is_reached(view.subscription, view.routes, day)
+        billed_in = self.bills.currency(view.subscription, day)
+
+        # (meter, input tokens, output tokens, price)
+        quantities: list[tuple[MeterKind, int, int, Price | None]]
+        if view.is_training:
+            first = self._price(view, PriceMeter.TRAINING_TOKENS, at)
+            quantities = [(MeterKind.TRAINING, counts.input, counts.output, first)]
+        else:
+            input_price, output_price = self._price(view, PriceMeter.INPUT_TOKENS, at), self._price(view, PriceMeter.OUTPUT_TOKENS, at)
+            cached_price = self._price(view, PriceMeter.CACHED_INPUT_TOKENS, at)
+            cached = min(counts.cached, counts.input) if cached_price else 0
+            first = input_price or output_price
+            quantities = [
+                (MeterKind.INPUT, counts.input - cached, 0, input_price),
+                (MeterKind.CACHED_INPUT, cached, 0, cached_price),
+                (MeterKind.OUTPUT, 0, counts.output, output_price),
+            ]
+
+        def sums_of(meter: MeterKind, price: Price | None) -> Sums:
+            currency = billed_in or (price.currency if price else None)
+            return self.result.at(self._place(day, view, meter, currency), is_reached=is_reached)
+
+        requests = sums_of(MeterKind.INPUT, first)
+        requests.is_reached |= is_reached
+        requests.requests += counts.requests
+        requests.unknown_token_requests += counts.unknown
+
+        named = (series_id, view.application, view.team, view.cost_center, view.model)
+        used = self.used.setdefault((day, _spot(view.workspace, view.deployment)), {}).setdefault(named, _Used())
+        used.requests += counts.requests
+
+        for meter, input_tokens, output_tokens, price in quantities:
+            tokens = input_tokens + output_tokens
+            if not tokens:
+                continue
+            used.tokens[meter] += tokens
+            sums = sums_of(meter, price)
+            sums.is_reached |= is_reached
+            sums.input_tokens += input_tokens
+            sums.output_tokens += output_tokens
+            if view.mode is Mode.MANAGED_COMPUTE:
+                continue
+            cost = self._cost(price, Decimal(tokens), view.subscription, billed_in, day)
+            sums.add_metered(cost, is_reached=is_reached)
+            if cost is None:
+                sums.unpriced_tokens += tokens
+
+    def _cost(self, price: Price | None, quantity: Decimal, subscription: str | None, billed_in: str | None, day: date) -> Decimal | None:
+        """Quantity × price in the currency of the bill, exactly; None without a price (or without a rate to that currency)."""
+        if price is None:
+            return None
+        cost = quantity * per_unit(price.unit_price, price.unit)
+        if billed_in is None or subscription is None:
+            return cost
+        rate = self.bills.rate(subscription, day, source=price.currency, target=billed_in)
+        return None if rate is None else cost * rate
+
+    @staticmethod
+    def _place(day: date, view: _View, meter: MeterKind, currency: str | None) -> Place:
+        return Place(
+            day,
+            view.workspace,
+            view.deployment,
+            view.model,
+            view.mode.value,
+            view.application,
+            view.team,
+            view.cost_center,
+            view.subscription,
+            meter.value,
+            currency,
+        )
+
+    # -- managed compute by inventory -------------------------------------------------------------
+
+    def _stretches(self, rows: Sequence[DeploymentFact], day: date, prices: Callable[[DeploymentFact], Sequence[Price]]) -> Iterator[_Stretch]:
+        """The day, up to the moment, cut into stretches of equal facts and price; only where the inventory is valid."""
+        start, end = day_start(day), min(day_start(day) + DAY, self.moment)
+        known: list[Known] = [*rows, *(price for row in rows for price in prices(row))]
+        cuts = {start, end, *(at for row in known for at in (row.valid_from, row.valid_to) if at is not None and start < at < end)}
+        previous: _Stretch | None = None
+        for left, right in pairwise(sorted(cuts)):
+            fact = valid_fact(rows, left)
+            if fact is None or fact.mode is not Mode.MANAGED_COMPUTE or fact.source != "inventory":
+                continue
+            price = self.prices.at(prices(fact), left)
+            if previous and previous.end == left and previous.price is price and _size(previous.fact) == _size(fact):
+                previous = _Stretch(previous.start, right, fact, price)
+                continue
+            if previous:
+                yield previous
+            previous = _Stretch(left, right, fact, price)
+        if previous:
+            yield previous
+
+    def _instance_stretches(self, rows: Sequence[DeploymentFact], day: date) -> list[_Stretch]:
+        def prices(row: DeploymentFact) -> Sequence[Price]:
+            return self.prices.fitting(PriceMeter.INSTANCE_HOURS, model=row.model, workspace=row.workspace, sku=row.sku, region=row.region)
+
+        return [] if day_start(day) >= self.moment else list(self._stretches(rows, day, prices))
+
+    def _enter_instance_hours(self) -> None:
+        managed = [
+            rows
+            for named in self.registry.deployments.values()
+            for rows in named.values()
+            if any(row.mode is Mode.MANAGED_COMPUTE and row.source == "inventory" for row in rows)
+        ]
+        for day in days(self.result.period):
+            for rows in managed:
+                for stretch in self._instance_stretches(rows, day):
+                    self._enter_stretch(stretch, day)
+
+    def _enter_stretch(self, stretch: _Stretch, day: date) -> None:
+        fact, price = stretch.fact, stretch.price
+        hours = stretch.instance_hours
+        if not hours:
+            return
+        name = self.registry.name(fact.workspace, None, fact.name)
+        workspace = self.registry.workspace_name(fact.workspace)
+        subscription = self.registry.subscription(workspace, stretch.start)
+        billed_in = self.bills.currency(subscription, day)
+        is_reached = self.bills.is_reached(subscription, (Route.COMPUTE,), day)
+        team, cost_center = self.owners.of(self.registry, workspace=workspace, deployment=name, at=stretch.start)
+        place = Place(
+            day,
+            workspace,
+            name,
+            fact.model,
+            Mode.MANAGED_COMPUTE.value,
+            None,
+            team,
+            cost_center,
+            subscription,
+            MeterKind.COMPUTE.value,
+            billed_in or (price.currency if price else None),
+        )
+        sums = self.result.at(place, is_reached=is_reached)
+        sums.add_metered(self._cost(price, hours, subscription, billed_in, day), is_reached=is_reached)
+        cores = skus.cores(fact.sku) if fact.sku else None
+        if cores is not None:
+            sums.has_core_hours = True
+            sums.metered_core_hours += hours * cores
+            if not is_reached:
+                sums.open_core_hours += hours * cores
+
+    # -- charges ----------------------------------------------------------------------------------
+
+    def _enter_charges(self) -> None:
+        lines = [(part, key, line, self.bills.items[key[1]]) for part, key, line in self.bills.lines if self._is_counted(key)]
+        tagged: dict[tuple[date, _Spot], Decimal] = {}
+        for _, (day, *_), line, item in lines:
+            if _is_tagged(item):
+                workspace = self.registry.workspace_name(item.workspace)
+                spot = (day, _spot(workspace, self.registry.name(workspace, item.endpoint, item.deployment)))
+                tagged[spot] = tagged.get(spot, ZERO) + (_hours(item, line.quantity) or ZERO)
+        for part, (day, _, _, currency), line, item in lines:
+            subscription = item.subscription_id or part.subscription_id or None
+            for share in self._shares(item, day, line, tagged):
+                self._enter_share(share, item=item, day=day, currency=currency, subscription=subscription)
+
+    def _is_counted(self, key: LineKey) -> bool:
+        item = self.bills.items.get(key[1])  # a charge without an item is reported by the check of the bills
+        return item is not None and item.charge_class in IN_SCOPE and day_start(key[0]) in self.result.period
+
+    def _shares(self, item: ChargeItem, day: date, line: Line, tagged: dict[tuple[date, _Spot], Decimal]) -> list[_Share]:
+        """The deployments that a line belongs to, with what of it is theirs."""
+        hours = _hours(item, line.quantity)
+        workspace = self.registry.workspace_name(item.workspace)
+        whole = _Share(workspace, None, (), line.billed, line.amortized, hours)
+        match item.charge_class:
+            case ChargeClass.COMPUTE if _is_tagged(item):
+                return [_to(whole, workspace, self.registry.name(workspace, item.endpoint, item.deployment))]
+            case ChargeClass.COMPUTE:
+                return self._untagged(whole, item, day, tagged)
+            case ChargeClass.FOUNDRY:
+                return [_to(whole, workspace, self.registry.name(workspace, None, item.deployment))]
+            case ChargeClass.MARKETPLACE:
+                return self._marketplace(whole, item, day)
+            case _:
+                return [_to(whole, None, None)]
+
+    def _untagged(self, whole: _Share, item: ChargeItem, day: date, tagged: dict[tuple[date, _Spot], Decimal]) -> list[_Share]:
+        """An untagged VM row: to the only deployment of that size, up to its instance-hours less those billed to it already."""
+        if whole.workspace is None or item.sku is None or whole.hours is None or whole.hours <= 0:
+            return [whole]
+        of_size = []
+        for rows in self.registry.deployments.get(whole.workspace.casefold(), {}).values():
+            stretches = [each for each in self._instance_stretches(rows, day) if (each.fact.sku or "").casefold() == item.sku.casefold()]
+            if stretches:
+                of_size.append((stretches[-1].fact.name, sum((each.instance_hours for each in stretches), ZERO)))
+        if len(of_size) != 1:
+            return [whole]
+        name = self.registry.name(whole.workspace, None, of_size[0][0])
+        spot = (day, _spot(whole.workspace, name))
+        room = of_size[0][1] - tagged.get(spot, ZERO)
+        if room <= 0:
+            return [whole]
+        taken = min(room, whole.hours)
+        tagged[spot] = tagged.get(spot, ZERO) + taken
+        if taken == whole.hours:
+            return [_to(whole, whole.workspace, name)]
+        weights = [taken, whole.hours - taken]
+        (billed, rest), (amortized, amortized_rest) = money.split(whole.billed, weights), money.split(whole.amortized, weights)
+        return [
+            _Share(whole.workspace, name, (), billed, amortized, taken),
+            _Share(whole.workspace, None, (), rest, amortized_rest, whole.hours - taken),
+        ]
+
+    def _marketplace(self, whole: _Share, item: ChargeItem, day: date) -> list[_Share]:
+        """A SaaS row: to the Marketplace deployments it can be for, by their tokens of its kind on that day."""
+        candidates = self._candidates(item, day_start(day))
+        if len(candidates) == 1:
+            return [_to(whole, *candidates[0])]
+        spots = tuple(_spot(*candidate) for candidate in candidates)
+        weights = [sum(used.weight(item.meter_kind) for used in self.used.get((day, spot), {}).values()) for spot in spots]
+        if not any(weights):
+            workspaces = {workspace for workspace, _ in candidates}
+            workspace = workspaces.pop() if len(workspaces) == 1 else whole.workspace
+            return [_Share(workspace, None, spots, whole.billed, whole.amortized, whole.hours)]
+        billed, amortized = money.split(whole.billed, weights), money.split(whole.amortized, weights)
+        return [_Share(*names, (), billed[index], amortized[index], None) for index, names in enumerate(candidates) if weights[index]]
+
+    def _candidates(self, item: ChargeItem, at: datetime) -> list[tuple[str, str]]:
+        """(workspace, deployment) of those whose SaaS resource it is, else whose offer or plan, else whose model; in order of name."""
+        found: list[tuple[str, str, DeploymentFact]] = []
+        for key, named in self.registry.deployments.items():
+            workspace = self.registry.workspace(key, at)
+            if workspace is None or (workspace.subscription_id or "").lower() != item.subscription_id:
+                continue
+            if (workspace.resource_group or "").lower() != item.resource_group:
+                continue
+            for rows in named.values():
+                fact = fact_at(rows, at)
+                if fact is not None and fact.mode is Mode.SERVERLESS and fact.route is Route.MARKETPLACE:
+                    spelled = self.registry.workspace_name(fact.workspace) or fact.workspace
+                    found.append((spelled, self.registry.name(fact.workspace, None, fact.name) or fact.name, fact))
+        found.sort(key=lambda each: each[:2])
+        signs: tuple[Callable[[DeploymentFact], bool], ...] = (
+            lambda fact: _same(fact.saas_resource_id, item.resource_id),
+            lambda fact: _same(fact.offer_id, item.offer_id) or _same(fact.plan_id, item.plan_id),
+            lambda fact: bool(fact.model and item.model) and model_key(fact.model or "") == model_key(item.model or ""),
+        )
+        for is_its in signs:
+            its = [(workspace, name) for workspace, name, fact in found if is_its(fact)]
+            if its:
+                return its
+        return []
+
+    def _enter_share(self, share: _Share, *, item: ChargeItem, day: date, currency: str, subscription: str | None) -> None:
+        """Cut a deployment's share over the series that used it that day; without usage it stays unnamed."""
+        spots = share.candidates or ((_spot(share.workspace, share.deployment),) if share.workspace and share.deployment else ())
+        by_series = [pair for spot in spots for pair in self.used.get((day, spot), {}).items()]
+        by_series.sort(key=lambda pair: pair[0][0])
+        weights = [each.weight(item.meter_kind) for _, each in by_series]
+        if not any(weights):
+            weights = [each.requests for _, each in by_series]
+        cores = item.cores if item.cores is not None else skus.cores(item.sku) if item.sku else None
+        core_hours = share.hours * cores if share.hours is not None and cores is not None else None
+        if any(weights):
+            pieces = [named[1:] for named, _ in by_series]
+        else:
+            team, cost_center = self.owners.of(self.registry, workspace=share.workspace, deployment=share.deployment, at=day_start(day))
+            fact = self.registry.deployment(share.workspace, share.deployment, day_start(day))
+            pieces, weights = [(None, team, cost_center, (fact.model if fact else None) or item.model)], [1]
+        billed, amortized, hours = (money.split(amount, weights) for amount in (share.billed, share.amortized, core_hours or ZERO))
+        mode = _MODE_OF.get(item.charge_class)
+        for index, (application, team, cost_center, model) in enumerate(pieces):
+            if not weights[index]:
+                continue
+            place = Place(
+                day,
+                share.workspace,
+                share.deployment,
+                model,
+                mode.value if mode else None,
+                application,
+                team,
+                cost_center or item.cost_center,
+                subscription,
+                item.meter_kind.value,
+                currency,
+            )
+            sums = self.result.at(place, is_reached=True)
+            sums.is_reached = True
+            sums.billed += billed[index]
+            sums.amortized += amortized[index]
+            sums.has_core_hours |= core_hours is not None
+            sums.billed_core_hours += hours[index]

@@ -1,0 +1,58 @@
+"""Every number that anyone sees: costs, usage, receipts, forecasts, data age. Reads, never writes.
+
+Page, API, report, export and alert call these functions; two places that sum money would be a defect. The one other
+pair of eyes is ``models.audit``, which shares no code with this package.
+"""
+
+from models.ledger.costs import costs, instance_hours
+from models.ledger.events import receipt, usage_list
+from models.ledger.insight import choices, data_age, forecast, problems
+from models.ledger.values import (
+    BASES,
+    GROUPS,
+    Basis,
+    Choices,
+    CostQuery,
+    CostRow,
+    CostTable,
+    DataAge,
+    Figures,
+    Filters,
+    Forecast,
+    Problem,
+    Receipt,
+    ReceiptLine,
+    SourceAge,
+    Standing,
+    UsagePage,
+    UsageRecord,
+)
+
+__all__ = [
+    "BASES",
+    "GROUPS",
+    "Basis",
+    "Choices",
+    "CostQuery",
+    "CostRow",
+    "CostTable",
+    "DataAge",
+    "Figures",
+    "Filters",
+    "Forecast",
+    "Problem",
+    "Receipt",
+    "ReceiptLine",
+    "SourceAge",
+    "Standing",
+    "UsagePage",
+    "UsageRecord",
+    "choices",
+    "costs",
+    "data_age",
+    "forecast",
+    "instance_hours",
+    "problems",
+    "receipt",
+    "usage_list",
+]

@@ -1,0 +1,209 @@
+"""Stored events as people see them: the list, and one event explained."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from datetime import datetime
+from decimal import Decimal
+
+import sqlalchemy as sa
+from sqlmodel import Session, col, select
+
+from models import money
+from models.charges import MeterKind
+from models.columns import from_microseconds, to_microseconds
+from models.errors import Conflict, InvalidInput, NotFound
+from models.ledger.costs import Answer, costs
+from models.ledger.values import CostQuery, Filters, Receipt, ReceiptLine, UsagePage, UsageRecord
+from models.ledger.world import Lens, Use, World
+from models.matching import full_name
+from models.money import ZERO
+from models.periods import DAY, Period, day_start, utc_day
+from models.prices import PriceMeter, UnitPrice
+from models.resources import Mode
+from models.usage import QUARTER_SECONDS, STATUS_OF_CODE, Quality, UsageEvent, UsageSeries, UsageSource, flag_names, identity_hash
+
+_QUARTER = QUARTER_SECONDS * 1_000_000
+
+
+def usage_list(session: Session, *, period: Period, filters: Filters, limit: int, cursor: str | None, now: datetime) -> UsagePage:
+    """Stored events of the period, newest first."""
+    world = World(session, now)
+    lens = Lens(world, filters)
+    allowed = [
+        series.id
+        for series in world.series.values()
+        if lens.passes(
+            world.registry.resolve(workspace=series.workspace, endpoint=series.endpoint, deployment=series.deployment, model=series.model, at=now),
+            application=series.application,
+            team=world.registry.owner(
+                workspace=series.workspace,
+                deployment=full_name(series.endpoint, series.deployment),
+                application=series.application,
+                tags=series.tags,
+                team=series.team,
+                at=now,
+            )[0],
+            tags=series.tags,
+        )
+    ]
+    statement = select(UsageEvent, UsageSource.name).join(UsageSource, col(UsageSource.id) == col(UsageEvent.source_id))
+    statement = statement.where(col(UsageEvent.time) >= period.start, col(UsageEvent.time) < period.end)
+    if len(allowed) < len(world.series):
+        statement = statement.where(col(UsageEvent.series_id).in_(allowed))
+    if cursor is not None:
+        at, seq = _read_cursor(cursor)
+        statement = statement.where(sa.or_(col(UsageEvent.time) < at, sa.and_(col(UsageEvent.time) == at, col(UsageEvent.seq) < seq)))
+    found = session.execute(statement.order_by(col(UsageEvent.time).desc(), col(UsageEvent.seq).desc()).limit(limit + 1)).all()
+    items = [_record(world, event, source) for event, source in found[:limit]]
+    last = found[limit - 1][0] if len(found) > limit else None
+    return UsagePage(items, None if last is None else f"{to_microseconds(last.time)}-{last.seq}")
+
+
+def _read_cursor(cursor: str) -> tuple[datetime, int]:
+    match = re.fullmatch(r"(\d{1,17})-(\d{1,18})", cursor)
+    if match is None:
+        raise InvalidInput(f"cursor is not one that a list gave: {cursor[:60]!r}")
+    return from_microseconds(int(match.group(1))), int(match.group(2))
+
+
+def _record(world: World, event: UsageEvent, source: str) -> UsageRecord:
+    series = world.series[event.series_id]
+    at = from_microseconds(to_microseconds(event.time) // _QUARTER * _QUARTER)
+    identity = world.registry.resolve(workspace=series.workspace, endpoint=series.endpoint, deployment=series.deployment, model=series.model, at=at)
+    details = dict(event.details or {})
+    return UsageRecord(
+        handle=f"evt_{event.seq}",
+        id=event.event_id,
+        source=source,
+        time=event.time,
+        workspace=identity.workspace or series.workspace,
+        deployment=identity.deployment,
+        endpoint=series.endpoint,
+        model=identity.model,
+        mode=identity.mode,
+        operation=series.operation,
+        status=STATUS_OF_CODE[event.status].value,
+        counted=True,
+        reason=None,
+        fields={
+            "input_tokens": event.input_tokens,
+            "output_tokens": event.output_tokens,
+            "cached_input_tokens": event.cached_input_tokens,
+            "reasoning_output_tokens": event.reasoning_output_tokens,
+            "billable": event.billable,
+            "tokens_quality": Quality(event.quality).name.lower(),
+            "flags": flag_names(event.flags),
+            "application": series.application,
+            "team": series.team,
+            "tags": dict(series.tags),
+            "started_at": event.started_at,
+            "received_at": event.received_at,
+            "sent_time": event.sent_time,
+            **details,
+        },
+    )
+
+
+def receipt(session: Session, event_id: str, *, workspace: str | None, source: str | None, visible: frozenset[str] | None, now: datetime) -> Receipt:
+    """One event with what it is expected to cost, which price said so, and its share of that day's bill."""
+    world = World(session, now)
+    handle = re.fullmatch(r"evt_(\d{1,18})", event_id)
+    statement = select(UsageEvent, UsageSource.name).join(UsageSource, col(UsageSource.id) == col(UsageEvent.source_id))
+    found = [] if handle is None else session.execute(statement.where(col(UsageEvent.seq) == int(handle.group(1)))).all()
+    if not found:
+        hashes = _identity_hashes(session, event_id)
+        found = session.execute(
+            statement.where(col(UsageEvent.identity_hash).in_(hashes), col(UsageEvent.event_id) == event_id).order_by(col(UsageEvent.seq))
+        ).all()
+    records = [(event, _record(world, event, name)) for event, name in found]
+    records = [
+        (event, record)
+        for event, record in records
+        if (visible is None or record.workspace in visible)
+        and (workspace is None or workspace in (record.workspace, world.series[event.series_id].workspace))
+        and (source is None or record.source == source)
+    ]
+    if not records:
+        raise NotFound(f"there is no usage event {event_id[:80]!r}; ids are the sender's own, or the handle from the list (evt_…)")
+    if len(records) > 1:
+        places = sorted({f"workspace={record.workspace} source={record.source}" for _, record in records})
+        raise Conflict(f"{len(records)} events have the id {event_id[:80]!r}; say which: {'; '.join(places[:5])}, or use the handle from the list")
+    event, record = records[0]
+    return _explained(session, world, event, record, now=now)
+
+
+def _identity_hashes(session: Session, event_id: str) -> list[int]:
+    pairs = session.execute(sa.select(col(UsageSeries.workspace_id), col(UsageSeries.source_id)).distinct()).tuples()
+    return [identity_hash(workspace_id, source_id, event_id) for workspace_id, source_id in pairs]
+
+
+def _explained(session: Session, world: World, event: UsageEvent, record: UsageRecord, *, now: datetime) -> Receipt:
+    series = world.series[event.series_id]
+    at = from_microseconds(to_microseconds(event.time) // _QUARTER * _QUARTER)
+    day = Period(day_start(utc_day(event.time)), day_start(utc_day(event.time) + DAY))
+    asker = Answer(session, CostQuery(day, "none"), now=now)
+    identity, _, _ = asker.series_at(series, at)
+    counts = [value if event.billable and value is not None else 0 for value in (event.input_tokens, event.output_tokens, event.cached_input_tokens)]
+    use = Use(at, series.id, True, 1, counts[0], counts[1], counts[2], 0, 0, 0)
+    currency, priced = asker._price(use, series, identity, utc_day(event.time))  # noqa: SLF001
+    lines: list[ReceiptLine] = []
+    for meter, tokens, amount, unpriced in priced:
+        reason = unpriced
+        price = asker._unit_price(_PRICE_METER.get(meter, PriceMeter.INPUT_TOKENS), identity, at) if identity.mode != Mode.MANAGED_COMPUTE else None  # noqa: SLF001
+        row = price.row if isinstance(price, UnitPrice) else None
+        if identity.mode == Mode.MANAGED_COMPUTE:
+            reason = "managed compute is billed by instance-hours, not by tokens"
+        elif not event.billable:
+            reason = "the sender says this call is not billable"
+        lines.append(
+            ReceiptLine(
+                meter.value,
+                tokens,
+                row.unit_price if row else None,
+                row.unit if row else None,
+                row.currency if row else None,
+                amount,
+                row.version if row else None,
+                row.source if row else None,
+                reason,
+            )
+        )
+    amounts = [line.amount for line in lines if line.amount is not None]
+    expected = money.add(amounts) if amounts else None
+    share, why = _billed_share(session, record, lines, day, currency, now=now)
+    return Receipt(record, lines, expected, currency, share, why, utc_day(event.time) if share is not None else None)
+
+
+def _billed_share(
+    session: Session, record: UsageRecord, lines: Sequence[ReceiptLine], day: Period, currency: str | None, *, now: datetime
+) -> tuple[Decimal | None, str | None]:
+    if record.deployment is None:
+        return None, "no deployment is known for this event"
+    filters = Filters(workspaces=(record.workspace,), deployments=(record.deployment,))
+    table = costs(session, CostQuery(day, "none", ("meter",), "billed", filters, currency), now=now)
+    billed = {row.groups["meter"]: row.figures for row in table.rows if row.figures.billed_cost is not None}
+    if not any(figures.billed_cost for figures in billed.values()):
+        return None, "the bill has nothing for this deployment on that day yet"
+    share = ZERO
+    all_tokens = sum(figures.input_tokens + figures.output_tokens for figures in billed.values())
+    own = sum(line.quantity for line in lines)
+    for meter, figures in billed.items():
+        amount = figures.billed_cost or ZERO
+        mine, whole = own, all_tokens
+        if meter in ("input", "output", "cached_input"):
+            mine = sum(line.quantity for line in lines if line.meter == meter)
+            whole = figures.input_tokens + figures.output_tokens
+        if amount and whole:
+            portion = money.ratio(money.times(amount, mine), Decimal(whole)) or ZERO
+            share = money.plus(share, money.truncated(portion, 12))
+    return share, "its share, by tokens, of what was billed for this deployment on that day"
+
+
+_PRICE_METER = {
+    MeterKind.INPUT: PriceMeter.INPUT_TOKENS,
+    MeterKind.OUTPUT: PriceMeter.OUTPUT_TOKENS,
+    MeterKind.CACHED_INPUT: PriceMeter.CACHED_INPUT_TOKENS,
+    MeterKind.TRAINING: PriceMeter.TRAINING_TOKENS,
+}

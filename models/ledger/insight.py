@@ -1,0 +1,221 @@
+"""What people ask beside costs: how old the data is, where the month will end, what is wrong, what can be chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import date, datetime
+from decimal import Decimal
+
+import sqlalchemy as sa
+from sqlmodel import Session
+
+from models import money
+from models.columns import from_microseconds
+from models.ledger.costs import costs
+from models.ledger.values import Choices, CostQuery, DataAge, Filters, Forecast, Problem, SourceAge
+from models.ledger.world import World
+from models.money import ZERO
+from models.periods import DAY, Period, day_start, days, month_period, utc_day
+from models.prices import model_key, model_name
+from models.usage import QUARTER_SECONDS, UsageConflict
+
+
+def data_age(session: Session, *, visible: frozenset[str] | None, now: datetime) -> DataAge:
+    """How old the figures are, per source of usage and per billed subscription and route."""
+    world = World(session, now)
+    sources: list[SourceAge] = []
+    rows = session.execute(
+        sa.text(
+            "SELECT s.name, w.name, MAX(q.starts_at), MAX(q.known_on) FROM usage_quarter q JOIN usage_series u ON u.id = q.series_id "
+            "JOIN usage_source s ON s.id = u.source_id JOIN workspace w ON w.id = u.workspace_id GROUP BY s.name, w.name ORDER BY w.name, s.name"
+        )
+    ).all()
+    metered: datetime | None = None
+    for source, workspace, quarter, _ in rows:
+        if visible is not None and workspace not in visible:
+            continue
+        at = min(from_microseconds((int(quarter) + QUARTER_SECONDS) * 1_000_000), now)
+        metered = at if metered is None else max(metered, at)
+        sources.append(SourceAge("usage", f"{workspace} · {source}", at, None))
+    if metered is not None and visible is None:
+        newest, arrived = session.execute(sa.text("SELECT MAX(time), MAX(received_at) FROM usage_event")).one()
+        metered = min(from_microseconds(int(newest)), now)
+        sources = [replace(source, arrived_at=from_microseconds(int(arrived))) if len(rows) == 1 else source for source in sources]
+    billed: datetime | None = None
+    latest: dict[tuple[str, str], tuple[date, datetime]] = {}
+    for part in world.parts:
+        for route, day in part.reaches.items():
+            if part.landed_at is not None:
+                before = latest.get((part.subscription_id, route))
+                reach = date.fromisoformat(day)
+                latest[part.subscription_id, route] = (max(reach, before[0]), max(part.landed_at, before[1])) if before else (reach, part.landed_at)
+    for (subscription, route), (reached_on, landed) in sorted(latest.items()):
+        end = day_start(reached_on + DAY)
+        billed = end if billed is None else min(billed, end)
+        sources.append(SourceAge("bill", f"{route} · subscription {subscription or '(none)'}", end, landed))
+    return DataAge(metered, billed, sources)
+
+
+def forecast(session: Session, filters: Filters, *, now: datetime) -> list[Forecast]:
+    """Spend of the running UTC month and its likely end, per currency: past days as they are, the others by weekday."""
+    month = month_period(utc_day(now))
+    today = day_start(utc_day(now))
+    table = costs(session, CostQuery(Period(min(month.start, today - 28 * DAY), now), "day", filters=filters), now=now)
+    by_currency: dict[str, dict[date, Decimal]] = {}
+    for row in table.rows:
+        figures = row.figures
+        if figures.currency is not None and figures.cost is not None:
+            per_day = by_currency.setdefault(figures.currency, {})
+            day = utc_day(row.period.start)
+            per_day[day] = money.plus(per_day.get(day, ZERO), figures.cost)
+    found: list[Forecast] = []
+    for currency, per_day in sorted(by_currency.items()):
+        so_far = money.add(cost for day, cost in per_day.items() if day >= utc_day(month.start))
+        first = min(per_day)
+        complete = list(days(Period(max(day_start(first), today - 28 * DAY), today)))
+        if len(complete) < 5:
+            found.append(Forecast(currency, so_far, None, len(complete), f"a forecast needs five complete days; there are {len(complete)}"))
+            continue
+        weekday: dict[int, list[Decimal]] = {}
+        for day in complete:
+            weekday.setdefault(day.weekday(), []).append(per_day.get(day, ZERO))
+        overall = _mean([per_day.get(day, ZERO) for day in complete])
+        total = money.add(cost for day, cost in per_day.items() if utc_day(month.start) <= day < utc_day(now))
+        for day in days(Period(today, month.end)):
+            expected = _mean(weekday[day.weekday()]) if day.weekday() in weekday else overall
+            total = money.plus(total, max(expected, per_day.get(day, ZERO)) if day == utc_day(now) else expected)
+        found.append(Forecast(currency, so_far, money.shown(total, currency), len(complete), None))
+    return found
+
+
+def _mean(values: Sequence[Decimal]) -> Decimal:
+    return money.ratio(money.add(values), Decimal(len(values))) or ZERO
+
+
+def choices(session: Session, *, visible: frozenset[str] | None, now: datetime) -> Choices:
+    """The names that filters can be set to."""
+    world = World(session, now)
+    names: dict[str, set[str]] = {key: set() for key in ("workspaces", "deployments", "models", "applications", "teams", "tag_keys")}
+    models: dict[str, str] = {}
+    for series in world.series.values():
+        identity = world.registry.resolve(workspace=series.workspace, endpoint=series.endpoint, deployment=series.deployment, model=series.model, at=now)
+        if visible is not None and identity.workspace not in visible:
+            continue
+        team, _ = world.registry.owner(
+            workspace=identity.workspace, deployment=identity.deployment, application=series.application, tags=series.tags, team=series.team, at=now
+        )
+        for key, value in (("workspaces", identity.workspace), ("deployments", identity.deployment), ("applications", series.application), ("teams", team)):
+            if value:
+                names[key].add(value)
+        names["tag_keys"].update(series.tags)
+        if identity.model:
+            models.setdefault(model_key(identity.model), model_name(identity.model))
+    for workspace, name in world.registry.deployments():
+        if visible is None or workspace in visible:
+            names["workspaces"].add(workspace)
+            names["deployments"].add(name)
+            identity = world.registry.identity(workspace, name, model=None, at=now)
+            if identity.model:
+                models.setdefault(model_key(identity.model), model_name(identity.model))
+    names["models"] = set(models.values())
+    return Choices(**{key: sorted(values) for key, values in names.items()})
+
+
+def problems(session: Session, *, visible: frozenset[str] | None, now: datetime) -> list[Problem]:
+    """What a person should look at: in the bills, the prices, the registry and the stream of events."""
+    world = World(session, now)
+    found: list[Problem] = []
+    if visible is None:
+        for part in world.parts:
+            for problem in part.problems:
+                kind = str(problem.get("kind", "bill"))
+                amount = problem.get("amount")
+                found.append(
+                    Problem(
+                        kind,
+                        f"{problem.get('subject', '')} ({part.period_start:%Y-%m}, subscription {part.subscription_id or 'none'})",
+                        str(problem.get("detail", "")),
+                        _REMEDY.get(kind, "look at the rows of the bill"),
+                        problem.get("currency"),
+                        None if amount is None else Decimal(str(amount)),
+                        problem.get("count"),
+                    )
+                )
+    recent = CostQuery(Period(now - 30 * DAY, now), "none", ("workspace", "deployment", "model"), "best", Filters(visible=visible))
+    for row in costs(session, recent, now=now).rows:
+        groups, figures = row.groups, row.figures
+        name = f"{groups['workspace'] or '(no workspace)'} / {groups['deployment'] or '(no deployment)'}"
+        if figures.unpriced_tokens:
+            detail = figures.reasons.get("metered_cost") or figures.reasons.get("unpriced_tokens") or ""
+            found.append(
+                Problem("unpriced_model", f"{name}: {groups['model'] or 'no model'}", detail, _REMEDY["unpriced_model"], count=figures.unpriced_tokens)
+            )
+        if groups["deployment"] is None and figures.billed_cost:
+            found.append(
+                Problem(
+                    "unallocated_charge",
+                    name,
+                    "billed in the last 30 days, and no deployment is known for it",
+                    _REMEDY["unallocated_charge"],
+                    figures.currency,
+                    figures.billed_cost,
+                )
+            )
+        if figures.unknown_token_requests:
+            found.append(
+                Problem(
+                    "unknown_tokens",
+                    name,
+                    "calls of the last 30 days whose tokens were not reported (often streams without include_usage)",
+                    _REMEDY["unknown_tokens"],
+                    count=figures.unknown_token_requests,
+                )
+            )
+    confirmed = set(world.registry.deployments())
+    unseen: dict[tuple[str, str], None] = {}
+    for series in world.series.values():
+        identity = world.registry.resolve(workspace=series.workspace, endpoint=series.endpoint, deployment=series.deployment, model=series.model, at=now)
+        if (
+            identity.workspace
+            and identity.deployment
+            and (visible is None or identity.workspace in visible)
+            and (identity.workspace, identity.deployment) not in confirmed
+        ):
+            unseen[identity.workspace, identity.deployment] = None
+    found += [
+        Problem(
+            "unconfirmed_deployment",
+            f"{workspace} / {name}",
+            "seen in usage, not in the inventory or a bill: its mode and route are not known",
+            _REMEDY["unconfirmed_deployment"],
+        )
+        for workspace, name in sorted(unseen)[:100]
+    ]
+    if visible is None:
+        conflicts = session.scalar(sa.select(sa.func.count()).select_from(UsageConflict)) or 0
+        if conflicts:
+            found.append(
+                Problem(
+                    "conflict",
+                    "usage events",
+                    "events were sent again under an id that stands with other content; the first one counts",
+                    _REMEDY["conflict"],
+                    count=conflicts,
+                )
+            )
+    order = {"info": 1}
+    return sorted(found, key=lambda problem: (order.get(problem.kind, 0), problem.kind == "out_of_scope", problem.kind, problem.subject))
+
+
+_REMEDY = {
+    "unknown_unit": "tell us the unit: until then the money counts and the quantity is not known",
+    "unmapped_meter": "the money counts under meter 'other'; a meter mapping will say what it counts",
+    "out_of_scope": "nothing to do: other Azure charges are kept with the bill and never added",
+    "several_rates": "the latest dated rate of the month is used for metered amounts",
+    "unpriced_model": "add a price: meterbridge import prices FILE",
+    "unallocated_charge": "import the inventory, so that charges find their deployment: meterbridge import inventory FILE",
+    "unknown_tokens": "send stream_options.include_usage, or let the gateway report usage",
+    "unconfirmed_deployment": "import the inventory: meterbridge import inventory FILE",
+    "conflict": "make the sender keep one id per call, and the same content on every retry",
+}

@@ -1,0 +1,238 @@
+"""What was known at an instant, and the sums of usage of a period: the inputs of every figure."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date, datetime
+from decimal import Decimal
+from typing import Any, TypeVar
+
+import sqlalchemy as sa
+from sqlmodel import Session, col, select
+
+from models.charges import BillPart
+from models.columns import from_microseconds, to_microseconds
+from models.ledger.values import Filters
+from models.matching import Identity, Registry, full_name
+from models.periods import DAY, Period, day_start, month_start
+from models.prices import Price, PriceBook, model_key
+from models.resources import DeploymentFact, Owner, Route, Workspace, WorkspaceFact
+from models.usage import DAY_SECONDS, QUARTER_SECONDS, UsageSeries
+
+_Known = TypeVar("_Known", WorkspaceFact, DeploymentFact, Owner, Price)
+_QUARTER = QUARTER_SECONDS * 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """A usage series with its names; None where the sender said nothing."""
+
+    id: int
+    workspace: str
+    endpoint: str | None
+    deployment: str | None
+    model: str | None
+    operation: str
+    application: str | None
+    team: str | None
+    tags: Mapping[str, str]
+
+
+class World:
+    """Everything but quantities that decides a figure, as known at one instant."""
+
+    def __init__(self, session: Session, known: datetime) -> None:
+        self.known = known
+        self.registry = Registry(
+            _known(session, WorkspaceFact, known),
+            _known(session, DeploymentFact, known),
+            _known(session, Owner, known),
+        )
+        self.prices = PriceBook(_known(session, Price, known))
+        self.series: dict[int, Series] = {}
+        for row, name in session.execute(
+            sa.select(UsageSeries, col(Workspace.name)).join(Workspace, col(Workspace.id) == col(UsageSeries.workspace_id)).order_by(col(UsageSeries.id))
+        ).tuples():
+            if row.id is not None:
+                tags = json.loads(row.tags) if row.tags != "{}" else {}
+                self.series[row.id] = Series(
+                    row.id,
+                    name,
+                    row.endpoint or None,
+                    row.deployment or None,
+                    row.model or None,
+                    row.operation,
+                    row.application or None,
+                    row.team or None,
+                    tags,
+                )
+        self.parts = list(
+            session.exec(
+                select(BillPart)
+                .where(col(BillPart.landed_at) <= known, sa.or_(col(BillPart.superseded_at).is_(None), col(BillPart.superseded_at) > known))
+                .order_by(col(BillPart.subscription_id), col(BillPart.period_start), col(BillPart.id))
+            )
+        )
+        self._landed = {(part.subscription_id, part.period_start) for part in self.parts}
+        self._reach: dict[tuple[str, str], date] = {}
+        self._currency: dict[str, str] = {}
+        self._rates: dict[tuple[str, str, str], list[tuple[date, Decimal]]] = {}
+        for part in self.parts:
+            for route, day in part.reaches.items():
+                key = (part.subscription_id, route)
+                self._reach[key] = max(self._reach.get(key, date.min), date.fromisoformat(day))
+            totals = part.in_scope_totals or part.totals
+            if totals:
+                # Parts come in order of month: the latest month's main currency stands.
+                self._currency[part.subscription_id] = min(totals, key=lambda code: (-abs(Decimal(totals[code])), code))
+            for pair, rate in part.exchange_rates.items():
+                source, _, target = pair.partition(">")
+                self._rates.setdefault((part.subscription_id, source, target), []).append((part.period_start, Decimal(rate)))
+        self._subscriptions = sorted({part.subscription_id for part in self.parts})
+
+    def is_reached(self, subscription: str | None, route: Route | None, day: date) -> bool:
+        """Whether the bill covers the day; an unknown subscription or route counts as covered where any could be."""
+        month = month_start(day)
+        routes = (route,) if route is not None else (Route.MARKETPLACE, Route.FOUNDRY)
+        among = self._subscriptions if subscription is None else (subscription,)
+        return any((name, month) in self._landed and any(self._reach.get((name, way), date.min) >= day for way in routes) for name in among)
+
+    def billing_currency(self, subscription: str | None) -> str | None:
+        """The currency the subscription is billed in, as far as its bills say."""
+        return self._currency.get(subscription) if subscription is not None else None
+
+    def rate(self, subscription: str, source: str, target: str, day: date) -> Decimal | None:
+        """The bill's own rate of that month, else of the latest earlier one, else of the first later one."""
+        if source == target:
+            return Decimal(1)
+        rates = self._rates.get((subscription, source, target))
+        if not rates:
+            return None
+        month = month_start(day)
+        earlier = [rate for start, rate in rates if start <= month]
+        return earlier[-1] if earlier else rates[0][1]
+
+    def billed_until(self) -> datetime | None:
+        """The end of the last day that every route of every subscription has reached."""
+        return day_start(min(self._reach.values()) + DAY) if self._reach else None
+
+
+class Lens:
+    """The filters of a question, with names as the world knows them."""
+
+    def __init__(self, world: World, filters: Filters) -> None:
+        self.filters = filters
+        self.models = {model_key(model) for model in filters.models}
+        self.deployments: set[str] | None = None
+        if filters.deployments:
+            known = {name for _, name in world.registry.deployments()}
+            known |= {name for series in world.series.values() if (name := full_name(series.endpoint, series.deployment))}
+            self.deployments = set()
+            for name in filters.deployments:
+                # The short name of managed compute is accepted where it is unique.
+                short = {full for full in known if full.rsplit("/", 1)[-1] == name}
+                self.deployments.add(name if name in known or len(short) != 1 else next(iter(short)))
+
+    def passes(self, identity: Identity, *, application: str | None, team: str | None, tags: Mapping[str, str]) -> bool:
+        """Whether something belongs to what was asked."""
+        filters = self.filters
+        return (
+            (filters.visible is None or identity.workspace in filters.visible)
+            and (not filters.workspaces or identity.workspace in filters.workspaces)
+            and (self.deployments is None or identity.deployment in self.deployments)
+            and (not self.models or (identity.model is not None and model_key(identity.model) in self.models))
+            and (not filters.modes or identity.mode in filters.modes)
+            and (not filters.applications or application in filters.applications)
+            and (not filters.teams or team in filters.teams)
+            and all(any(tags.get(key) == value for name, value in filters.tags if name == key) for key, _ in filters.tags)
+        )
+
+
+def _known(session: Session, table: type[_Known], known: datetime) -> Sequence[_Known]:
+    """The rows of a bitemporal table that were known at the instant."""
+    known_from, known_to = col(table.known_from), col(table.known_to)
+    return session.exec(select(table).where(known_from <= known, sa.or_(known_to.is_(None), known_to > known)).order_by(col(table.id))).all()
+
+
+# -- usage, from rollups --------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class Use:
+    """Sums of one series over one slot; ``is_inside`` tells the asked period from the rest of its edge days."""
+
+    at: datetime
+    series: int
+    is_inside: bool
+    requests: int
+    input_tokens: int
+    output_tokens: int
+    cached_input_tokens: int
+    reasoning_output_tokens: int
+    unknown_requests: int
+    estimated_requests: int
+
+
+_SUMS = """SUM(requests), SUM(CASE WHEN outcome % 2 = 1 THEN input_tokens ELSE 0 END), SUM(CASE WHEN outcome % 2 = 1 THEN output_tokens ELSE 0 END),
+SUM(CASE WHEN outcome % 2 = 1 THEN cached_input_tokens ELSE 0 END), SUM(CASE WHEN outcome % 2 = 1 THEN reasoning_output_tokens ELSE 0 END),
+SUM(unknown_requests), SUM(estimated_requests)"""
+_EVENT_SUMS = """COUNT(*), SUM(CASE WHEN billable THEN COALESCE(input_tokens, 0) ELSE 0 END), SUM(CASE WHEN billable THEN COALESCE(output_tokens, 0) ELSE 0 END),
+SUM(CASE WHEN billable THEN COALESCE(cached_input_tokens, 0) ELSE 0 END), SUM(CASE WHEN billable THEN COALESCE(reasoning_output_tokens, 0) ELSE 0 END),
+SUM(CASE WHEN is_unknown THEN 1 ELSE 0 END), SUM(CASE WHEN quality = 2 THEN 1 ELSE 0 END)"""
+
+
+def read_usage(session: Session, period: Period, *, slot: int, as_of: datetime | None, series: Sequence[int] | None, is_inside: bool = True) -> list[Use]:
+    """Usage of the period per slot (seconds) and series: rollups for whole quarter hours, events for the broken ones.
+
+    With ``as_of``, rollup rows of the days before its own count, and of its own day the events that had arrived by then.
+    """
+    start, end = to_microseconds(period.start), to_microseconds(period.end)
+    whole_start, whole_end = -(-start // _QUARTER) * _QUARTER, end // _QUARTER * _QUARTER
+    found: list[Any] = []
+    only = "" if series is None else f" AND series_id IN ({','.join(map(str, series)) or 'NULL'})"
+    if whole_start < whole_end:
+        values = {"start": whole_start // 1_000_000, "end": whole_end // 1_000_000}
+        known = ""
+        if as_of is not None:
+            values["known"] = to_microseconds(as_of) // 1_000_000 // DAY_SECONDS
+            known = " AND known_on < :known"
+        found += session.execute(
+            sa.text(
+                f"SELECT starts_at / {slot} * {slot}, series_id, {_SUMS} FROM usage_quarter "  # noqa: S608 - numbers of ours only
+                f"WHERE starts_at >= :start AND starts_at < :end{known}{only} GROUP BY 1, 2"
+            ),
+            values,
+        ).all()
+        if as_of is not None:
+            midnight = to_microseconds(as_of) // (DAY_SECONDS * 1_000_000) * DAY_SECONDS * 1_000_000
+            found += _read_events(session, whole_start, whole_end, slot=slot, only=only, arrived_from=midnight, arrived_by=to_microseconds(as_of))
+    arrived_by = None if as_of is None else to_microseconds(as_of)
+    for left, right in ((start, min(whole_start, end)), (max(whole_end, whole_start, start), end)):
+        if left < right:
+            found += _read_events(session, left, right, slot=slot, only=only, arrived_from=None, arrived_by=arrived_by)
+    merged: dict[tuple[int, int], list[int]] = {}
+    for at, series_id, *sums in found:
+        into = merged.setdefault((int(at), series_id), [0] * 7)
+        for index, value in enumerate(sums):
+            into[index] += int(value)
+    return [Use(from_microseconds(at * 1_000_000), series_id, is_inside, *sums) for (at, series_id), sums in sorted(merged.items())]
+
+
+def _read_events(session: Session, start: int, end: int, *, slot: int, only: str, arrived_from: int | None, arrived_by: int | None) -> Sequence[Any]:
+    values = {"start": start, "end": end}
+    arrived = ""
+    if arrived_from is not None:
+        arrived += " AND received_at >= :arrived_from"
+        values["arrived_from"] = arrived_from
+    if arrived_by is not None:
+        arrived += " AND received_at <= :arrived_by"
+        values["arrived_by"] = arrived_by
+    return session.execute(
+        sa.text(
+            f"SELECT time / {slot * 1_000_000} * {slot}, series_id, {_EVENT_SUMS} FROM usage_event "  # noqa: S608 - numbers of ours only
+            f"WHERE time >= :start AND time < :end{arrived}{only} GROUP BY 1, 2"
+        ),
+        values,
+    ).all()

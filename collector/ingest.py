@@ -16,7 +16,7 @@ import json
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -24,7 +24,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from collector.capture.event import CapturedEvent, ErrorClass, Ignored, Item, Refusal
+from collector.capture.event import CapturedEvent, ErrorClass, Item, Refusal
 from models.columns import canonical_json, to_microseconds
 from models.errors import Unavailable
 from models.matching import full_name
@@ -41,6 +41,11 @@ MAX_QUEUED_EVENTS = 200_000
 MAX_COMMIT_EVENTS = 20_000
 _MAX_REMEMBERED = 200_000
 _LOOKUP_CHUNK = 2_000
+# As plain numbers: arithmetic on enum members costs as much as the rest of a row.
+_TIME_RECEIVED, _CLOCK_SKEW, _SYNTHETIC_ID = int(Flag.TIME_RECEIVED), int(Flag.CLOCK_SKEW), int(Flag.SYNTHETIC_ID)
+_MISSING, _ESTIMATED = int(Quality.MISSING), int(Quality.ESTIMATED)
+_UNBILLED_STATUS = frozenset({STATUS_CODE[Status.ERROR], STATUS_CODE[Status.THROTTLED]})
+_Identity = tuple[int, int, str]  # workspace, source, the sender's id
 _QUERY_SHORT = {"sqlite": "?", "postgresql": "%s"}
 
 
@@ -120,11 +125,12 @@ class _Known:
 
 
 @dataclass(slots=True)
-class _Row:
-    """An event that will be inserted."""
+class _SeriesRef:
+    """A series by its names in the table's order; ``id`` None until it is stored."""
 
-    known: _Known
-    values: tuple[Any, ...]
+    named: list[Any]
+    digest: bytes
+    id: int | None
 
 
 class _Refused(Exception):
@@ -244,7 +250,7 @@ class _Names:
         self.is_sqlite = is_sqlite
         self.sources: dict[str, int] = {}
         self.workspaces: dict[str, int] = {}
-        self.series: dict[tuple[Any, ...], int] = {}
+        self.series: dict[tuple[Any, ...], _SeriesRef] = {}
         self.bindings: dict[tuple[int, str, str], str] = {}
 
     def forget(self) -> None:
@@ -280,33 +286,33 @@ class _Commit:
         self._names = names
         self._mark = mark
         self._received = received
-        self._rows: list[_Row] = []
-        self._standing: dict[tuple[int, int, str], list[_Known]] = {}
-        self._conflicts: list[tuple[tuple[int, int, str], _Known, bytes, CapturedEvent]] = []
+        self._rows: list[tuple[Any, ...]] = []
+        self._standing: dict[_Identity, list[_Known]] = {}
+        self._conflicts: list[tuple[_Identity, _Known, bytes, CapturedEvent]] = []
         self._quarters: dict[tuple[int, int, int], list[int]] = {}
         self._minutes: dict[tuple[int, int, int], list[int]] = {}
 
     def judge(self, batch: Batch) -> Verdict:
         """Decide every item of a batch, in its order."""
         verdict = Verdict()
-        prepared: list[tuple[int, CapturedEvent, int, int, str]] = []
+        prepared: list[tuple[int, CapturedEvent, _Identity, int]] = []
         for index, item in enumerate(batch.items):
-            match item:
-                case Refusal(error=error, detail=detail):
-                    verdict.rejected.append(Rejected(index, error, detail))
-                case Ignored():
-                    verdict.ignored += 1
-                case _:
-                    try:
-                        workspace_id, source_id = self._home(item, batch)
-                        self._check_time(item)
-                    except _Refused as refused:
-                        verdict.rejected.append(Rejected(index, refused.refusal.error, refused.refusal.detail))
-                        continue
-                    prepared.append((index, item, workspace_id, source_id, item.id or _synthetic_id(item)))
-        self._look_up([(workspace_id, source_id, event_id) for _, _, workspace_id, source_id, event_id in prepared])
-        for index, event, workspace_id, source_id, event_id in prepared:
-            self._decide(verdict, index, event, (workspace_id, source_id, event_id))
+            if isinstance(item, CapturedEvent):
+                try:
+                    workspace_id, source_id = self._home(item, batch)
+                    self._check_time(item)
+                except _Refused as refused:
+                    verdict.rejected.append(Rejected(index, refused.refusal.error, refused.refusal.detail))
+                    continue
+                event_id = item.id or _synthetic_id(item)
+                prepared.append((index, item, (workspace_id, source_id, event_id), identity_hash(workspace_id, source_id, event_id)))
+            elif isinstance(item, Refusal):
+                verdict.rejected.append(Rejected(index, item.error, item.detail))
+            else:
+                verdict.ignored += 1
+        self._look_up([(identity, digest) for _, _, identity, digest in prepared])
+        for index, event, identity, digest in prepared:
+            self._decide(verdict, index, event, identity, digest)
         verdict.rejected.sort(key=lambda one: one.index)
         return verdict
 
@@ -405,12 +411,13 @@ class _Commit:
 
     # -- identity -------------------------------------------------------------------------------
 
-    def _look_up(self, identities: Sequence[tuple[int, int, str]]) -> None:
+    def _look_up(self, identities: Sequence[tuple[_Identity, int]]) -> None:
         """Load what stands under these identities."""
-        wanted = {identity_hash(*identity): identity for identity in identities if identity not in self._standing}
-        for identity in identities:
-            self._standing.setdefault(identity, [])
-        hashes = list(wanted)
+        hashes: list[int] = []
+        for identity, digest in identities:
+            if identity not in self._standing:
+                self._standing[identity] = []
+                hashes.append(digest)
         columns = "seq, workspace_id, source_id, event_id, time, sent_time, started_at, content_hash, flags, quality"
         for first in range(0, len(hashes), _LOOKUP_CHUNK):
             chunk = hashes[first : first + _LOOKUP_CHUNK]
@@ -423,14 +430,16 @@ class _Commit:
             for seq, workspace_id, source_id, event_id, time, sent, started, content, flags, quality in found:
                 standing = self._standing.get((workspace_id, source_id, event_id))
                 if standing is not None:
-                    untimed = bool(flags & Flag.TIME_RECEIVED)
+                    untimed = bool(flags & _TIME_RECEIVED)
                     standing.append(_Known(seq, time if sent is None else sent, untimed, started, bytes(content), flags, quality))
 
-    def _decide(self, verdict: Verdict, index: int, event: CapturedEvent, identity: tuple[int, int, str]) -> None:
-        series = self._series_key(event, identity)
-        content = _content_hash(series, event)
-        restamped = 0
-        for known in self._standing[identity]:
+    def _decide(self, verdict: Verdict, index: int, event: CapturedEvent, identity: _Identity, digest: int) -> None:
+        series = self._series_of(event, identity)
+        details = canonical_json(event.details) if event.details else None
+        content = _content_hash(series.digest, event, details)
+        standing = self._standing[identity]
+        for known in standing:
+            restamped = 0
             if known.content != content:
                 is_same = False
             elif event.time is None or known.is_untimed:
@@ -444,97 +453,97 @@ class _Commit:
                 continue
             if is_same:
                 verdict.duplicates += 1
-                verdict.stored.append(Stored(index, is_duplicate=True, flags=known.flags | restamped, quality=known.quality))
+                verdict.stored.append(Stored(index, True, known.flags | restamped, known.quality))
             else:
                 self._conflicts.append((identity, known, content, event))
                 verdict.rejected.append(Rejected(index, "conflict", "an event with this id stands already with other content; the first one counts"))
             return
-        row = self._row(event, identity, self._series(series), content)
-        self._rows.append(row)
-        self._standing[identity].append(row.known)
+        if series.id is None:
+            self._insert_series(series)
+        known = self._add_row(event, identity, digest, series_id=series.id or 0, content=content, details=details)
+        standing.append(known)
         verdict.accepted += 1
-        verdict.stored.append(Stored(index, is_duplicate=False, flags=row.known.flags, quality=row.known.quality))
+        verdict.stored.append(Stored(index, False, known.flags, known.quality))
 
     # -- the rows -------------------------------------------------------------------------------
 
-    @staticmethod
-    def _series_key(event: CapturedEvent, identity: tuple[int, int, str]) -> tuple[Any, ...]:
-        return (
-            identity[0],
-            identity[1],
-            event.endpoint or "",
-            event.deployment or "",
-            event.model or "",
-            event.operation.value,
-            event.fine_tuned,
-            event.application or "",
-            event.team or "",
-            canonical_json(event.tags) if event.tags else "{}",
-        )
-
-    def _series(self, key: tuple[Any, ...]) -> int:
+    def _series_of(self, event: CapturedEvent, identity: _Identity) -> _SeriesRef:
+        """The event's series; one that is not stored yet has no id, so that a refused event leaves no trace."""
+        tags = canonical_json(event.tags) if event.tags else "{}"
+        key = (
+            identity[0], identity[1], event.endpoint or "", event.deployment or "", event.model or "",
+            event.operation, event.fine_tuned, event.application or "", event.team or "", tags,
+        )  # fmt: skip
         found = self._names.series.get(key)
-        if found is not None:
-            return found
-        digest = hashlib.blake2b(canonical_json(list(key)).encode(), digest_size=16).digest()
-        names = ("workspace_id", "source_id", "endpoint", "deployment", "model", "operation", "fine_tuned", "application", "team", "tags")
-        found = self._id_of("usage_series", {**dict(zip(names, key, strict=True)), "digest": digest}, key="digest")
-        self._names.series[key] = found
-        self._note_deployment(key)
+        if found is None:
+            named = [*key[:5], str(event.operation), *key[6:]]
+            digest = hashlib.blake2b(canonical_json(named).encode(), digest_size=16).digest()
+            stored = self._connection.scalar(sa.text("SELECT id FROM usage_series WHERE digest = :digest"), {"digest": digest})
+            found = self._names.series[key] = _SeriesRef(named, digest, None if stored is None else int(stored))
         return found
 
-    def _row(self, event: CapturedEvent, identity: tuple[int, int, str], series_id: int, content: bytes) -> _Row:
+    def _insert_series(self, series: _SeriesRef) -> None:
+        names = ("workspace_id", "source_id", "endpoint", "deployment", "model", "operation", "fine_tuned", "application", "team", "tags")
+        series.id = self._id_of("usage_series", {**dict(zip(names, series.named, strict=True)), "digest": series.digest}, key="digest")
+        self._note_deployment(series.named)
+
+    def _add_row(self, event: CapturedEvent, identity: _Identity, digest: int, *, series_id: int, content: bytes, details: str | None) -> _Known:
         workspace_id, source_id, event_id = identity
         received = self._received
         flags, sent = int(event.flags), None
         if event.time is None:
-            time, flags = received, flags | Flag.TIME_RECEIVED
+            time, flags = received, flags | _TIME_RECEIVED
         elif event.time > received + _CLOCK_TOLERANCE:
-            time, sent, flags = received, event.time, flags | Flag.CLOCK_SKEW
+            time, sent, flags = received, event.time, flags | _CLOCK_SKEW
         else:
             time = event.time
         if event.id is None:
-            flags |= Flag.SYNTHETIC_ID
-        flags = int(flags)
+            flags |= _SYNTHETIC_ID
         quality = int(event.quality)
-        is_unknown = event.billable and quality == Quality.MISSING and event.status not in (Status.ERROR, Status.THROTTLED)
-        outcome = STATUS_CODE[event.status] * 2 + event.billable
-        counts = (
-            1,
-            event.input_tokens or 0,
-            event.output_tokens or 0,
-            event.cached_input_tokens or 0,
-            event.reasoning_output_tokens or 0,
-            1 if is_unknown else 0,
-            1 if quality == Quality.ESTIMATED else 0,
-        )
+        status = STATUS_CODE[event.status]
+        is_unknown = event.billable and quality == _MISSING and status not in _UNBILLED_STATUS
+        outcome = status * 2 + event.billable
+        inputs, outputs, cached, reasoning = event.input_tokens, event.output_tokens, event.cached_input_tokens, event.reasoning_output_tokens
         seconds = time // _SECOND
-        _add(self._quarters, (seconds - seconds % QUARTER_SECONDS, series_id, outcome), counts)
-        _add(self._minutes, (seconds - seconds % MINUTE_SECONDS, series_id, outcome), counts)
-        values = (
-            time,
-            workspace_id,
-            source_id,
-            event_id,
-            series_id,
-            STATUS_CODE[event.status],
-            event.billable,
-            event.input_tokens,
-            event.output_tokens,
-            event.cached_input_tokens,
-            event.reasoning_output_tokens,
-            quality,
-            is_unknown,
-            flags,
-            received,
-            sent,
-            event.started_at,
-            identity_hash(workspace_id, source_id, event_id),
-            content,
-            canonical_json(event.details) if event.details else None,
+        for sums, key in (
+            (self._quarters, (seconds - seconds % QUARTER_SECONDS, series_id, outcome)),
+            (self._minutes, (seconds - seconds % MINUTE_SECONDS, series_id, outcome)),
+        ):
+            into = sums.get(key)
+            if into is None:
+                into = sums[key] = [0, 0, 0, 0, 0, 0, 0]
+            into[0] += 1
+            into[1] += inputs or 0
+            into[2] += outputs or 0
+            into[3] += cached or 0
+            into[4] += reasoning or 0
+            into[5] += is_unknown
+            into[6] += quality == _ESTIMATED
+        self._rows.append(
+            (
+                time,
+                workspace_id,
+                source_id,
+                event_id,
+                series_id,
+                status,
+                event.billable,
+                inputs,
+                outputs,
+                cached,
+                reasoning,
+                quality,
+                is_unknown,
+                flags,
+                received,
+                sent,
+                event.started_at,
+                digest,
+                content,
+                details,
+            )
         )
-        known = _Known(None, time if sent is None else sent, event.time is None, event.started_at, content, flags, quality)
-        return _Row(known, values)
+        return _Known(None, time if sent is None else sent, event.time is None, event.started_at, content, flags, quality)
 
     # -- first sight ----------------------------------------------------------------------------
 
@@ -546,7 +555,7 @@ class _Commit:
                 {"name": name, "at": self._received},
             )
 
-    def _note_deployment(self, key: tuple[Any, ...]) -> None:
+    def _note_deployment(self, key: Sequence[Any]) -> None:
         """List a deployment that usage shows for the first time, unconfirmed."""
         endpoint, deployment, model = key[2], key[3], key[4]
         name = full_name(endpoint, deployment)
@@ -581,7 +590,7 @@ class _Commit:
         if self._rows:
             marks = ", ".join([self._mark] * (_EVENT_COLUMNS.count(",") + 1))
             sql = f"INSERT INTO usage_event ({_EVENT_COLUMNS}) VALUES ({marks}) ON CONFLICT DO NOTHING"  # noqa: S608 - names of ours
-            done = self._connection.exec_driver_sql(sql, [row.values for row in self._rows])
+            done = self._connection.exec_driver_sql(sql, self._rows)
             if done.rowcount != len(self._rows):
                 return False
             known_on = self._received // _SECOND // DAY_SECONDS
@@ -615,34 +624,19 @@ class _Commit:
             )
 
 
-def _add(sums: dict[tuple[int, int, int], list[int]], key: tuple[int, int, int], counts: Iterable[int]) -> None:
-    into = sums.get(key)
-    if into is None:
-        sums[key] = list(counts)
-    else:
-        for index, count in enumerate(counts):
-            into[index] += count
-
-
-def _content_hash(series: tuple[Any, ...], event: CapturedEvent) -> bytes:
+def _content_hash(series: bytes, event: CapturedEvent, details: str | None) -> bytes:
     """A digest of everything an event says but its times."""
-    said = (
-        series,
-        event.status.value,
-        event.billable,
-        event.input_tokens,
-        event.output_tokens,
-        event.cached_input_tokens,
-        event.reasoning_output_tokens,
-        sorted(event.details.items()) if event.details else (),
-    )
-    return hashlib.blake2b(repr(said).encode("utf-8", "surrogatepass"), digest_size=16).digest()
+    said = f"{event.status}|{event.billable}|{event.input_tokens}|{event.output_tokens}|{event.cached_input_tokens}|{event.reasoning_output_tokens}|{details}"
+    return hashlib.blake2b(series + said.encode(), digest_size=16).digest()
 
 
 def _synthetic_id(event: CapturedEvent) -> str:
     """An id for an event that has none: of its content and time, so that a redelivery is met again."""
     series = (event.source, event.workspace, event.endpoint, event.deployment, event.model, event.operation.value, event.application, event.team)
-    return "sha256:" + hashlib.sha256(repr((series, event.time, event.started_at, _content_hash((), event).hex())).encode()).hexdigest()
+    return (
+        "sha256:"
+        + hashlib.sha256(repr((series, event.time, event.started_at, _content_hash(b"", event, canonical_json(event.details)).hex())).encode()).hexdigest()
+    )
 
 
 def _evidence(event: CapturedEvent) -> dict[str, Any]:

@@ -9,12 +9,14 @@ from decimal import Decimal
 from enum import StrEnum
 from typing import Any
 
+import msgspec
 from sqlalchemy import BigInteger, Dialect, Integer, Numeric, Text
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from models import money
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_CANONICAL = msgspec.json.Encoder(order="deterministic")
 _MICROSECOND = timedelta(microseconds=1)
 
 # SQLite gives only INTEGER PRIMARY KEY the rowid; every other place takes 64 bits on both.
@@ -101,4 +103,4 @@ class JsonText(TypeDecorator[Any]):
 
 def canonical_json(value: Mapping[str, Any] | list[Any]) -> str:
     """The one text of a JSON value: sorted keys, no spaces, characters as they are."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return _CANONICAL.encode(value).decode()

@@ -108,7 +108,7 @@ class Registry:
         home = self.workspace_fact(workspace, at)
         shown = home.workspace if home is not None and home.source == "inventory" else workspace
         fact = self.fact(workspace, name, at) if name is not None else None
-        subscription = home.subscription_id if home is not None else None
+        subscription = self.subscription(workspace, at)
         if fact is None:
             return Identity(shown, name, model or None, subscription=subscription)
         return Identity(
@@ -132,6 +132,11 @@ class Registry:
         """The row of the workspace that decides at the instant."""
         facts = self._workspaces.get(workspace.casefold())
         return _applying([fact for fact in facts if fact.source != "usage"] or facts, at) if facts else None
+
+    def subscription(self, workspace: str, at: datetime) -> str | None:
+        """The workspace's subscription, from the best source that says one: inventory may name a workspace and not this."""
+        facts = [fact for fact in self._workspaces.get(workspace.casefold(), ()) if fact.subscription_id]
+        return _applying(facts, at).subscription_id if facts else None
 
     def route(self, fact: DeploymentFact) -> Route | None:
         """How the deployment's charges reach the bill; a serverless one outside a Foundry account comes by Marketplace."""

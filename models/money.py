@@ -51,7 +51,7 @@ def decimal_from(text: str, *, what: str) -> Decimal:
 def currency_from(text: str, *, what: str) -> str:
     """An ISO 4217 code, upper case."""
     code = text.strip().upper()
-    if not _CURRENCY.match(code):
+    if not text.isascii() or not _CURRENCY.match(code):  # upper() turns ß into SS
         raise InvalidInput(f"{what} is not a three-letter currency code: {text[:20]!r}")
     return code
 
@@ -147,7 +147,7 @@ class Money:
         return Money(minus(self.amount, other.amount), self.currency)
 
     def __neg__(self) -> Money:
-        return Money(-self.amount, self.currency)
+        return Money(self.amount.copy_negate(), self.currency)  # unary minus would round to the thread's context
 
     def _same(self, other: Money) -> None:
         if self.currency != other.currency:

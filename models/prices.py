@@ -67,7 +67,7 @@ class Price(SQLModel, table=True):
 # A model asset as ARM, the registry and the command line write it: azureml://registries/R/models/NAME/versions/1,
 # /subscriptions/…/workspaces/W/models/NAME/versions/1, azureml:NAME:1.
 _ASSET_PATH = re.compile(r"(?:azureml:)?/.*/(?:workspaces|registries)/[^/]+/models/([^/]+)(?:/.*)?\Z", re.IGNORECASE)
-_ASSET_SHORT = re.compile(r"azureml:([^/:]+)(?::[^/:]*|@[^/:]*)?\Z", re.IGNORECASE)
+_ASSET_SHORT = re.compile(r"azureml:([^/:@]+)(?:[:@][^/:@]*)?\Z", re.IGNORECASE)
 # Prefixes that name where the same weights are fetched or called (Hugging Face, as vLLM reports it; LiteLLM), not another model.
 _PUBLISHERS = ("azure-ai/", "azure/", "meta-llama/", "meta/")
 

@@ -272,19 +272,21 @@ def _check_rollups(
     quarters: dict[_RollupKey, list[int]] = {}
     for (starts_at, *rest), counts in minutes.items():
         key = (starts_at - starts_at % QUARTER_SECONDS, rest[0], rest[1], rest[2])
-        quarters[key] = [left + right for left, right in zip(quarters.get(key, [0] * len(counts)), counts, strict=True)]
+        known = quarters.get(key)
+        quarters[key] = list(counts) if known is None else [left + right for left, right in zip(known, counts, strict=True)]
     for table, ours in ((UsageMinute, minutes), (UsageQuarter, quarters)):
         name = str(table.__tablename__)
         start = col(table.starts_at)
         columns: list[Any] = [start, col(table.series_id), col(table.known_on), col(table.outcome), *(col(getattr(table, count)) for count in _ROLLUP_COUNTS)]
         query = sa.select(*columns).where(start >= day * DAY_SECONDS, start < (day + 1) * DAY_SECONDS)
         stored = {(row[0], row[1], row[2], row[3]): list(row[4:]) for row in session.connection().execute(query)}
-        for key in sorted(stored.keys() | ours.keys()):
+        nothing = [0] * len(_ROLLUP_COUNTS)
+        keys = stored.keys() | ours.keys()
+        found.checked += len(keys)
+        for key in sorted(key for key in keys if key[1] not in series or stored.get(key, nothing) != ours.get(key, nothing)):
             where = f"{rfc3339(EPOCH + timedelta(seconds=key[0]))} series {key[1]} known on {utc_day(EPOCH + DAY * key[2])} outcome {key[3]}"
             if key[1] not in series:
                 found.note(f"the series of a row of {name}", where, "missing", "one that exists")
-            nothing = [0] * len(_ROLLUP_COUNTS)
-            found.checked += 1
             for count, theirs, right in zip(_ROLLUP_COUNTS, stored.get(key, nothing), ours.get(key, nothing), strict=True):
                 if theirs != right:
                     found.note(f"{name}.{count}", where, str(theirs), str(right))

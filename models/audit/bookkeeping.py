@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date, datetime, timedelta
 from decimal import ROUND_HALF_EVEN, Decimal, localcontext
@@ -22,7 +22,7 @@ from models.charges import IN_SCOPE, BillPart, Charge, ChargeClass, ChargeItem, 
 from models.columns import EPOCH
 from models.money import ZERO
 from models.periods import DAY, HOUR, Period, day_start, days, utc_day
-from models.prices import Price, PriceMeter, model_key
+from models.prices import TOKEN_METERS, Price, PriceMeter, model_key
 from models.resources import DeploymentFact, Mode, Route, Workspace
 from models.usage import QUARTER_SECONDS, Operation, UsageEvent, UsageSeries
 
@@ -32,7 +32,7 @@ _MICROSECOND = timedelta(microseconds=1)
 
 @dataclass(frozen=True, slots=True)
 class _View:
-    """What a series means during a stretch of time in which no fact changes."""
+    """What a series means, and what its tokens cost, during a stretch of time in which no fact and no price changes."""
 
     workspace: str
     deployment: str | None
@@ -43,14 +43,13 @@ class _View:
     team: str | None
     cost_center: str | None
     subscription: str | None
-    sku: str | None
-    region: str | None
     is_training: bool
+    prices: Mapping[PriceMeter, Price | None]  # of what is priced by tokens; empty for managed compute
 
 
 @dataclass(slots=True)
 class _Counts:
-    """The events of one series in one quarter hour."""
+    """The events of one series in one quarter hour, or in a day of such quarter hours."""
 
     requests: int = 0
     unknown: int = 0
@@ -192,17 +191,26 @@ class _Bookkeeper:
         series = {row.id: row for row in self.session.exec(select(UsageSeries))}
         changes: dict[int, list[datetime]] = {}
         views: dict[tuple[int, int], _View] = {}
-        for (quarter, series_id), counts in sorted(self._events().items()):
+        by_day: dict[tuple[int, int, date], _Counts] = {}
+        for (quarter, series_id), counts in self._events().items():
             at = EPOCH + timedelta(seconds=quarter * QUARTER_SECONDS)
             sent = series.get(series_id)
             if sent is None or sent.workspace_id not in workspaces:
                 continue  # reported by the check of the rollups
             if sent.workspace_id not in changes:
-                changes[sent.workspace_id] = sorted(self.registry.changes(workspaces[sent.workspace_id]) | self.owners.changes)
-            stretch = (series_id, bisect_right(changes[sent.workspace_id], at))
-            if stretch not in views:
-                views[stretch] = self._view(sent, workspaces[sent.workspace_id], at)
-            self._enter_quarter(series_id, views[stretch], counts, at)
+                known = self.registry.changes(workspaces[sent.workspace_id]) | self.owners.changes | self.prices.changes
+                changes[sent.workspace_id] = sorted(known)
+            stretch = bisect_right(changes[sent.workspace_id], at)
+            if (series_id, stretch) not in views:
+                views[series_id, stretch] = self._view(sent, workspaces[sent.workspace_id], at)
+            day = by_day.setdefault((series_id, stretch, utc_day(at)), _Counts())
+            day.requests += counts.requests
+            day.unknown += counts.unknown
+            day.input += counts.input
+            day.output += counts.output
+            day.cached += min(counts.cached, counts.input)
+        for (series_id, stretch, on), counts in sorted(by_day.items(), key=lambda pair: pair[0]):
+            self._enter_day(series_id, views[series_id, stretch], counts, on)
 
     def _events(self) -> dict[tuple[int, int], _Counts]:
         """The events known at the moment, added up per (quarter hour, series): requests of all, tokens of the billable ones."""
@@ -236,6 +244,7 @@ class _Bookkeeper:
     def _view(self, sent: UsageSeries, workspace: str, at: datetime) -> _View:
         name = self.registry.name(workspace, sent.endpoint, sent.deployment)
         fact = self.registry.deployment(workspace, name, at)
+        model = (fact.model if fact else None) or sent.model or None
         mode = fact.mode if fact else Mode.UNKNOWN
         route = fact.route if fact else None
         team, cost_center = self.owners.of(
@@ -244,37 +253,37 @@ class _Bookkeeper:
         return _View(
             workspace=workspace,
             deployment=name,
-            model=(fact.model if fact else None) or sent.model or None,
+            model=model,
             mode=mode,
             routes=(Route.COMPUTE,) if mode is Mode.MANAGED_COMPUTE else (route,) if mode is Mode.SERVERLESS and route else _SERVERLESS,
             application=sent.application or None,
             team=sent.team or team,
             cost_center=cost_center,
             subscription=self.registry.subscription(workspace, at),
-            sku=fact.sku if fact else None,
-            region=fact.region if fact else None,
             is_training=sent.operation == Operation.FINE_TUNING,
+            prices={}
+            if mode is Mode.MANAGED_COMPUTE
+            else {
+                meter: self.prices.at(
+                    self.prices.fitting(meter, model=model, workspace=workspace, sku=fact.sku if fact else None, region=fact.region if fact else None), at
+                )
+                for meter in TOKEN_METERS
+            },
         )
 
-    def _price(self, view: _View, meter: PriceMeter, at: datetime) -> Price | None:
-        if view.mode is Mode.MANAGED_COMPUTE:
-            return None
-        return self.prices.at(self.prices.fitting(meter, model=view.model, workspace=view.workspace, sku=view.sku, region=view.region), at)
-
-    def _enter_quarter(self, series_id: int, view: _View, counts: _Counts, at: datetime) -> None:
-        day = utc_day(at)
+    def _enter_day(self, series_id: int, view: _View, counts: _Counts, day: date) -> None:
         is_reached = self.bills.is_reached(view.subscription, view.routes, day)
         billed_in = self.bills.currency(view.subscription, day)
 
         # (meter, input tokens, output tokens, price)
         quantities: list[tuple[MeterKind, int, int, Price | None]]
         if view.is_training:
-            first = self._price(view, PriceMeter.TRAINING_TOKENS, at)
+            first = view.prices.get(PriceMeter.TRAINING_TOKENS)
             quantities = [(MeterKind.TRAINING, counts.input, counts.output, first)]
         else:
-            input_price, output_price = self._price(view, PriceMeter.INPUT_TOKENS, at), self._price(view, PriceMeter.OUTPUT_TOKENS, at)
-            cached_price = self._price(view, PriceMeter.CACHED_INPUT_TOKENS, at)
-            cached = min(counts.cached, counts.input) if cached_price else 0
+            input_price, output_price = view.prices.get(PriceMeter.INPUT_TOKENS), view.prices.get(PriceMeter.OUTPUT_TOKENS)
+            cached_price = view.prices.get(PriceMeter.CACHED_INPUT_TOKENS)
+            cached = counts.cached if cached_price else 0
             first = input_price or output_price
             quantities = [
                 (MeterKind.INPUT, counts.input - cached, 0, input_price),

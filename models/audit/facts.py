@@ -172,6 +172,7 @@ class Prices:
         for row in session.exec(select(Price)):
             if _was_known(row, moment):
                 self.rows.setdefault(row.meter, []).append(row)
+        self.changes = {at for rows in self.rows.values() for row in rows for at in (row.valid_from, row.valid_to) if at is not None}
         self._fitting: dict[tuple[PriceMeter, str | None, str | None, str | None, str | None], list[Price]] = {}
 
     def fitting(self, meter: PriceMeter, *, model: str | None, workspace: str | None, sku: str | None, region: str | None) -> list[Price]:

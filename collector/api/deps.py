@@ -1,0 +1,38 @@
+"""What the routes of the FastAPI app are given: the store, the caller, the time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Annotated
+
+from fastapi import Depends, Request
+from sqlmodel import Session
+
+from collector.auth import OPEN, Principal
+from models.store import Store
+
+
+def _store(request: Request) -> Store:
+    found: Store = request.app.state.store
+    return found
+
+
+def _reading(store: Annotated[Store, Depends(_store)]) -> Iterator[Session]:
+    with store.read() as session:
+        yield session
+
+
+def _principal(request: Request) -> Principal:
+    found: Principal = getattr(request.state, "principal", OPEN)
+    return found
+
+
+def clock() -> datetime:
+    """The server's clock."""
+    return datetime.now(UTC)
+
+
+Reading = Annotated[Session, Depends(_reading)]
+Caller = Annotated[Principal, Depends(_principal)]
+Now = Annotated[datetime, Depends(clock)]

@@ -1,0 +1,112 @@
+"""The gate in front of every route: who asks, from where, and whether their key covers it.
+
+Judged before a byte of the body is read. With no key ever created the service is open, but only to programs and
+pages of this machine: a foreign ``Host`` (DNS rebinding), a proxy's headers or a cross-site request are refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from urllib.parse import urlsplit
+
+from starlette.concurrency import run_in_threadpool
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from collector import auth
+from collector.api.problems import problem_of
+from collector.auth import KeyRing, Principal
+from models.errors import DomainError, Forbidden, Unauthorized
+
+_LOCAL_HOSTS = frozenset({"127.0.0.1", "localhost", "[::1]"})
+_PROXY_HEADERS = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-forwarded-port", "x-forwarded-prefix", "x-real-ip", "via")
+_ALWAYS = frozenset({"/livez", "/readyz", "/version"})
+_PUBLIC = frozenset({"/", "/docs", "/openapi.json", "/docs/oauth2-redirect", "/favicon.ico"})
+
+
+def headers_of(scope: Scope) -> dict[str, str]:
+    """The request's headers by lower-case name; the first of a repeated one."""
+    found: dict[str, str] = {}
+    for name, value in scope["headers"]:
+        found.setdefault(name.decode("latin-1").lower(), value.decode("latin-1"))
+    return found
+
+
+def refuse_foreign(headers: Mapping[str, str]) -> None:
+    """Refuse what the open mode must not answer: another host name, a proxy in between, a page of another site."""
+    host = headers.get("host", "").lower()
+    name = host.rsplit(":", 1)[0] if not host.endswith("]") and ":" in host else host
+    if name not in _LOCAL_HOSTS:
+        raise Forbidden("without keys only this machine is answered, as 127.0.0.1, localhost or [::1]; create an admin key to serve others")
+    found = next((header for header in headers if header in _PROXY_HEADERS or header.startswith("x-forwarded-")), None)
+    if found is not None:
+        raise Forbidden(f"without keys no proxied request is answered (it has the header {found}); create an admin key to serve behind a proxy")
+    refuse_cross_site(headers)
+
+
+def refuse_cross_site(headers: Mapping[str, str]) -> None:
+    """Refuse a request that a page of another site caused."""
+    site = headers.get("sec-fetch-site", "none")
+    origin = headers.get("origin")
+    if site not in ("none", "same-origin"):
+        raise Forbidden("a page of another site caused this request; it is not answered")
+    if origin is not None and urlsplit(origin).netloc.lower() != headers.get("host", "").lower():
+        raise Forbidden("the request comes from a page of another origin; it is not answered")
+
+
+class Gate:
+    """ASGI middleware that finds the principal and puts it into ``scope["state"]["principal"]``."""
+
+    def __init__(self, app: ASGIApp, *, keys: KeyRing, is_loopback: bool) -> None:
+        self._app = app
+        self._keys = keys
+        self._is_loopback = is_loopback
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        path: str = scope["path"]
+        if path in _ALWAYS:
+            await self._app(scope, receive, send)
+            return
+        headers = headers_of(scope)
+        try:
+            principal = await self.principal(path, headers)
+            if principal is not None:
+                scope.setdefault("state", {})["principal"] = principal
+                needed = _needed(path, scope["method"])
+                if needed is not None and not principal.may(needed):
+                    raise Forbidden(f"this key has the scope {principal.scope}; {scope['method']} {path[:80]} needs {needed}")
+        except DomainError as fault:
+            await problem_of(fault)(scope, receive, send)
+            return
+        await self._app(scope, receive, send)
+
+    async def principal(self, path: str, headers: Mapping[str, str]) -> Principal | None:
+        """Who asks; None where the route decides for itself (public pages, the dashboard's own login, control)."""
+        # Asked on every request: the database is only read (off the loop) when what is remembered is too old.
+        is_open = await run_in_threadpool(self._keys.is_open) if self._keys.is_stale else self._keys.is_open()
+        if is_open:
+            if not self._is_loopback:
+                raise Unauthorized("no key exists yet; create an admin key on the machine itself: meterbridge keys create --name NAME --scope admin")
+            refuse_foreign(headers)
+            return auth.OPEN
+        if path in _PUBLIC or path == "/dashboard" or path.startswith(("/dashboard/", "/v1/control")):
+            return None
+        scheme, _, secret = headers.get("authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or not secret.strip():
+            raise Unauthorized("a key is needed: send the header Authorization: Bearer mb_…")
+        found = await run_in_threadpool(self._keys.authenticate, secret.strip()) if self._keys.is_stale else self._keys.authenticate(secret.strip())
+        if found is None:
+            raise Unauthorized("this key is not known, or was revoked")
+        return found
+
+
+def _needed(path: str, method: str) -> auth.Scope | None:
+    if path in _PUBLIC or path == "/dashboard" or path.startswith(("/dashboard/", "/v1/control")):
+        return None
+    if method == "POST" and path.startswith(("/v1/usage", "/otlp/", "/api/v1/events")):
+        return "admin" if path == "/v1/usage/void" else "ingest"
+    if method in ("GET", "HEAD", "OPTIONS"):
+        return "read"
+    return "admin"

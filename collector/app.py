@@ -1,0 +1,132 @@
+"""The HTTP application: the gate, the raw ingest routes, the FastAPI routes and whatever is mounted beside them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from datetime import datetime
+
+import sqlalchemy as sa
+from fastapi import FastAPI, Request
+from fastapi.responses import PlainTextResponse, RedirectResponse
+from starlette.responses import JSONResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from collector.api import control, docs, problems, reads
+from collector.api.deps import Reading
+from collector.api.gate import Gate
+from collector.api.ingest import IngestRoutes
+from collector.auth import KeyRing
+from collector.ingest import Ingest
+from models.columns import to_microseconds
+from models.errors import Unavailable
+from models.store import Store, head_revision
+
+logger = logging.getLogger(__name__)
+
+
+def create_app(
+    *,
+    store: Store,
+    ingest: Ingest | None,
+    keys: KeyRing,
+    now: Callable[[], datetime],
+    version: str,
+    is_loopback: bool,
+    control_token: str = "",
+    mounts: Mapping[str, ASGIApp] | None = None,
+) -> ASGIApp:
+    """Everything the service answers; without ``ingest`` it only reads. ``mounts`` are ASGI apps under their own path, such as ``/dashboard``."""
+    api = FastAPI(
+        title="meterbridge",
+        version=version,
+        description="Cost, quota and usage of Meta Llama models on Azure: the bill joined with the requests behind it.",
+        docs_url=None,  # its page would load scripts from another host; ours is below
+        redoc_url=None,
+    )
+    api.state.store, api.state.ingest, api.state.keys, api.state.now, api.state.control_token = store, ingest, keys, now, control_token
+    problems.install(api)
+    api.include_router(reads.router)
+    if ingest is not None:
+        api.include_router(control.router)
+    docs.install(api)
+    _operations(api, version)
+    for path, mounted in (mounts or {}).items():
+        api.mount(path, mounted)
+    app: ASGIApp = api if ingest is None else IngestRoutes(api, ingest=ingest, clock=lambda: to_microseconds(now()))
+    return Hardened(Gate(app, keys=keys, is_loopback=is_loopback))
+
+
+def _operations(api: FastAPI, version: str) -> None:
+    @api.get("/", include_in_schema=False)
+    def home() -> RedirectResponse:
+        return RedirectResponse("/dashboard/", 307)
+
+    @api.get("/dashboard", include_in_schema=False)
+    def dashboard() -> RedirectResponse:
+        return RedirectResponse("/dashboard/", 307)
+
+    @api.get("/livez", tags=["operations"], summary="The process is alive")
+    def livez() -> PlainTextResponse:
+        return PlainTextResponse("ok\n")
+
+    @api.get("/readyz", tags=["operations"], summary="The database answers and has this version's schema")
+    def readyz(request: Request) -> PlainTextResponse:
+        store: Store = request.app.state.store
+        if store.revision() != head_revision():
+            raise Unavailable("the database's schema is not this version's; run: meterbridge migrate")
+        return PlainTextResponse("ready\n")
+
+    @api.get("/version", tags=["operations"], summary="This software's version")
+    def show_version() -> dict[str, str]:
+        return {"version": version, "schema": head_revision()}
+
+    @api.get("/metrics", tags=["operations"], summary="Prometheus metrics of the service itself", response_class=PlainTextResponse)
+    def metrics(request: Request, session: Reading) -> Response:
+        ingest: Ingest | None = request.app.state.ingest
+        counters = ingest.counters if ingest is not None else dict.fromkeys(("accepted", "duplicates", "rejected", "commits", "failures"), 0)
+        session.execute(sa.text("SELECT 1"))
+        lines = ["# HELP meterbridge_usage_events_total Usage events by what became of them.", "# TYPE meterbridge_usage_events_total counter"]
+        lines += [f'meterbridge_usage_events_total{{outcome="{name}"}} {counters[name]}' for name in ("accepted", "duplicates", "rejected")]
+        lines += [
+            "# HELP meterbridge_commits_total Group commits of usage.",
+            "# TYPE meterbridge_commits_total counter",
+            f"meterbridge_commits_total {counters['commits']}",
+        ]
+        lines += ["# HELP meterbridge_commit_failures_total Commits that failed.", "# TYPE meterbridge_commit_failures_total counter"]
+        lines += [f"meterbridge_commit_failures_total {counters['failures']}", ""]
+        return PlainTextResponse("\n".join(lines), media_type="text/plain; version=0.0.4")
+
+    @api.exception_handler(Exception)
+    def _fault(_request: Request, fault: Exception) -> JSONResponse:
+        logger.error("a request failed", exc_info=fault)
+        body = {
+            "type": "about:blank",
+            "title": "Internal Server Error",
+            "status": 500,
+            "detail": "something is wrong in meterbridge itself; its log says more",
+            "error": "internal",
+        }
+        return JSONResponse(body, 500, media_type=problems.MEDIA_TYPE)
+
+
+class Hardened:
+    """ASGI: the headers that every answer carries, unless its route said otherwise."""
+
+    _HEADERS = ((b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"same-origin"), (b"x-frame-options", b"DENY"))
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+
+        async def hardened(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                said = {name.lower() for name, _ in message.get("headers", ())}
+                message = {**message, "headers": [*message.get("headers", ()), *((name, value) for name, value in self._HEADERS if name not in said)]}
+            await send(message)
+
+        await self._app(scope, receive, hardened)

@@ -1,0 +1,551 @@
+"""Bill files as rows: Azure cost details (EA, MCA) and FOCUS, as CSV, gzipped CSV or Parquet.
+
+Recognises a file by its columns, reads it row by row in bounded memory, and refuses the first thing it cannot read with
+the file, row and column. Numbers stay decimal text until they are Decimals.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import math
+import re
+import zlib
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, time, timedelta, timezone
+from decimal import Decimal
+from functools import cached_property
+from hashlib import file_digest, sha256
+from operator import itemgetter
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from collector.billing.classify import Dimensions, Item, charge_type_of, classify
+from models import money
+from models.errors import InvalidInput
+from models.periods import month_start
+
+Source = Literal["cost_details_ea", "cost_details_mca", "focus"]
+
+# What a row is made of -> the columns that may hold it, best first, lower case. Azure spells one column in several
+# ways between schema versions (cost details EA 2024-08-01, MCA 2023-12-01-preview; FOCUS 1.0 to 1.2 with x_ columns).
+_COST_DETAILS: Mapping[str, tuple[str, ...]] = {
+    "charged_on": ("date", "usagedate", "usagedatetime"),
+    "billed_cost": ("costinbillingcurrency", "cost"),
+    "quantity": ("quantity", "usagequantity"),
+    "unit_price": ("effectiveprice",),
+    "invoice_id": ("invoiceid",),
+    "subscription": ("subscriptionid", "subscriptionguid"),
+    "billing_account": ("billingaccountid",),
+    "period_start": ("billingperiodstartdate",),
+    "resource_id": ("resourceid", "instanceid"),
+    "resource_group": ("resourcegroupname", "resourcegroup"),
+    "publisher_type": ("publishertype",),
+    "publisher_id": ("publisherid",),
+    "publisher": ("publishername",),
+    "service": ("consumedservice",),
+    "category": ("metercategory",),
+    "subcategory": ("metersubcategory",),
+    "meter": ("metername",),
+    "product": ("productname", "product"),
+    "offer_name": ("productordername",),
+    "plan": ("planname",),
+    "unit": ("unitofmeasure",),
+    "region": ("resourcelocation", "resourcelocationnormalized", "location"),
+    "cost_center": ("costcenter",),
+    "details": ("additionalinfo",),
+    "tags": ("tags",),
+    "charge_type": ("chargetype",),
+    "commitment_id": ("reservationid", "benefitid"),
+    "currency": ("billingcurrency", "billingcurrencycode", "currency"),
+    "pricing_currency": ("pricingcurrency", "pricingcurrencycode"),
+    "exchange_rate": ("exchangeratepricingtobilling", "exchangerate"),
+    "exchange_rate_on": ("exchangeratedate",),
+}
+_FOCUS: Mapping[str, tuple[str, ...]] = {
+    "charged_on": ("chargeperiodstart",),
+    "billed_cost": ("billedcost",),
+    "effective_cost": ("effectivecost",),
+    "quantity": ("pricingquantity",),
+    "consumed_quantity": ("consumedquantity",),
+    "consumed_unit": ("consumedunit",),
+    # Per pricing unit in the pricing currency; ContractedUnitPrice itself is in the billing currency.
+    "unit_price": ("pricingcurrencycontractedunitprice", "x_billedunitprice"),
+    "invoice_id": ("invoiceid", "x_invoiceid"),
+    "subscription": ("subaccountid",),
+    "billing_account": ("x_billingaccountid", "billingaccountid"),
+    "period_start": ("billingperiodstart",),
+    "resource_id": ("resourceid",),
+    "resource_type": ("x_resourcetype", "resourcetype"),
+    "resource_group": ("x_resourcegroupname",),
+    "publisher_type": ("x_publishercategory",),
+    "publisher_id": ("x_publisherid",),
+    "publisher": ("publishername", "serviceprovidername"),
+    "service": ("servicename",),
+    "category": ("x_skumetercategory", "servicename"),
+    "subcategory": ("x_skumetersubcategory",),
+    "meter": ("skumeter", "x_skumetername"),
+    "product": ("chargedescription", "x_skudescription"),
+    "offer_name": ("x_skuordername", "x_modelname"),
+    "plan": ("x_skuplanname",),
+    "unit": ("pricingunit",),
+    "unit_description": ("x_pricingunitdescription",),
+    "block_size": ("x_pricingblocksize",),
+    "region": ("regionid", "region"),
+    "cost_center": ("x_costcenter",),
+    "details": ("x_skudetails", "skupricedetails"),
+    "tags": ("tags",),
+    "charge_type": ("chargecategory",),
+    "charge_class": ("chargeclass",),
+    "commitment_id": ("commitmentdiscountid",),
+    "commitment_type": ("commitmentdiscounttype",),
+    "commitment_status": ("commitmentdiscountstatus",),
+    "currency": ("billingcurrency",),
+    "pricing_currency": ("pricingcurrency", "x_pricingcurrency"),
+    "exchange_rate": ("x_billingexchangerate",),
+    "exchange_rate_on": ("x_billingexchangeratedate",),
+}
+# Without these a charge cannot be told from another; the other columns only say more about it.
+_REQUIRED_COST_DETAILS = (
+    "date",
+    "costInBillingCurrency",
+    "billingCurrency",
+    "quantity",
+    "unitOfMeasure",
+    "chargeType",
+    "SubscriptionId",
+    "ResourceId",
+    "meterCategory",
+    "meterName",
+)
+_REQUIRED_FOCUS = ("BilledCost", "BillingCurrency", "ChargeCategory", "ChargePeriodStart", "PricingQuantity", "PricingUnit", "ResourceId")
+
+_AGAIN = "nothing was landed; export the file again from Azure and import it as it came (a spreadsheet rewrites numbers and dates)"
+_BATCH_ROWS = 2_000
+# Entries kept of what was read before: a bill repeats its texts, and an unlucky one must not fill the memory.
+_CACHE_ENTRIES = 50_000
+_CACHE_ROWS = 10_000  # the texts of a row take some 3 kB
+
+
+class BillRow(NamedTuple):
+    """One billed row, read. ``period_start`` is the first day of its billing month; ``line`` counts the header as 1."""
+
+    line: int
+    period_start: date
+    subscription_id: str
+    billing_account: str
+    item: Item
+    charged_on: date
+    charge_type: str
+    quantity: Decimal | None
+    unit_price: Decimal | None
+    billed_cost: Decimal
+    effective_cost: Decimal | None
+    currency: str
+    pricing_currency: str | None
+    invoice_id: str | None
+    exchange_rate: Decimal | None
+    exchange_rate_on: date | None
+
+
+@dataclass(frozen=True, slots=True)
+class BillFile:
+    """A recognised bill: one file, or the files that one export was delivered in."""
+
+    name: str
+    source: Source
+    sha256: str
+    tables: tuple[_Table, ...]
+
+    @property
+    def row_count(self) -> int | None:
+        """The rows there will be, where the format says so."""
+        counts = [table.row_count for table in self.tables]
+        return None if None in counts else sum(count for count in counts if count is not None)
+
+    def rows(self) -> Iterator[BillRow]:
+        """The rows in the file's order; raises ``InvalidInput`` at the first that cannot be read."""
+        before = 0
+        for table in self.tables:
+            line = 1
+            for row in _Rows(table, source=self.source):
+                line = row.line
+                yield row._replace(line=line + before) if before else row
+            before += line
+
+
+def read_bill(path: Path, *, name: str) -> BillFile:
+    """Recognise a bill file by its columns; ``name`` is what people call it."""
+    try:
+        with path.open("rb") as stream:
+            start = stream.read(4)
+            stream.seek(0)
+            digest = file_digest(stream, "sha256").hexdigest()
+        if not start:
+            raise InvalidInput(f"{name} is empty; nothing was landed")
+        if start[:2] in (b"\xff\xfe", b"\xfe\xff"):
+            raise InvalidInput(f"{name} is UTF-16 text, which Azure does not write; save it as UTF-8, or export it again")
+        table: _Table = _ParquetTable(path, name) if start == b"PAR1" else _CsvTable(path, name, is_gzip=start[:2] == b"\x1f\x8b")
+        source = _recognise(table)
+        with closing(table.records([0])) as records:
+            is_empty = next(records, None) is None
+        if is_empty:
+            raise InvalidInput(f"{name} holds a header and no rows; nothing was landed. Where the month really cost nothing there is nothing to import")
+    except OSError as fault:
+        raise InvalidInput(f"{name} cannot be read: {fault.strerror or fault}") from fault
+    return BillFile(name, source, digest, (table,))
+
+
+def together(bills: Sequence[BillFile]) -> BillFile:
+    """Several files of one delivery as one bill (a partitioned export): they replace a month together, not each other."""
+    if not bills:
+        raise InvalidInput("there is no bill file to land")
+    if len({bill.source for bill in bills}) > 1:
+        raise InvalidInput("the files are of different kinds and cannot be parts of one export: " + ", ".join(f"{bill.name} ({bill.source})" for bill in bills))
+    if len(bills) == 1:
+        return bills[0]
+    ordered = sorted(bills, key=lambda bill: bill.name)
+    if len({bill.sha256 for bill in bills}) < len(bills):
+        raise InvalidInput("the same file is given twice among " + ", ".join(bill.name for bill in ordered) + "; each part of an export counts once")
+    digest = sha256("".join(sorted(bill.sha256 for bill in bills)).encode()).hexdigest()
+    return BillFile(f"{ordered[0].name} and {len(bills) - 1} more", bills[0].source, digest, tuple(table for bill in ordered for table in bill.tables))
+
+
+# Cost Management names the blobs of one run part_0_0001.csv, part_1_0001.csv, …
+_PART = re.compile(r"(?P<stem>.*)part_\d+_\d+(?P<end>(?:\.csv(?:\.gz)?|(?:\.snappy)?\.parquet))\Z", re.IGNORECASE)
+
+
+def deliveries(paths: Iterable[Path]) -> list[list[Path]]:
+    """The paths grouped by delivery, in order: the numbered parts of one export belong together, other files stand alone."""
+    groups: dict[object, list[Path]] = {}
+    for path in paths:
+        part = _PART.match(path.name)
+        groups.setdefault((path.parent, part["stem"], part["end"].casefold()) if part else (path, len(groups)), []).append(path)
+    return list(groups.values())
+
+
+# -- tables ---------------------------------------------------------------------------------------
+
+
+class _Table:
+    """A header and records of text."""
+
+    name: str
+    row_count: int | None = None
+
+    @cached_property
+    def header(self) -> list[str]:
+        raise NotImplementedError
+
+    def records(self, columns: Sequence[int]) -> Generator[tuple[int, list[str]], None, None]:
+        """(line, cells) of every record; Parquet fills in only the asked columns."""
+        raise NotImplementedError
+
+
+class _CsvTable(_Table):
+    def __init__(self, path: Path, name: str, *, is_gzip: bool) -> None:
+        self._path, self.name, self._is_gzip = path, name, is_gzip
+
+    @cached_property
+    def header(self) -> list[str]:
+        with closing(self._cells()) as records:
+            cells = next(records, None)
+        if cells is None:
+            raise InvalidInput(f"{self.name} is empty; nothing was landed")
+        return [cell.strip() for cell in cells]
+
+    def records(self, columns: Sequence[int]) -> Generator[tuple[int, list[str]], None, None]:  # noqa: ARG002 -- a CSV record comes whole
+        cells = self._cells()
+        next(cells, None)
+        width = len(self.header)
+        for line, record in enumerate(cells, start=2):
+            if len(record) != width:
+                if not record:
+                    continue
+                raise InvalidInput(f"{self.name} row {line} has {len(record)} cells where the header has {width} (cut off, or an unquoted comma?); {_AGAIN}")
+            yield line, record
+
+    def _cells(self) -> Generator[list[str], None, None]:
+        line = 0
+        with self._path.open("rb") as raw:
+            unpacked: Any = gzip.GzipFile(fileobj=raw) if self._is_gzip else raw
+            try:
+                with io.TextIOWrapper(unpacked, encoding="utf-8-sig", newline="") as text:
+                    for record in csv.reader(text, strict=True):
+                        line += 1
+                        yield record
+            except UnicodeDecodeError as fault:
+                raise InvalidInput(f"{self.name} is not UTF-8 text after row {line}; {_AGAIN}") from fault
+            except csv.Error as fault:
+                raise InvalidInput(f"{self.name} is not a well-formed CSV after row {line} ({fault}); {_AGAIN}") from fault
+            except (gzip.BadGzipFile, EOFError, zlib.error) as fault:
+                raise InvalidInput(f"{self.name} is a damaged gzip file after row {line}; copy it again") from fault
+
+
+class _ParquetTable(_Table):
+    def __init__(self, path: Path, name: str) -> None:
+        self._path, self.name = path, name
+        try:
+            metadata = pq.read_metadata(path)
+        except pa.ArrowException as fault:
+            raise InvalidInput(f"{name} is a damaged Parquet file; copy it again") from fault
+        self.row_count = metadata.num_rows
+        self._names: list[str] = list(metadata.schema.to_arrow_schema().names)
+
+    @cached_property
+    def header(self) -> list[str]:
+        return [name.strip() for name in self._names]
+
+    def records(self, columns: Sequence[int]) -> Generator[tuple[int, list[str]], None, None]:
+        line = 1
+        width = len(self._names)
+        try:
+            with pq.ParquetFile(self._path) as file:
+                for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=[self._names[column] for column in columns]):
+                    texts = {self._names.index(name): [_cell(value) for value in batch.column(name).to_pylist()] for name in batch.schema.names}
+                    for index in range(batch.num_rows):
+                        line += 1
+                        record = [""] * width
+                        for column, cells in texts.items():
+                            record[column] = cells[index]
+                        yield line, record
+        except (pa.ArrowException, OSError) as fault:
+            raise InvalidInput(f"{self.name} is a damaged Parquet file after row {line}; copy it again") from fault
+
+
+def _cell(value: object) -> str:
+    """A Parquet value as the text that a CSV would hold; a float gives its shortest text, which is what was written."""
+    match value:
+        case None:
+            return ""
+        case str():
+            return value
+        case Decimal():
+            return format(value, "f") if value.is_finite() else str(value)
+        case float():
+            return repr(value) if not math.isfinite(value) else repr(value).removesuffix(".0")
+        case datetime():
+            return value.isoformat() if value.tzinfo else value.replace(tzinfo=UTC).isoformat()
+        case date():
+            return value.isoformat()
+        case dict():
+            return json.dumps(value, default=str)
+        case list():  # a map column comes as pairs
+            return json.dumps(dict(value) if all(isinstance(pair, tuple) for pair in value) else value, default=str)
+        case _:
+            return str(value)
+
+
+def _recognise(table: _Table) -> Source:
+    there = {name.casefold() for name in table.header}
+    focus = {"billedcost", "effectivecost", "chargecategory", "chargeperiodstart", "pricingquantity", "pricingunit"} & there
+    details = {"costinbillingcurrency", "chargetype", "metercategory", "metername", "unitofmeasure", "consumedservice", "metersubcategory"} & there
+    if max(len(focus), len(details)) < 3:
+        hint = " Its columns seem to be parted by semicolons: export it with commas." if len(there) == 1 and ";" in table.header[0] else ""
+        raise InvalidInput(
+            f"{table.name} is not a bill that meterbridge knows.{hint} Looked for the columns of Azure cost details ({', '.join(_REQUIRED_COST_DETAILS)}) "
+            f"or of FOCUS ({', '.join(_REQUIRED_FOCUS)}); found {', '.join(table.header[:8]) or 'none'}{' …' if len(table.header) > 8 else ''}"
+        )
+    if len(focus) >= len(details):
+        _require(table, _REQUIRED_FOCUS, _FOCUS, there)
+        return "focus"
+    _require(table, _REQUIRED_COST_DETAILS, _COST_DETAILS, there)
+    return "cost_details_ea" if there & {"billingcurrencycode", "partnumber", "accountownerid"} else "cost_details_mca"
+
+
+def _require(table: _Table, required: Sequence[str], schema: Mapping[str, tuple[str, ...]], there: set[str]) -> None:
+    missing = [name for name in required if not any(name.casefold() in aliases and there.intersection(aliases) for aliases in schema.values())]
+    if missing:
+        raise InvalidInput(
+            f"{table.name} lacks the column{'s' if len(missing) > 1 else ''} {', '.join(missing)}; export it with all columns. Nothing was landed"
+        )
+    folded = [name.casefold() for name in table.header]
+    twice = sorted({name for name in folded if folded.count(name) > 1 and any(name in aliases for aliases in schema.values())})
+    if twice:
+        raise InvalidInput(f"{table.name} has the column {twice[0]} twice; which one counts cannot be told. Nothing was landed")
+
+
+# -- rows -----------------------------------------------------------------------------------------
+
+
+class _Known(NamedTuple):
+    """What rows with the same texts share."""
+
+    period_start: date | None
+    billing_account: str
+    item: Item
+    charge_type: str
+    currency: str
+    pricing_currency: str | None
+    exchange_rate: Decimal | None
+    exchange_rate_on: date | None
+
+
+class _Rows:
+    """Reads the records of one table; what repeats is read once."""
+
+    def __init__(self, table: _Table, *, source: Source) -> None:
+        self._table = table
+        self._schema = _FOCUS if source == "focus" else _COST_DETAILS
+        self._columns = {name.casefold(): index for index, name in enumerate(table.header)}
+        self._known: dict[tuple[str, ...], _Known] = {}
+        self._numbers: dict[str, Decimal] = {}
+        self._days: dict[str, date] = {}
+
+    def __iter__(self) -> Iterator[BillRow]:
+        places = {
+            name: self._place(name) for name in (*Dimensions._fields, "charged_on", "billed_cost", "effective_cost", "quantity", "unit_price", "invoice_id")
+        }
+        consumed, consumed_unit = self._place("consumed_quantity"), self._place("consumed_unit")
+        dimensions_of = itemgetter(*(places[name] for name in Dimensions._fields))
+        charged_on, billed, effective = places["charged_on"], places["billed_cost"], places["effective_cost"]
+        quantity, unit_price, invoice = places["quantity"], places["unit_price"], places["invoice_id"]
+        read = sorted({place for place in (*places.values(), consumed, consumed_unit) if place >= 0} | self._spares())
+        spares = self._fallbacks()
+        for line, record in self._table.records(read):
+            # Absent columns are at place -1, which is always this empty cell.
+            record.append("")
+            for place, spare in spares:
+                if not record[place]:
+                    record[place] = record[spare]
+            texts: tuple[str, ...] = dimensions_of(record)
+            amount, unit = record[quantity], ""
+            if not amount and record[consumed]:
+                # Some providers fill only the consumed side; it is a plain count in its own unit.
+                amount, unit = record[consumed], record[consumed_unit]
+            is_negative = record[billed].lstrip().startswith("-")
+            key = (*texts, unit, "-" if is_negative else "")
+            known = self._known.get(key)
+            if known is None:
+                if len(self._known) >= _CACHE_ROWS:
+                    self._known.clear()
+                known = self._known[key] = self._read(texts, line, unit=unit, is_negative=is_negative)
+            day = self._days.get(record[charged_on]) or self._day(record[charged_on], line, "charged_on")
+            yield BillRow(
+                line,
+                known.period_start or month_start(day),
+                known.item.subscription_id,
+                known.billing_account,
+                known.item,
+                day,
+                known.charge_type,
+                self._number(amount, line, "quantity") if amount else None,
+                self._number(record[unit_price], line, "unit_price") if record[unit_price] else None,
+                self._number(record[billed], line, "billed_cost"),
+                self._number(record[effective], line, "effective_cost") if record[effective] else None,
+                known.currency,
+                known.pricing_currency,
+                record[invoice] or None,
+                known.exchange_rate,
+                known.exchange_rate_on,
+            )
+
+    def _place(self, name: str) -> int:
+        return next((self._columns[alias] for alias in self._schema.get(name, ()) if alias in self._columns), -1)
+
+    def _fallbacks(self) -> list[tuple[int, int]]:
+        """(column, the next best column for its empty cells) where a file has both: Azure fills now one, now the other."""
+        found: list[tuple[int, int]] = []
+        for name in ("category", "meter", "product", "offer_name", "region", "resource_type", "pricing_currency", "details", "commitment_id", "unit_price"):
+            there = [self._columns[alias] for alias in self._schema.get(name, ()) if alias in self._columns]
+            found.extend((there[0], spare) for spare in there[1:])
+        return found
+
+    def _spares(self) -> set[int]:
+        return {spare for _, spare in self._fallbacks()}
+
+    def _read(self, texts: tuple[str, ...], line: int, *, unit: str, is_negative: bool) -> _Known:
+        row = Dimensions._make(text.strip() for text in texts)
+        if unit:
+            row = row._replace(unit=unit.strip(), unit_description="", block_size="")
+        if not row.charge_type:
+            raise self._refusal(line, "charge_type", "is empty")
+        currency = self._currency(row.currency, line, "currency")
+        pricing = self._currency(row.pricing_currency, line, "pricing_currency") if row.pricing_currency else None
+        rate = self._number(row.exchange_rate, line, "exchange_rate") if row.exchange_rate else None
+        charge_type = charge_type_of(row, is_negative=is_negative)
+        return _Known(
+            month_start(self._day(row.period_start, line, "period_start")) if row.period_start else None,
+            row.billing_account,
+            classify(row, charge_type=charge_type),
+            charge_type,
+            currency,
+            pricing,
+            rate if rate is not None and rate > 0 else None,
+            self._day(row.exchange_rate_on, line, "exchange_rate_on") if row.exchange_rate_on else None,
+        )
+
+    def _number(self, text: str, line: int, name: str) -> Decimal:
+        # Amounts hardly repeat, prices do; a plain number needs no closer look.
+        known = self._numbers.get(text)
+        if known is None:
+            if _PLAIN.match(text):
+                known = Decimal(text)
+            else:
+                try:
+                    known = money.decimal_from(text, what=self._where(line, name))
+                except InvalidInput as fault:
+                    raise InvalidInput(f"{fault.message}; {_AGAIN}") from fault
+            if len(self._numbers) < _CACHE_ENTRIES:
+                self._numbers[text] = known
+        return known
+
+    def _currency(self, text: str, line: int, name: str) -> str:
+        try:
+            return money.currency_from(text, what=self._where(line, name))
+        except InvalidInput as fault:
+            raise InvalidInput(f"{fault.message}; {_AGAIN}") from fault
+
+    def _day(self, text: str, line: int, name: str) -> date:
+        day = day_from(text)
+        if day is None:
+            raise self._refusal(line, name, f"is not a date: {text[:40]!r}")
+        if len(self._days) < _CACHE_ENTRIES:
+            self._days[text] = day
+        return day
+
+    def _refusal(self, line: int, name: str, fault: str) -> InvalidInput:
+        return InvalidInput(f"{self._where(line, name)} {fault}; {_AGAIN}")
+
+    def _where(self, line: int, name: str) -> str:
+        return f"{self._table.name} row {line}, column {self._table.header[self._place(name)]}"
+
+
+_PLAIN = re.compile(r"-?\d{1,20}(?:\.\d{1,30})?\Z", re.ASCII)
+_ISO = re.compile(r"(\d{4})-(\d\d)-(\d\d)(?:[T ](\d\d):(\d\d)(?::(\d\d)(?:\.\d+)?)?\s?(Z|[+-]\d\d:?\d\d)?)?\Z", re.ASCII | re.IGNORECASE)
+_US = re.compile(r"(\d{1,2})/(\d{1,2})/(\d{4})(?: \d{1,2}:\d\d(?::\d\d)?(?: ?[AP]M)?)?\Z", re.ASCII | re.IGNORECASE)
+_COMPACT = re.compile(r"(\d{4})(\d\d)(\d\d)\Z", re.ASCII)
+
+
+def day_from(text: str) -> date | None:
+    """The UTC day of ``03/31/2025``, ``2025-03-31``, ``20250331`` or a timestamp (UTC unless it says an offset); else None."""
+    said = text.strip()
+    try:
+        if (us := _US.match(said)) is not None:
+            found = date(int(us[3]), int(us[1]), int(us[2]))
+        elif (iso := _ISO.match(said)) is not None:
+            found = date(int(iso[1]), int(iso[2]), int(iso[3]))
+            if iso[4] is not None:
+                at = datetime.combine(found, time(int(iso[4]), int(iso[5]), int(iso[6] or 0)), _zone(iso[7]))
+                found = at.astimezone(UTC).date()
+        elif (compact := _COMPACT.match(said)) is not None:
+            found = date(int(compact[1]), int(compact[2]), int(compact[3]))
+        else:
+            return None
+    except (ValueError, OverflowError):
+        return None
+    return found if 2000 <= found.year < 2200 else None
+
+
+def _zone(text: str | None) -> timezone:
+    if text is None or text in "Zz":
+        return UTC
+    offset = timedelta(hours=int(text[1:3]), minutes=int(text[-2:]))
+    return timezone(-offset if text[0] == "-" else offset)

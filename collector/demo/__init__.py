@@ -1,0 +1,6 @@
+"""The sample world of ``meterbridge demo``: a company that does not exist, with traffic, bills and a past."""
+
+from collector.demo.run import feed
+from collector.demo.world import World
+
+__all__ = ["World", "feed"]

@@ -1,0 +1,207 @@
+"""Feeds a running service with the sample world, the way a company would: files through the import, usage over HTTP.
+
+Everything is sent again on every start; the ids and times are the same, so what is already there stays counted once.
+"""
+
+from __future__ import annotations
+
+import gzip
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from datetime import datetime, timedelta
+
+import httpx
+import msgspec
+
+from collector.demo.world import World
+from models.errors import InvalidInput, Unavailable
+from models.periods import utc_day
+
+CONNECTIONS = 3
+ATTEMPTS = 10  # per body; together with the longest pause a good two minutes
+LONGEST_PAUSE_SECONDS = 15.0
+READY_WITHIN_SECONDS = 60.0
+RECENT = timedelta(days=7)
+
+Say = Callable[[str], None]
+ImportFile = Callable[[str, str, bytes], None]
+
+
+class _Refusal(msgspec.Struct):
+    """One item that the service refused."""
+
+    error: str = ""
+    detail: str = ""
+
+
+class _Answer(msgspec.Struct):
+    """What the ingest answers; everything else in the body is left alone."""
+
+    accepted: int = 0
+    duplicates: int = 0
+    rejected: list[_Refusal] = msgspec.field(default_factory=list)
+
+
+def feed(
+    base_url: str,
+    world: World,
+    *,
+    api_key: str | None,
+    say: Say,
+    stop: threading.Event,
+    import_bill: ImportFile,
+    clock: Callable[[], datetime],
+    tick_seconds: float = 2.0,
+) -> None:
+    """Bring the world into the service at ``base_url``, then keep its calls coming until ``stop`` is set.
+
+    ``import_bill(kind, name, data)`` takes a file of the kind inventory, owners, prices or charges. The newest week of
+    usage goes first, so that the first charts are soon true; the bills follow the usage and come anew each UTC day.
+    Raises ``Unavailable`` if the service never gets ready or stops answering before the history is in.
+    """
+    headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
+    limits = httpx.Limits(max_connections=CONNECTIONS, max_keepalive_connections=CONNECTIONS)
+    # The service is on this machine, whatever proxy the shell names; no call may outlive a Ctrl-C by long.
+    with httpx.Client(base_url=base_url, headers=headers, limits=limits, timeout=httpx.Timeout(8, connect=3), trust_env=False) as client:
+        sender = _Sender(client, say=say, stop=stop)
+        sender.wait_until_ready()
+        for kind, data in (("inventory", world.inventory()), ("owners", world.owners()), ("prices", world.prices())):
+            if stop.is_set():
+                return
+            import_bill(kind, f"{kind}.csv", data)
+        say("inventory, owners and prices are in")
+        reached = world.now
+        recent = max(world.starts_at, reached - RECENT)
+        sender.total = world.count(world.starts_at, reached)
+        sender.send_all(world.usage(recent, reached))
+        sender.send_all(world.usage(world.starts_at, recent))
+        billed_on = None
+        told_trouble = False
+        while not stop.is_set():
+            now = clock()
+            if billed_on != utc_day(now):
+                files = world.bills(now)
+                for name, data in files:
+                    if stop.is_set():
+                        return
+                    import_bill("charges", name, data)
+                billed_on = utc_day(now)
+                say(f"bills: {len(files)} files are in; new calls follow until you stop this")
+            try:
+                for body in world.usage(reached, now):
+                    sender.post(body)
+                reached = max(reached, now)
+                told_trouble = False
+            except Unavailable as fault:
+                # The same calls are tried again at the next tick.
+                if not told_trouble and not stop.is_set():
+                    say(f"usage: {fault.message}; trying again")
+                told_trouble = True
+            stop.wait(tick_seconds)
+
+
+class _Sender:
+    """Posts bodies over a few connections and tells how far it got."""
+
+    def __init__(self, client: httpx.Client, *, say: Say, stop: threading.Event) -> None:
+        self.total = 0
+        self._client = client
+        self._say = say
+        self._stop = stop
+        self._sent = 0
+        self._refused = 0
+        self._started_at = time.monotonic()
+        self._told_at = self._started_at
+
+    def wait_until_ready(self) -> None:
+        """Return when the service says it is ready; it gets a minute."""
+        deadline = time.monotonic() + READY_WITHIN_SECONDS
+        while not self._stop.is_set():
+            try:
+                if self._client.get("/readyz").is_success:
+                    break
+            except httpx.TransportError:
+                pass  # not listening yet
+            if time.monotonic() > deadline:
+                raise Unavailable(f"{self._client.base_url} was not ready within {READY_WITHIN_SECONDS:.0f} s; look at what the service printed")
+            self._stop.wait(0.2)
+        self._started_at = self._told_at = time.monotonic()
+
+    def send_all(self, bodies: Iterator[bytes]) -> None:
+        """Post every body, a few at a time; the next is made while others are under way."""
+        waiting: set[Future[_Answer]] = set()
+        with ThreadPoolExecutor(CONNECTIONS, thread_name_prefix="demo-usage") as pool:
+            try:
+                for body in bodies:
+                    if self._stop.is_set():
+                        break
+                    waiting.add(pool.submit(self.post, body))
+                    if len(waiting) > CONNECTIONS:
+                        waiting = self._note(waiting, until=FIRST_COMPLETED)
+                while waiting and not self._stop.is_set():
+                    waiting = self._note(waiting, until=FIRST_COMPLETED)
+            finally:
+                pool.shutdown(wait=True, cancel_futures=True)
+
+    def post(self, body: bytes) -> _Answer:
+        """Post one NDJSON body until it is stored, or raise ``Unavailable`` when patience ends or we are to stop."""
+        packed = gzip.compress(body, compresslevel=1, mtime=0)
+        headers = {"content-type": "application/x-ndjson", "content-encoding": "gzip"}
+        trouble = "stopped"
+        for attempt in range(ATTEMPTS):
+            if self._stop.is_set():
+                break
+            pause = 0.25 * 2**attempt
+            try:
+                response = self._client.post("/v1/usage", content=packed, headers=headers)
+            except httpx.TransportError as fault:
+                trouble = f"no answer from {self._client.base_url} ({type(fault).__name__})"
+            else:
+                if response.status_code in {200, 422}:
+                    return self._answer(response)
+                if response.status_code not in {429, 503}:
+                    raise InvalidInput(f"the service answered the sample usage with {response.status_code}: {response.text[:200]}")
+                trouble = f"the service answered {response.status_code}"
+                pause = _retry_after(response, pause)
+            self._stop.wait(min(pause, LONGEST_PAUSE_SECONDS))
+        raise Unavailable(trouble)
+
+    def _answer(self, response: httpx.Response) -> _Answer:
+        """The verdicts; 422 carries them too where every event was refused."""
+        try:
+            answer = msgspec.json.decode(response.content, type=_Answer)
+        except msgspec.MsgspecError as fault:
+            raise InvalidInput(f"the service answered the sample usage with {response.status_code} and no verdicts: {response.text[:200]}") from fault
+        if response.status_code == 422 and not answer.rejected:
+            raise InvalidInput(f"the service refused the sample usage: {response.text[:200]}")
+        return answer
+
+    def _note(self, waiting: set[Future[_Answer]], *, until: str) -> set[Future[_Answer]]:
+        """Take in what is done and tell the progress about once a second."""
+        done, rest = wait(waiting, timeout=1, return_when=until)
+        for future in done:
+            try:
+                answer = future.result()
+            except Unavailable:
+                if self._stop.is_set():
+                    continue
+                raise
+            self._sent += answer.accepted + answer.duplicates + len(answer.rejected)
+            if answer.rejected and not self._refused:
+                first = answer.rejected[0]
+                self._say(f"usage: some events were refused, the first with {first.error}: {first.detail}; use a fresh database for another seed")
+            self._refused += len(answer.rejected)
+        now = time.monotonic()
+        if done and (now - self._told_at >= 1 or self._sent >= self.total):
+            self._told_at = now
+            rate = self._sent / max(now - self._started_at, 0.001)
+            self._say(f"usage: {self._sent:,} of {self.total:,} events, {rate:,.0f}/s")
+        return rest
+
+
+def _retry_after(response: httpx.Response, otherwise: float) -> float:
+    """The seconds the service asked for, or our own pause."""
+    text = response.headers.get("retry-after", "")
+    return float(text) if text.isascii() and text.isdigit() else otherwise

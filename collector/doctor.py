@@ -1,0 +1,130 @@
+"""``meterbridge doctor``: looks at everything that must be right, and says the fix beside each finding."""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Literal
+
+import sqlalchemy as sa
+
+from collector.settings import Settings
+from models import ledger
+from models.errors import DomainError
+from models.periods import rfc3339
+from models.store import Store, head_revision
+
+Level = Literal["ok", "warning", "failure"]
+_LEAST_DISK = 1024**3
+_STALE_USAGE = timedelta(days=2)
+_STALE_BILL = timedelta(days=4)
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at; ``fix`` says what to do where it is not ok."""
+
+    level: Level
+    what: str
+    fix: str = ""
+
+    def line(self) -> str:
+        mark = {"ok": "ok      ", "warning": "warning ", "failure": "FAILURE "}[self.level]
+        return f"{mark} {self.what}" + (f"\n          fix: {self.fix}" if self.fix else "")
+
+
+def examine(store: Store, settings: Settings, *, now: datetime, is_service_running: bool) -> Iterator[Finding]:
+    """Findings in order of how much depends on them."""
+    try:
+        revision = store.revision()
+    except DomainError as fault:
+        yield Finding("failure", f"database {store.name}: {fault.message}", "start the database, or correct METERBRIDGE_DATABASE_URL")
+        return
+    if revision != head_revision():
+        yield Finding("failure", f"database {store.name} is at schema {revision or 'none'}, this software needs {head_revision()}", "meterbridge migrate")
+        return
+    yield Finding("ok", f"database {store.name}, schema {revision}")
+    yield from _storage(store)
+    yield from _clock(store, now)
+    if store.is_sqlite:
+        running = "a service is running on it" if is_service_running else "no service is running on it"
+        yield Finding("ok", running)
+    yield from _data(store, now)
+    yield from _keys(store, settings)
+
+
+def _storage(store: Store) -> Iterator[Finding]:
+    if store.path is not None:
+        free = shutil.disk_usage(store.path.parent).free
+        size = store.path.stat().st_size if store.path.exists() else 0
+        what = f"disk: {free / 1024**3:.1f} GiB free beside a database of {size / 1024**2:.1f} MiB"
+        yield Finding("ok", what) if free > _LEAST_DISK else Finding("failure", what, "free at least 1 GiB, or move the database to a larger disk")
+        with store.read() as session:
+            mode = session.execute(sa.text("PRAGMA journal_mode")).scalar()
+            synchronous = session.execute(sa.text("PRAGMA synchronous")).scalar()
+            whole = session.execute(sa.text("PRAGMA quick_check(1)")).scalar()
+        safe = mode == "wal" and synchronous in (2, 3)
+        what = f"SQLite {sqlite3.sqlite_version}: journal {mode}, synchronous {synchronous}, check {whole}"
+        yield (
+            Finding("ok", what)
+            if safe and whole == "ok"
+            else Finding("failure", what, "restore the newest backup; the file is damaged or was opened by another program")
+        )
+        return
+    with store.read() as session:
+        commit = session.execute(sa.text("SHOW synchronous_commit")).scalar()
+        version = session.execute(sa.text("SHOW server_version")).scalar()
+    what = f"PostgreSQL {version}: synchronous_commit {commit}"
+    yield (
+        Finding("ok", what)
+        if commit != "off"
+        else Finding("failure", what, "set synchronous_commit = on: with off the last acknowledged events are lost in a crash")
+    )
+
+
+def _clock(store: Store, now: datetime) -> Iterator[Finding]:
+    with store.read() as session:
+        ahead = session.execute(sa.text("SELECT MAX(received_at) FROM usage_event")).scalar()
+    if ahead is not None and int(ahead) > (now.timestamp() + 300) * 1_000_000:
+        yield Finding(
+            "failure", f"the clock says {rfc3339(now)}, and events arrived later than that", "set the clock (NTP); times of arrival decide what was known when"
+        )
+    else:
+        yield Finding("ok", f"clock {rfc3339(now)}")
+
+
+def _data(store: Store, now: datetime) -> Iterator[Finding]:
+    with store.read() as session:
+        age = ledger.data_age(session, visible=None, now=now)
+        problems = ledger.problems(session, visible=None, now=now)
+    if age.metered_until is None:
+        yield Finding("warning", "no usage has arrived yet", "send some: curl -X POST …/v1/usage (see the start page), or meterbridge import usage FILE")
+    elif now - age.metered_until > _STALE_USAGE:
+        yield Finding("warning", f"the newest usage is from {rfc3339(age.metered_until)}", "look at the senders: their key, their URL, their logs")
+    else:
+        yield Finding("ok", f"usage up to {rfc3339(age.metered_until)}")
+    if age.billed_until is None:
+        yield Finding("warning", "no bill has landed yet", "meterbridge import charges FILE (cost details or FOCUS, from Azure Cost Management)")
+    elif now - age.billed_until > _STALE_BILL:
+        yield Finding("warning", f"the bill reaches {rfc3339(age.billed_until)} on its slowest route", "import a newer bill: meterbridge import charges FILE")
+    else:
+        yield Finding("ok", f"billed up to {rfc3339(age.billed_until)} on every route")
+    for problem in problems[:20]:
+        if problem.kind != "out_of_scope":
+            yield Finding("warning", f"{problem.kind}: {problem.subject}: {problem.detail}", problem.remedy)
+
+
+def _keys(store: Store, settings: Settings) -> Iterator[Finding]:
+    with store.read() as session:
+        keys = session.execute(sa.text("SELECT COUNT(*) FROM api_key WHERE revoked_at IS NULL")).scalar() or 0
+    if keys:
+        yield Finding("ok", f"{keys} key{'s' if keys != 1 else ''} in use")
+    else:
+        yield Finding(
+            "warning",
+            f"open: no key exists, so every program of this machine may read and write (bind {settings.host})",
+            "meterbridge keys create --name NAME --scope admin",
+        )

@@ -1,0 +1,54 @@
+"""What runs on a schedule, in UTC. Jobs live in code: a stored job would be a pickle that anyone with the database could swap.
+
+Every job may run twice with the same outcome; one that was missed runs once when the process is back.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+import sqlalchemy as sa
+from apscheduler.schedulers.background import BackgroundScheduler
+
+from collector import pricing
+from models.errors import DomainError
+from models.store import Store
+
+logger = logging.getLogger(__name__)
+
+
+def create_scheduler(store: Store, *, now: Callable[[], datetime]) -> BackgroundScheduler:
+    """The schedule of a process, not started yet."""
+    scheduler = BackgroundScheduler(
+        timezone=UTC,
+        # The default grace of one second would skip a run after any stall.
+        job_defaults={"coalesce": True, "max_instances": 1, "misfire_grace_time": None},
+    )
+    scheduler.add_job(_guarded, "interval", hours=6, args=("optimize", lambda: optimize(store)), id="optimize")
+    scheduler.add_job(_guarded, "interval", hours=24, args=("bundled prices", lambda: bundled_prices(store, now=now())), id="bundled_prices")
+    return scheduler
+
+
+def _guarded(name: str, job: Callable[[], None]) -> None:
+    try:
+        job()
+    except DomainError as fault:
+        logger.warning("job %s did not run: %s; it is tried again at its next time", name, fault.message)
+
+
+def optimize(store: Store) -> None:
+    """Let the database look at its own statistics."""
+    with store.connection() as connection:
+        if store.is_sqlite:
+            connection.exec_driver_sql("PRAGMA optimize")
+        else:
+            connection.execute(sa.text("ANALYZE"))
+        connection.commit()
+
+
+def bundled_prices(store: Store, *, now: datetime) -> None:
+    """Bring in the price list of this version, if it is not there yet."""
+    with store.write() as session:
+        pricing.ensure_bundled(session, now=now)

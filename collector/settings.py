@@ -1,0 +1,70 @@
+"""The settings of a process: one frozen object, built once by the command line from METERBRIDGE_* and options."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from models.errors import InvalidInput
+
+PREFIX = "METERBRIDGE_"
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What an operator can set; every field is METERBRIDGE_ and its name in capitals. README.md explains each."""
+
+    database_url: str = "sqlite:///meterbridge.db"
+    host: str = "127.0.0.1"
+    port: int = 8000
+    log_format: str = "text"
+    log_level: str = "info"
+    admin_key_file: Path | None = None
+    secure_cookies: bool = False
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str], **options: object) -> Settings:
+        """Settings from the environment, overridden by the options that were given (None = not given)."""
+        known = {PREFIX + one.name.upper(): one.name for one in fields(cls)}
+        values: dict[str, object] = {}
+        for variable, name in known.items():
+            if environment.get(variable, "") != "":
+                values[name] = environment[variable]
+        values.update({name: value for name, value in options.items() if value is not None})
+        default = cls()
+        return cls(
+            database_url=str(values.get("database_url", default.database_url)),
+            host=str(values.get("host", default.host)),
+            port=_integer(values.get("port", default.port), what="METERBRIDGE_PORT (--port)", low=0, high=65_535),
+            log_format=_one_of(values.get("log_format", default.log_format), ("text", "json"), what="METERBRIDGE_LOG_FORMAT"),
+            log_level=_one_of(values.get("log_level", default.log_level), ("debug", "info", "warning", "error"), what="METERBRIDGE_LOG_LEVEL"),
+            admin_key_file=Path(str(values["admin_key_file"])) if values.get("admin_key_file") else None,
+            secure_cookies=_flag(values.get("secure_cookies", default.secure_cookies), what="METERBRIDGE_SECURE_COOKIES"),
+        )
+
+
+def _integer(value: object, *, what: str, low: int, high: int) -> int:
+    try:
+        number = int(str(value))
+    except ValueError as fault:
+        raise InvalidInput(f"{what} must be a whole number, not {str(value)[:40]!r}") from fault
+    if not low <= number <= high:
+        raise InvalidInput(f"{what} must be from {low} to {high}, not {number}")
+    return number
+
+
+def _one_of(value: object, allowed: tuple[str, ...], *, what: str) -> str:
+    if value not in allowed:
+        raise InvalidInput(f"{what} must be one of {', '.join(allowed)}, not {str(value)[:40]!r}")
+    return str(value)
+
+
+def _flag(value: object, *, what: str) -> bool:
+    if isinstance(value, bool):
+        return value
+    if str(value).lower() in ("1", "true", "yes", "on"):
+        return True
+    if str(value).lower() in ("0", "false", "no", "off"):
+        return False
+    raise InvalidInput(f"{what} must be true or false, not {str(value)[:40]!r}")

@@ -1,0 +1,344 @@
+"""The dashboard as one factory: pages, callbacks, downloads and the guard, mounted by the composition root.
+
+The flow of every screen: address -> ``Selection`` -> ledger -> rows -> figures and tables. Pages are plain functions of a
+``View`` and hold no callbacks: the address is the only state, so one callback draws any page and one writes the address.
+``create_dashboard`` can be called any number of times; nothing is registered at import.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from types import ModuleType
+from typing import Any
+
+from dash import ClientsideFunction, Dash, Input, Output, State, dcc, html, no_update
+from dash.development.base_component import Component
+from flask import Flask, Response, make_response, request
+from sqlmodel import Session
+
+from dashboard import access as doors
+from dashboard import shell, tables, text
+from dashboard.access import Access
+from dashboard.filters import Selection
+from dashboard.pages import data, deployment, overview, start
+from dashboard.shell import DROPDOWNS, Failure, Ledger, OpenLedger, View, address_panel, attempt, failure_panel
+from models import ledger
+from models.errors import DomainError, InvalidInput, Unavailable
+from models.ledger import BASES, Choices, CostQuery, CostTable, DataAge, Filters, Forecast, Problem, UsagePage
+from models.periods import GRANULARITIES, Period, parse_bound, utc_day
+from models.resources import Mode
+
+PAGES: tuple[ModuleType, ...] = (overview, deployment, data, start)
+REFRESH_SECONDS = 15
+_LARGEST_REQUEST = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerReader:
+    """The functions of ``models.ledger`` bound to one session: one moment of the database for a whole page."""
+
+    session: Session
+
+    def costs(self, query: CostQuery, *, now: datetime) -> CostTable:
+        return ledger.costs(self.session, query, now=now)
+
+    def data_age(self, *, visible: frozenset[str] | None, now: datetime) -> DataAge:
+        return ledger.data_age(self.session, visible=visible, now=now)
+
+    def forecast(self, filters: Filters, *, now: datetime) -> list[Forecast]:
+        return ledger.forecast(self.session, filters, now=now)
+
+    def problems(self, *, visible: frozenset[str] | None, now: datetime) -> list[Problem]:
+        return ledger.problems(self.session, visible=visible, now=now)
+
+    def choices(self, *, visible: frozenset[str] | None, now: datetime) -> Choices:
+        return ledger.choices(self.session, visible=visible, now=now)
+
+    def usage_list(self, *, period: Period, filters: Filters, limit: int, cursor: str | None, now: datetime) -> UsagePage:
+        return ledger.usage_list(self.session, period=period, filters=filters, limit=limit, cursor=cursor, now=now)
+
+
+def ledger_over(open_session: Callable[[], AbstractContextManager[Session]]) -> OpenLedger:
+    """How a page opens the ledger, from how a reading session is opened (``Store.read``)."""
+
+    @contextmanager
+    def opened() -> Iterator[Ledger]:
+        with open_session() as session:
+            yield LedgerReader(session)
+
+    return opened
+
+
+def create_dashboard(
+    *, open_ledger: OpenLedger, access: Access, url_prefix: str = "/dashboard/", now: Callable[[], datetime], notice: str | None = None
+) -> Dash:
+    """A Dash app whose WSGI side (``app.server``) expects the mount to have taken ``url_prefix`` off the path.
+
+    ``notice`` is shown on every page that is served without a key.
+    """
+    server = Flask("meterbridge.dashboard", static_folder=None)
+    server.config["MAX_CONTENT_LENGTH"] = _LARGEST_REQUEST
+    doors.guard(server, access, prefix=url_prefix, now=now)
+    app = Dash(
+        __name__,
+        server=server,  # type: ignore[arg-type]  # documented: a Flask server
+        assets_folder="assets",
+        assets_ignore=r"theme\.js|icon\.svg",
+        pages_folder="",
+        use_pages=False,
+        routes_pathname_prefix="/",
+        requests_pathname_prefix=url_prefix,
+        serve_locally=True,
+        compress=False,
+        title="meterbridge",
+        update_title="",
+        index_string=_index(url_prefix),
+        suppress_callback_exceptions=True,
+        add_log_handler=False,
+        enable_mcp=False,
+    )
+    screens = _Screens(open_ledger=open_ledger, now=now, prefix=url_prefix, notice=notice)
+    app.layout = screens.frame
+    _register(app, screens)
+
+    @server.get("/download/costs.csv")
+    def download() -> Response:
+        return screens.download(request.query_string.decode("ascii", "replace"))
+
+    doors.harden(server, lambda: list(app.csp_hashes()))
+    return app
+
+
+def _register(app: Dash, screens: _Screens) -> None:
+    for function, target, source, prop in (
+        ("tick", "tick", "clock", "n_intervals"),
+        ("title", "titled", "page", "children"),
+        ("theme", "themed", "theme", "n_clicks"),
+    ):
+        app.clientside_callback(  # type: ignore[no-untyped-call]
+            ClientsideFunction("meterbridge", function), Output(target, "data"), Input(source, prop), prevent_initial_call=True
+        )
+    app.callback(Output("page", "children"), Input("url", "pathname"), Input("url", "search"), Input("tick", "data"))(screens.page)
+    app.callback(Output("nav", "children"), Output("filters", "children"), Input("url", "pathname"), Input("url", "search"))(screens.bar)
+    app.callback(Output("attention", "children"), Input("url", "pathname"), Input("tick", "data"))(screens.attention)
+    app.callback(
+        Output("url", "search"),
+        *(Input(f"filter-{key}", "value") for key, _, _ in DROPDOWNS),
+        Input("filter-mode", "value"),
+        Input("filter-basis", "value"),
+        Input("filter-granularity", "value"),
+        Input("filter-dates", "start_date"),
+        Input("filter-dates", "end_date"),
+        Input("filter-tag-value", "value"),
+        State("filter-tag-key", "value"),
+        State("url", "search"),
+        prevent_initial_call=True,
+    )(screens.navigate)
+
+
+@dataclass(frozen=True, slots=True)
+class _Screens:
+    """What the callbacks and routes answer; every one of them asks again who is looking."""
+
+    open_ledger: OpenLedger
+    now: Callable[[], datetime]
+    prefix: str
+    notice: str | None
+
+    def frame(self) -> Component:
+        """The parts of the screen that stay while pages change."""
+        who = doors.viewer_if_any()
+        if who is None:
+            # Dash looks at its layout once at the first request, whoever makes it; the guard lets nobody else ask for it.
+            return html.Div()
+        is_open = who == doors.OPEN
+        leave: list[Component] = []
+        if not is_open:
+            leave = [
+                html.Span(tables.named(who.name, length=24), className="who", title=f"signed in with the {who.scope} key {who.key_id}"),
+                html.Form(html.Button("Log out", type="submit"), method="post", action=f"{self.prefix}logout"),
+            ]
+        return html.Div(
+            [
+                dcc.Location(id="url", refresh="callback-nav"),
+                dcc.Interval(id="clock", interval=REFRESH_SECONDS * 1000),
+                dcc.Store(id="tick"),
+                dcc.Store(id="titled"),
+                dcc.Store(id="themed"),
+                html.A("Skip to the figures", href="#page", className="skip"),
+                html.Header(
+                    [
+                        html.Div("meterbridge", className="brand"),
+                        html.Nav(self._links("", ""), id="nav", **text.spoken("Pages")),
+                        html.Div([html.Button("Theme", id="theme", type="button", title="Light, dark, or as the system says"), *leave], className="tools"),
+                    ],
+                    className="top",
+                ),
+                html.P(self.notice, className="notice open", role="note") if is_open and self.notice else None,
+                html.Div(id="filters"),
+                html.Div(id="attention"),
+                html.Main(html.P("Loading the figures…", className="loading"), id="page", tabIndex="-1"),
+            ],
+            className="shell",
+        )
+
+    def page(self, pathname: str | None, search: str | None, _tick: object = None) -> list[Component]:
+        """The body of the page that the address names."""
+        visible, path = doors.viewer().workspaces, self._path(pathname)
+        module = next((page for page in PAGES if path == page.PATH), None)
+        if module is None:
+            return [address_panel(f"there is no page {path[:60]!r}", self.prefix, "")]
+        try:
+            selection = Selection.parse(search)
+            selection.period(self.now())
+        except InvalidInput as fault:
+            return [address_panel(fault.message, self.prefix, path)]
+
+        def draw() -> list[Component]:
+            with self.open_ledger() as opened:
+                view = View(
+                    selection=selection,
+                    ledger=opened,
+                    now=self.now(),
+                    visible=visible,
+                    prefix=self.prefix,
+                    path=path,
+                    origin=request.host_url.rstrip("/"),
+                    is_open=doors.viewer() == doors.OPEN,
+                )
+                children: list[Component] = module.layout(view)
+                return children
+
+        drawn = attempt("this page", draw)
+        return [failure_panel(drawn, f"{self.prefix}{path}{selection.search()}")] if isinstance(drawn, Failure) else drawn
+
+    def attention(self, pathname: str | None, _tick: object = None) -> Component | None:
+        """The count of problems, apart from the page: it asks for a figure of its own that the page need not wait for."""
+        visible = doors.viewer().workspaces
+        if self._path(pathname) != overview.PATH:
+            return None
+
+        def ask() -> list[Problem]:
+            with self.open_ledger() as opened:
+                return opened.problems(visible=visible, now=self.now())
+
+        return shell.attention(attempt("the list of problems", ask), self.prefix)
+
+    def bar(self, pathname: str | None, search: str | None) -> tuple[list[Component], Component | None]:
+        """The links and the filter bar of the page that the address names."""
+        visible, path = doors.viewer().workspaces, self._path(pathname)
+        links = self._links(path, search or "")
+        if path not in {overview.PATH, deployment.PATH}:
+            return links, None
+        try:
+            selection = Selection.parse(search)
+            selection.period(self.now())
+        except InvalidInput:
+            return links, None
+
+        def ask() -> Choices:
+            with self.open_ledger() as opened:
+                return opened.choices(visible=visible, now=self.now())
+
+        return links, shell.controls(selection, attempt("the lists of names", ask), now=self.now(), prefix=self.prefix, path=path)
+
+    def navigate(self, *values: Any) -> Any:
+        """The address that the controls ask for, or nothing to do where it is the present one."""
+        doors.viewer()
+        *names, modes, basis, granularity, first_day, last_day, tag_value, tag_key, search = values
+        try:
+            present = Selection.parse(search)
+            chosen = {field: tuple(_texts(value)) for (_, _, field), value in zip(DROPDOWNS, names, strict=True)}
+            wanted = replace(
+                present,
+                workspaces=chosen["workspaces"],
+                deployments=chosen["deployments"],
+                models=chosen["models"],
+                applications=chosen["applications"],
+                teams=chosen["teams"],
+                modes=tuple(mode for mode in Mode if mode.value in _texts(modes)),
+                basis=next((known for known in BASES if known == basis), present.basis),
+                granularity=next((known for known in GRANULARITIES if known == granularity), present.granularity),
+            )
+            wanted = self._dated(wanted, first_day, last_day)
+            if isinstance(tag_key, str) and tag_key and isinstance(tag_value, str) and tag_value:
+                wanted = replace(wanted, tags=tuple(dict.fromkeys((*wanted.tags, (tag_key, tag_value)))))
+        except InvalidInput:
+            return no_update
+        if replace(wanted, modes=tuple(sorted(wanted.modes))) == replace(present, modes=tuple(sorted(present.modes))):
+            return no_update
+        return wanted.search()
+
+    def download(self, search: str) -> Response:
+        """The rows of one ledger answer as a file, with their control total in a header."""
+        visible = doors.viewer().workspaces
+        try:
+            selection = Selection.parse(search)
+            query = selection.query(now=self.now(), visible=visible, granularity=selection.granularity, group_by=selection.group_by)
+            with self.open_ledger() as opened:
+                answer = opened.costs(query, now=self.now())
+        except DomainError as fault:
+            status = 503 if isinstance(fault, Unavailable) else 422 if isinstance(fault, InvalidInput) else 500
+            return make_response(f"{fault.message}\n", status, {"Content-Type": "text/plain; charset=utf-8"})
+        headers = {
+            "Content-Type": "text/csv; charset=utf-8",
+            "Content-Disposition": 'attachment; filename="meterbridge-costs.csv"',
+            "X-Control-Total": tables.control_total(answer),
+        }
+        return make_response(tables.costs_csv(answer), 200, headers)
+
+    def _path(self, pathname: str | None) -> str:
+        return (pathname or self.prefix).removeprefix(self.prefix.rstrip("/")).strip("/")
+
+    def _links(self, path: str, search: str) -> list[Component]:
+        """The pages; the period and filters go along to those that know them."""
+        return [
+            html.Span(
+                dcc.Link(page.NAME, href=f"{self.prefix}{page.PATH}{search if page in {overview, deployment} else ''}"),
+                className="on" if path == page.PATH else "",
+            )
+            for page in PAGES
+        ]
+
+    def _dated(self, wanted: Selection, first_day: object, last_day: object) -> Selection:
+        """The selection with the picked days, if they are not those that the address already means."""
+        if not isinstance(first_day, str) or not isinstance(last_day, str):
+            return wanted
+        period = wanted.period(self.now())
+        begin = parse_bound(first_day[:10], what="the first day")
+        end = parse_bound(last_day[:10], what="the last day")
+        shown = (utc_day(period.start), utc_day(period.end - timedelta(microseconds=1)))
+        if (begin.date(), end.date()) == shown or end < begin:
+            return wanted
+        return replace(wanted, begin=begin, end=end + timedelta(days=1))
+
+
+def _texts(value: object) -> list[str]:
+    return [item for item in value if isinstance(item, str)] if isinstance(value, list) else []
+
+
+def _index(prefix: str) -> str:
+    """The page around Dash's own; the theme is set before anything is drawn."""
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+{{%metas%}}
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>{{%title%}}</title>
+<link rel="icon" href="{prefix}assets/icon.svg" type="image/svg+xml">
+<script src="{prefix}assets/theme.js"></script>
+{{%css%}}
+</head>
+<body>
+{{%app_entry%}}
+<footer>
+{{%config%}}
+{{%scripts%}}
+{{%renderer%}}
+</footer>
+</body>
+</html>"""

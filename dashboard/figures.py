@@ -1,0 +1,283 @@
+"""Every chart: the one place where an exact amount becomes a float, because a screen has no more digits than that.
+
+A chart draws what one ledger answer holds and adds nothing up; its hover texts are written from the exact figures.
+Plotly reads pseudo-HTML in every label it is given, so names from outside pass through ``label`` first. Colours of ink
+and grid come from the style sheet (they follow the theme), colours of data from one palette that both themes can carry.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from html import escape
+from typing import Any
+from zlib import crc32
+
+from dash import dcc, html
+from dash.development.base_component import Component
+
+from dashboard import text
+from models.ledger import CostRow, CostTable, Standing
+from models.periods import Period
+
+# Told apart with the common colour-vision deficiencies in this order (after Okabe and Ito), each with at least
+# 3:1 contrast to both the light and the dark page.
+PALETTE = ("#2a7fd1", "#d9730d", "#159a78", "#c2559d", "#8268d6", "#a98307", "#5d6d83", "#3a9bb5", "#76882a", "#98705c")
+METERED, BILLED, QUIET = PALETTE[0], PALETTE[1], "#8a93a3"
+_MODE_COLOURS = {"serverless": PALETTE[0], "managed_compute": PALETTE[1], "unknown": QUIET}
+_SHADES: dict[Standing, str] = {"provisional": "rgba(128,140,160,0.20)", "settling": "rgba(128,140,160,0.08)"}
+_LEGEND_NAMES = 12
+
+Figure = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """One name in a chart: its rows in order of time and what is drawn of each (None leaves a gap)."""
+
+    name: str
+    colour: str
+    points: list[tuple[Period, Decimal | int | None, str]]
+
+
+def graph(figure: Figure, *, name: str, describes: str, height: int = 300) -> Component:
+    """A chart with its name for those who cannot see it; it never offers to send its data anywhere."""
+    return html.Div(
+        dcc.Graph(
+            id=name,
+            figure=figure,
+            responsive=True,
+            style={"height": f"{height}px"},
+            config={
+                "displaylogo": False,
+                "showSendToCloud": False,
+                "showEditInChartStudio": False,
+                "plotlyServerURL": "",
+                "showTips": False,
+                "displayModeBar": "hover",
+                "modeBarButtonsToRemove": ["select2d", "lasso2d", "autoScale2d", "zoomIn2d", "zoomOut2d"],
+                "toImageButtonOptions": {"filename": f"meterbridge-{name}"},
+            },
+        ),
+        className="chart",
+        role="img",
+        **text.spoken(describes),
+    )
+
+
+def label(name: str, length: int = 32) -> str:
+    """A name that Plotly will draw as it is written: shortened, and without anything it would take for markup."""
+    return escape(text.short(name, length), quote=False)
+
+
+def colours(names: Iterable[str]) -> dict[str, str]:
+    """A colour for each name that depends on the name first and on its company only where two want the same."""
+    taken: dict[str, str] = {}
+    free = list(PALETTE)
+    for name in sorted(set(names)):
+        if name in _MODE_COLOURS:
+            taken[name] = _MODE_COLOURS[name]
+        elif name == text.UNALLOCATED or not free:
+            taken[name] = QUIET
+        else:
+            wanted = PALETTE[crc32(name.encode("utf-8", "replace")) % len(PALETTE)]
+            taken[name] = wanted if wanted in free else free[0]
+            free.remove(taken[name])
+    return taken
+
+
+def spend_over_time(by_group: CostTable, by_period: CostTable, *, currency: str | None, naming: Callable[[CostRow], str], revision: str) -> Figure:
+    """Spend stacked by group, one bar for each bucket; ``by_period`` says which buckets are not settled yet."""
+    rows = [row for row in by_group.rows if row.figures.currency == currency and row.figures.cost is not None]
+    grouped: dict[str, list[CostRow]] = {}
+    for row in rows:
+        grouped.setdefault(naming(row), []).append(row)
+    palette = colours(grouped)
+    order = sorted(grouped, key=lambda name: (name == text.UNALLOCATED, name))
+    series = [
+        Series(
+            name,
+            palette[name],
+            [(row.period, row.figures.cost, text.money(row.figures.cost, currency) + (" (estimate)" if row.figures.estimate else "")) for row in grouped[name]],
+        )
+        for name in order
+    ]
+    figure = bars(series, by_period, currency=currency, unit=currency or "amount", revision=revision, mode="relative")
+    for trace in figure["data"][_LEGEND_NAMES:]:
+        trace["showlegend"] = False
+    return figure
+
+
+def metered_and_billed(table: CostTable, *, currency: str | None, revision: str) -> Figure:
+    """What our instruments metered beside what Azure billed; days that no bill reaches have no billed bar."""
+    rows = [row for row in table.rows if row.figures.currency == currency]
+    series = [
+        Series("metered", METERED, [(row.period, row.figures.metered_cost, text.money(row.figures.metered_cost, currency)) for row in rows]),
+        Series("billed", BILLED, [(row.period, row.figures.billed_cost, _billed_text(row, currency)) for row in rows]),
+    ]
+    return bars(series, table, currency=currency, unit=currency or "amount", revision=revision, mode="group")
+
+
+def tokens_over_time(table: CostTable, *, currency: str | None, revision: str) -> Figure:
+    """Tokens in and out, stacked."""
+    rows = [row for row in table.rows if row.figures.currency == currency]
+    series = [
+        Series("input", PALETTE[2], [(row.period, row.figures.input_tokens, f"{text.count(row.figures.input_tokens)} tokens") for row in rows]),
+        Series("output", PALETTE[4], [(row.period, row.figures.output_tokens, f"{text.count(row.figures.output_tokens)} tokens") for row in rows]),
+    ]
+    return bars(series, table, currency=currency, unit="tokens", revision=revision, mode="relative")
+
+
+def requests_over_time(table: CostTable, *, currency: str | None, revision: str) -> Figure:
+    """Requests, and of them those whose tokens nobody said."""
+    rows = [row for row in table.rows if row.figures.currency == currency]
+    series = [Series("requests", PALETTE[7], [(row.period, row.figures.requests, f"{text.count(row.figures.requests)} requests") for row in rows])]
+    if any(row.figures.unknown_token_requests for row in rows):
+        said = [(row.period, row.figures.unknown_token_requests, f"{text.count(row.figures.unknown_token_requests)} requests") for row in rows]
+        series.append(Series("of them with unknown tokens", PALETTE[1], list(said)))
+    return bars(series, table, currency=currency, unit="requests", revision=revision, mode="group" if len(series) > 1 else "relative")
+
+
+def bars(series: Sequence[Series], standing: CostTable, *, currency: str | None, unit: str, revision: str, mode: str) -> Figure:
+    """Bars over time. ``revision`` names the screen: while it stays the same, a refresh keeps the reader's zoom."""
+    period, granularity = standing.query.period, standing.query.granularity
+    traces = []
+    for one in series:
+        points = [(span, value, said) for span, value, said in one.points if value is not None]
+        traces.append(
+            {
+                "type": "bar",
+                "name": label(one.name, 28),
+                "x": [_at(span.start) for span, _, _ in points],
+                "y": [float(value) for _, value, _ in points],
+                "width": [_milliseconds(span.end - span.start) * (0.8 if mode == "relative" else 0.4) for span, _, _ in points],
+                "customdata": [f"{label(one.name, 40)}: {escape(said, quote=False)}" for _, _, said in points],
+                "hovertemplate": "%{customdata}<extra></extra>",
+                "marker": {"color": one.colour, "line": {"width": 0}},
+                "showlegend": True,
+            }
+        )
+    shapes, notes = _shading(standing, currency)
+    half = _half_bucket(standing)
+    return {
+        "data": traces,
+        "layout": {
+            "barmode": mode,
+            "showlegend": len(traces) > 1,
+            "uirevision": revision,
+            "hovermode": "x unified",
+            "dragmode": "zoom",
+            "paper_bgcolor": "rgba(0,0,0,0)",
+            "plot_bgcolor": "rgba(0,0,0,0)",
+            "font": {"family": "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif", "size": 12, "color": "#667085"},
+            "hoverlabel": {"bgcolor": "#1d2430", "bordercolor": "#1d2430", "font": {"color": "#f4f6fa"}, "namelength": -1},
+            "margin": {"l": 64, "r": 12, "t": 26, "b": 8},
+            "legend": {"orientation": "h", "x": 0, "y": -0.16, "yanchor": "top", "font": {"size": 12}},
+            "xaxis": {
+                "type": "date",
+                "range": [_at(period.start - half), _at(period.end - half)],
+                "showgrid": False,
+                "hoverformat": "%a %d %b %Y, %H:%M UTC" if granularity == "hour" else "%a %d %b %Y",
+                "tickformatstops": [
+                    {"dtickrange": [None, 86_399_999], "value": "%H:%M\n%d %b"},
+                    {"dtickrange": [86_400_000, None], "value": "%d %b\n%Y"},
+                ],
+                "nticks": 8,
+                "automargin": True,
+                "fixedrange": False,
+            },
+            "yaxis": {
+                "title": {"text": escape(unit, quote=False)},
+                "tickformat": ",~s" if unit in {"tokens", "requests"} else ",~f",
+                "rangemode": "tozero",
+                "gridcolor": "rgba(128,140,160,0.25)",
+                "zerolinecolor": "rgba(128,140,160,0.5)",
+                "fixedrange": True,
+            },
+            "shapes": shapes,
+            "annotations": notes,
+        },
+    }
+
+
+def shares(amounts: Sequence[Decimal | None]) -> list[float]:
+    """Lengths of bars in a list, as percent of the longest; a credit or an unknown amount has none."""
+    longest = max((amount for amount in amounts if amount is not None), default=Decimal(0))
+    return [0.0 if amount is None or amount <= 0 or longest <= 0 else round(float(amount) / float(longest) * 100, 2) for amount in amounts]
+
+
+def _billed_text(row: CostRow, currency: str | None) -> str:
+    return text.money(row.figures.billed_cost, currency) + (" (estimate)" if row.figures.estimate else "")
+
+
+def _shading(table: CostTable, currency: str | None) -> tuple[list[Figure], list[Figure]]:
+    """Grey behind the buckets whose figures still move, with the word for it on top."""
+    half = _half_bucket(table)
+    runs: list[tuple[Standing, datetime, datetime]] = []
+    for row in table.rows:
+        if row.figures.currency != currency:
+            continue
+        start, end = row.period.start - half, row.period.start + half
+        if runs and runs[-1][0] == row.figures.status:
+            runs[-1] = (runs[-1][0], runs[-1][1], end)
+        else:
+            runs.append((row.figures.status, start, end))
+    shapes: list[Figure] = []
+    notes: list[Figure] = []
+    for status, start, end in runs:
+        if status not in _SHADES:
+            continue
+        shapes.append(
+            {
+                "type": "rect",
+                "layer": "below",
+                "xref": "x",
+                "yref": "paper",
+                "x0": _at(start),
+                "x1": _at(end),
+                "y0": 0,
+                "y1": 1,
+                "line": {"width": 0},
+                "fillcolor": _SHADES[status],
+                "name": status,
+            }
+        )
+        # Settling days come before provisional ones: anchored to their outer edges the two words do not meet.
+        right = status == "provisional"
+        if not any(note["text"] == status for note in notes):
+            notes.append(
+                {
+                    "text": status,
+                    "xref": "x",
+                    "yref": "paper",
+                    "x": _at(end if right else start),
+                    "y": 1,
+                    "xanchor": "right" if right else "left",
+                    "yanchor": "bottom",
+                    "showarrow": False,
+                    "font": {"size": 11},
+                }
+            )
+    return shapes, notes
+
+
+def _half_bucket(table: CostTable) -> timedelta:
+    match table.query.granularity:
+        case "hour":
+            return timedelta(minutes=30)
+        case "day":
+            return timedelta(hours=12)
+        case "week":
+            return timedelta(days=3.5)
+        case _:
+            return timedelta(days=15)
+
+
+def _at(at: datetime) -> str:
+    return at.astimezone(UTC).strftime("%Y-%m-%d %H:%M")
+
+
+def _milliseconds(length: timedelta) -> float:
+    return length / timedelta(milliseconds=1)

@@ -1,0 +1,226 @@
+"""One deployment: what it cost by day on both bases, what it served, and its latest events."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from dash import dcc, html
+from dash.development.base_component import Component
+
+from dashboard import figures, tables, text
+from dashboard.shell import Failure, View, age_line, card, empty_panel, failure_panel, tile
+from models.ledger import CostRow, CostTable, Figures, UsagePage
+
+PATH = "deployment"
+NAME = "Deployment"
+
+_LAST_EVENTS = 20
+_MOST_CHOICES = 100
+
+
+def layout(view: View) -> list[Component]:
+    """Three questions to the ledger: by bucket, by model and mode, and the latest events."""
+    age = view.ask("the age of the data", lambda: view.ledger.data_age(visible=view.visible, now=view.now))
+    if len(view.selection.deployments) != 1 or len(view.selection.workspaces) > 1:
+        return [html.Div(html.H1(NAME), className="heading"), age_line(age, view.now), _choose(view)]
+    selection = view.selection
+    granularity = "day" if selection.granularity == "none" else selection.granularity
+    query = selection.query(now=view.now, visible=view.visible, granularity=granularity)
+    by_period = view.ask("spend of this deployment", lambda: view.ledger.costs(query, now=view.now))
+    kinds = view.ask("the model of this deployment", lambda: view.ledger.costs(replace(query, granularity="none", group_by=("mode", "model")), now=view.now))
+    events = view.ask(
+        "the latest events", lambda: view.ledger.usage_list(period=query.period, filters=query.filters, limit=_LAST_EVENTS, cursor=None, now=view.now)
+    )
+    head = [_heading(view, kinds), age_line(age, view.now)]
+    if isinstance(by_period, Failure):
+        return [*head, failure_panel(by_period, view.here)]
+    if not by_period.rows:
+        return [*head, empty_panel(view, age)]
+    parts: list[Component] = []
+    for total in by_period.totals:
+        parts += [_tiles(total), *_charts(view, by_period, total)]
+    return [*head, *parts, _events(view, events), _days(view, by_period)]
+
+
+def _heading(view: View, kinds: CostTable | Failure) -> Component:
+    deployment = view.selection.deployments[0]
+    said: list[str | Component] = []
+    if view.selection.workspaces:
+        said += ["in ", tables.named(view.selection.workspaces[0]), " · "]
+    if isinstance(kinds, CostTable):
+        for kind in list(dict.fromkeys((row.groups["mode"], row.groups["model"]) for row in kinds.rows))[:3]:
+            said += [text.words(kind[0] or "unknown"), " · ", tables.named(kind[1], absent="model unknown"), " · "]
+    said.append(f"{text.span(view.selection.period(view.now))} (UTC days)")
+    return html.Div([html.H1(tables.named(deployment, length=60)), html.P(said, className="subtitle")], className="heading")
+
+
+def _choose(view: View) -> Component:
+    """Without one deployment in the address: those there are."""
+    query = view.selection.query(now=view.now, visible=view.visible, granularity="none", group_by=("workspace", "deployment"))
+    answer = view.ask("the list of deployments", lambda: view.ledger.costs(query, now=view.now))
+    if isinstance(answer, Failure):
+        return failure_panel(answer, view.here)
+    pairs = sorted({(row.groups["workspace"] or "", row.groups["deployment"] or "") for row in answer.rows})
+    known = [(workspace, deployment) for workspace, deployment in pairs if workspace and deployment]
+    if not known:
+        return card("No deployment in this period", html.P("Choose a longer period, or clear the filters."))
+    items = [
+        html.Li(
+            [
+                dcc.Link(tables.named(deployment, length=60), href=view.link(PATH, view.selection.for_deployment(workspace, deployment))),
+                html.Span(tables.named(workspace), className="where"),
+            ]
+        )
+        for workspace, deployment in known[:_MOST_CHOICES]
+    ]
+    note = f"The first {_MOST_CHOICES} of {len(known)}; choose a workspace to see the others." if len(known) > _MOST_CHOICES else ""
+    return card("Choose a deployment", html.Ul(items, className="choices"), note=note)
+
+
+def _tiles(total: Figures) -> Component:
+    tiles = [
+        tile(
+            "Spend in this period",
+            text.money(total.cost, total.currency),
+            title=text.money_exactly(total.cost, total.currency),
+            note=[html.Span(total.status, className=f"pill {total.status}"), " ", total.reasons.get("cost", "estimate" if total.estimate else "")],
+        ),
+        tile("Metered", text.money(total.metered_cost, total.currency), note=total.reasons.get("metered_cost", "what the requests should cost")),
+        tile("Billed", text.money(total.billed_cost, total.currency), note=total.reasons.get("billed_cost", "what Azure charged")),
+        tile(
+            "Tokens in / out",
+            f"{text.tokens(total.input_tokens)} / {text.tokens(total.output_tokens)}",
+            title=f"{text.count(total.input_tokens)} in, {text.count(total.output_tokens)} out",
+            note=f"{text.tokens(total.cached_input_tokens)} of the input cached",
+        ),
+        tile("Requests", text.count(total.requests), note=_unknown(total)),
+    ]
+    if total.core_hours is not None:
+        tiles.append(tile("Core-hours", text.hours(total.core_hours), title=str(total.core_hours), note="of its instances, idle or not"))
+    return html.Div(tiles, className="tiles")
+
+
+def _unknown(total: Figures) -> str:
+    gaps = []
+    if total.unknown_token_requests:
+        gaps.append(f"{text.count(total.unknown_token_requests)} with unknown tokens")
+    if total.estimated_token_requests:
+        gaps.append(f"{text.count(total.estimated_token_requests)} with estimated tokens")
+    if total.unpriced_tokens:
+        gaps.append(f"{text.tokens(total.unpriced_tokens)} tokens without a price")
+    return "; ".join(gaps) or "all with known tokens"
+
+
+def _charts(view: View, by_period: CostTable, total: Figures) -> list[Component]:
+    marker, revision = total.currency or "none", view.here
+    parts = []
+    if total.metered_cost is not None or total.billed_cost is not None:
+        parts.append(
+            card(
+                "Metered beside billed",
+                figures.graph(
+                    figures.metered_and_billed(by_period, currency=total.currency, revision=revision),
+                    name=f"money-{marker}",
+                    describes=f"Bars of metered and billed cost over time in {marker}",
+                ),
+                note="Shaded days still change.",
+                name="wide",
+            )
+        )
+    if total.requests:
+        parts += [
+            card(
+                "Tokens",
+                figures.graph(
+                    figures.tokens_over_time(by_period, currency=total.currency, revision=revision),
+                    name=f"tokens-{marker}",
+                    describes="Bars of input and output tokens over time",
+                ),
+            ),
+            card(
+                "Requests",
+                figures.graph(
+                    figures.requests_over_time(by_period, currency=total.currency, revision=revision),
+                    name=f"requests-{marker}",
+                    describes="Bars of requests over time",
+                ),
+            ),
+        ]
+    return parts
+
+
+def _events(view: View, events: UsagePage | Failure) -> Component:
+    if isinstance(events, Failure):
+        return failure_panel(events, view.here)
+    columns = [
+        tables.Column("Time (UTC)"),
+        tables.Column("Id"),
+        tables.Column("Operation"),
+        tables.Column("Status"),
+        tables.Column("Input", is_number=True, title="input tokens"),
+        tables.Column("Output", is_number=True, title="output tokens"),
+        tables.Column("Application"),
+        tables.Column("Counted"),
+    ]
+    rows: list[list[tables.Cell]] = []
+    for event in events.items:
+        application = event.fields.get("application")
+        rows.append(
+            [
+                html.Span(f"{event.time:%Y-%m-%d %H:%M:%S}", title=text.exact_instant(event.time)),
+                tables.named(event.id, length=28),
+                text.words(event.operation),
+                html.Span(event.status, className=f"pill {event.status}" if event.status in {"error", "throttled"} else "pill"),
+                _count(event.fields.get("input_tokens")),
+                _count(event.fields.get("output_tokens")),
+                tables.named(application, absent="") if isinstance(application, str) else "",
+                "yes" if event.counted else html.Span("no", title=event.reason or ""),
+            ]
+        )
+    if not rows:
+        return card("Latest events", html.P("No usage event in this period: nobody sends usage of this deployment, or nobody calls it."), name="wide")
+    return card(f"Latest {len(rows)} events", tables.table(columns, rows, caption="Latest usage events"), name="wide")
+
+
+def _count(value: object) -> str:
+    return text.count(value) if isinstance(value, int) else text.UNKNOWN
+
+
+def _days(view: View, by_period: CostTable) -> Component:
+    granularity = by_period.query.granularity
+    columns = [
+        tables.Column(granularity.capitalize()),
+        tables.Column("Spend", is_number=True),
+        tables.Column("Metered", is_number=True),
+        tables.Column("Billed", is_number=True),
+        tables.Column("Input tokens", is_number=True),
+        tables.Column("Output tokens", is_number=True),
+        tables.Column("Requests", is_number=True),
+        tables.Column("Core-hours", is_number=True),
+        tables.Column("Status"),
+    ]
+
+    def cells(row: CostRow) -> list[tables.Cell]:
+        figure = row.figures
+        return [
+            text.bucket(row.period, granularity),
+            tables.amount(figure.cost, figure.currency, figure.reasons.get("cost")),
+            tables.amount(figure.metered_cost, figure.currency, figure.reasons.get("metered_cost")),
+            tables.amount(figure.billed_cost, figure.currency, figure.reasons.get("billed_cost")),
+            text.count(figure.input_tokens),
+            text.count(figure.output_tokens),
+            text.count(figure.requests),
+            text.hours(figure.core_hours) if figure.core_hours is not None else "",
+            tables.standing(figure),
+        ]
+
+    newest = list(reversed(by_period.rows))
+    file = replace(view.selection, granularity=granularity, group_by=())
+    download = html.A("Download CSV", href=f"{view.prefix}download/costs.csv{file.search()}", className="button", download="costs.csv")
+    return card(
+        "In figures",
+        tables.table(columns, [cells(row) for row in newest[:400]], caption=f"Figures by {granularity}"),
+        note="The newest 400; the file has them all." if len(newest) > 400 else "",
+        aside=download,
+        name="wide",
+    )

@@ -1,0 +1,286 @@
+"""What was spent, where, how final that is, and what the month will be."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from decimal import Decimal
+
+from dash import dcc, html
+from dash.development.base_component import Component
+
+from dashboard import figures, tables, text
+from dashboard.pages import start
+from dashboard.shell import Failure, View, age_line, card, empty_panel, failure_panel, switch, tile
+from models.ledger import CostQuery, CostRow, CostTable, DataAge, Forecast
+from models.ledger import Figures as Total
+from models.periods import month_period, utc_day
+
+PATH = ""
+NAME = "Overview"
+
+_STACKS = (("workspace", "Workspace"), ("deployment", "Deployment"), ("mode", "Mode"))
+_TOP = 8
+_MOST_ROWS = 200
+
+
+def layout(view: View) -> list[Component]:
+    """Three questions to the ledger: by group and bucket (chart), by bucket (standing, bill), by deployment (table)."""
+    age = view.ask("the age of the data", lambda: view.ledger.data_age(visible=view.visible, now=view.now))
+    heading = _heading(view)
+    if isinstance(age, DataAge) and not age.sources and age.metered_until is None and age.billed_until is None:
+        return [heading, age_line(age, view.now), *start.steps(view)]
+    by_period = view.ask("spend over time", lambda: view.ledger.costs(_query(view, ()), now=view.now))
+    head: list[Component] = [heading, age_line(age, view.now)]
+    if isinstance(by_period, Failure):
+        return [*head, failure_panel(by_period, view.here)]
+    forecasts = view.ask("the forecast", lambda: view.ledger.forecast(view.selection.filters(view.visible), now=view.now))
+    if not by_period.rows:
+        return [*head, empty_panel(view, age)]
+    group = _stack(view)
+    by_group = view.ask("spend by group", lambda: view.ledger.costs(_query(view, group), now=view.now))
+    query = view.selection.query(now=view.now, visible=view.visible, granularity="none", group_by=("workspace", "deployment"))
+    by_deployment = view.ask("spend by deployment", lambda: view.ledger.costs(query, now=view.now))
+    return [
+        *head,
+        _tiles(view, by_period.totals, forecasts, age),
+        *(_charts(view, by_period, by_group, group)),
+        *([failure_panel(by_deployment, view.here)] if isinstance(by_deployment, Failure) else [_top(view, by_deployment), _table(view, by_deployment)]),
+    ]
+
+
+def _heading(view: View) -> Component:
+    period = text.span(view.selection.period(view.now))
+    basis = "" if view.selection.basis == "best" else f" · basis {view.selection.basis}"
+    return html.Div([html.H1(NAME), html.P(f"{period} (UTC days){basis}", className="subtitle")], className="heading")
+
+
+def _query(view: View, group_by: tuple[str, ...]) -> CostQuery:
+    granularity = "day" if view.selection.granularity == "none" else view.selection.granularity
+    return view.selection.query(now=view.now, visible=view.visible, granularity=granularity, group_by=group_by)
+
+
+def _stack(view: View) -> tuple[str, ...]:
+    """What the bars are stacked by; a deployment's name means something only beside its workspace's."""
+    group = view.selection.group_by or ("workspace",)
+    return ("workspace", "deployment") if group == ("deployment",) else group
+
+
+def _naming(row: CostRow) -> str:
+    groups = list(row.groups.items())
+    if [key for key, _ in groups] == ["workspace", "deployment"] and row.groups["deployment"] is None:
+        workspace = row.groups["workspace"]
+        return text.UNALLOCATED if workspace is None else f"{text.name(workspace)} · {text.UNALLOCATED}"
+    return " · ".join(text.words(text.name(value)) if key == "mode" else text.name(value) for key, value in groups)
+
+
+# -- headline figures -------------------------------------------------------------------------------
+
+
+def _tiles(view: View, totals: Sequence[Total], forecasts: list[Forecast] | Failure, age: DataAge | Failure) -> Component:
+    tiles: list[Component] = []
+    expected = {} if isinstance(forecasts, Failure) else {one.currency: one for one in forecasts}
+    wanted = view.selection.currency
+    currencies = [total.currency for total in totals if total.currency is not None]
+    currencies += sorted(currency for currency in expected if currency not in currencies and wanted in {None, currency})
+    several = len(currencies) > 1
+    month = month_period(utc_day(view.now))
+    for currency in currencies:
+        unit = f" ({currency})" if several else ""
+        forecast = expected.get(currency)
+        if forecast is not None:
+            tiles.append(
+                tile(
+                    f"Month to date{unit}",
+                    text.money(forecast.month_to_date, currency),
+                    title=text.money_exactly(forecast.month_to_date, currency),
+                    note=f"{month.start:%B %Y}",
+                )
+            )
+            tiles.append(
+                tile(
+                    f"Forecast to month end{unit}",
+                    text.money(forecast.month_end, currency),
+                    title=text.money_exactly(forecast.month_end, currency),
+                    note=forecast.reason or f"from {text.count(forecast.complete_days)} complete days",
+                    tone="absent" if forecast.month_end is None else "",
+                )
+            )
+        elif isinstance(forecasts, Failure):
+            tiles.append(tile(f"Forecast{unit}", "not available", note=forecasts.message, tone="absent"))
+        total = next((one for one in totals if one.currency == currency), None)
+        if total is not None:
+            tiles.append(_spend_tile(f"Spend in this period{unit}", total))
+            tiles.append(_coverage_tile(f"Coverage{unit}", total))
+    tiles += [_uncurrencied_tile(total) for total in totals if total.currency is None]
+    if isinstance(age, DataAge):
+        tiles.append(
+            tile(
+                "Data age",
+                text.ago(age.metered_until, view.now) or "no usage yet",
+                title=text.exact_instant(age.metered_until),
+                note=f"newest usage; billed until {text.until(age.billed_until)}",
+            )
+        )
+    return html.Div(tiles, className="tiles")
+
+
+def _spend_tile(label: str, total: Total) -> Component:
+    said = f"billed {text.money(total.billed_cost, total.currency)}, metered {text.money(total.metered_cost, total.currency)}"
+    reason = total.reasons.get("cost")
+    return tile(
+        label,
+        text.money(total.cost, total.currency),
+        title=text.money_exactly(total.cost, total.currency),
+        note=[html.Span(total.status, className=f"pill {total.status}"), " ", reason or said],
+        tone="absent" if total.cost is None else "",
+    )
+
+
+def _coverage_tile(label: str, total: Total) -> Component:
+    gaps = []
+    if total.unknown_token_requests:
+        gaps.append(f"{text.count(total.unknown_token_requests)} requests with unknown tokens")
+    if total.estimated_token_requests:
+        gaps.append(f"{text.count(total.estimated_token_requests)} with estimated tokens")
+    if total.unpriced_tokens:
+        gaps.append(f"{text.tokens(total.unpriced_tokens)} tokens without a price")
+    note = "; ".join(gaps) or "of the billed amount was metered; no unknown tokens"
+    if total.coverage is None:
+        note = f"nothing billed to compare with yet{'; ' + note if gaps else ''}"
+    return tile(label, text.percent(total.coverage), title="the share of the billed amount that our instruments saw", note=note)
+
+
+def _uncurrencied_tile(total: Total) -> Component:
+    return tile(
+        "Without a price",
+        f"{text.tokens(total.input_tokens + total.output_tokens)} tokens",
+        note=f"{text.count(total.requests)} requests for which neither a bill nor a price names a currency",
+        tone="absent",
+    )
+
+
+# -- charts and table -------------------------------------------------------------------------------
+
+
+def _charts(view: View, by_period: CostTable, by_group: CostTable | Failure, group: tuple[str, ...]) -> list[Component]:
+    currencies = [total.currency for total in by_period.totals if total.cost is not None] or [None]
+    revision = view.here
+    chosen = "deployment" if group == ("workspace", "deployment") else group[0]
+    stacks = switch(
+        "Stack by",
+        [(words, view.link(PATH, replace(view.selection, group_by=() if key == "workspace" else (key,))), key == chosen) for key, words in _STACKS],
+    )
+    parts: list[Component] = []
+    for currency in currencies:
+        unit = f" ({currency})" if len(currencies) > 1 and currency else ""
+        marker = currency or "none"
+        if isinstance(by_group, Failure):
+            parts.append(failure_panel(by_group, view.here))
+        else:
+            parts.append(
+                card(
+                    f"Spend over time{unit}",
+                    figures.graph(
+                        figures.spend_over_time(by_group, by_period, currency=currency, naming=_naming, revision=revision),
+                        name=f"spend-{marker}",
+                        describes=f"Bars of spend over time in {marker}, stacked by {chosen}",
+                        height=340,
+                    ),
+                    note="Shaded days still change: provisional ones are metered only, settling ones are billed but not closed.",
+                    aside=stacks,
+                    name="wide",
+                )
+            )
+        parts.append(
+            card(
+                f"Metered beside billed{unit}",
+                figures.graph(
+                    figures.metered_and_billed(by_period, currency=currency, revision=revision),
+                    name=f"billed-{marker}",
+                    describes=f"Bars of metered and billed cost over time in {marker}",
+                ),
+                note="What the requests should cost, and what Azure charged. No billed bar: the bill does not reach that day yet.",
+                name="wide",
+            )
+        )
+    return parts
+
+
+def _ordered(answer: CostTable) -> list[CostRow]:
+    """Dearest first within a currency; unknown amounts last."""
+
+    def rank(row: CostRow) -> tuple[str, bool, Decimal]:
+        cost = row.figures.cost
+        return (row.figures.currency or "~", cost is None, Decimal(0) if cost is None else -cost)
+
+    return sorted(answer.rows, key=rank)
+
+
+def _link(view: View, row: CostRow, *, length: int = 44) -> Component:
+    workspace, deployment = row.groups["workspace"], row.groups["deployment"]
+    if workspace is None or deployment is None:
+        return tables.named(deployment)
+    return dcc.Link(tables.named(deployment, length=length), href=view.link("deployment", view.selection.for_deployment(workspace, deployment)))
+
+
+def _top(view: View, answer: CostTable) -> Component:
+    lists: list[Component] = []
+    for total in answer.totals:
+        rows = [row for row in _ordered(answer) if row.figures.currency == total.currency and row.figures.cost is not None][:_TOP]
+        if not rows:
+            continue
+        lengths = figures.shares([row.figures.cost for row in rows])
+        lists.append(
+            html.Ol(
+                [
+                    html.Li(
+                        [
+                            html.Div([_link(view, row), html.Span(tables.named(row.groups["workspace"], length=30), className="where")], className="bar-name"),
+                            html.Div(html.Div(className="fill", style={"width": f"{width}%"}), className="track"),
+                            html.Div(tables.amount(row.figures.cost, row.figures.currency), className="number"),
+                        ]
+                    )
+                    for row, width in zip(rows, lengths, strict=True)
+                ],
+                className="bar-list",
+            )
+        )
+    return card("Top deployments", *lists, name="wide")
+
+
+def _table(view: View, answer: CostTable) -> Component:
+    rows = _ordered(answer)
+    columns = [
+        tables.Column("Deployment"),
+        tables.Column("Workspace"),
+        tables.Column("Spend", is_number=True, title=f"basis {view.selection.basis}"),
+        tables.Column("Metered", is_number=True),
+        tables.Column("Billed", is_number=True),
+        tables.Column("Input tokens", is_number=True),
+        tables.Column("Output tokens", is_number=True),
+        tables.Column("Requests", is_number=True),
+        tables.Column("Core-hours", is_number=True),
+        tables.Column("Status"),
+    ]
+    cells: list[list[tables.Cell]] = []
+    for row in rows[:_MOST_ROWS]:
+        figure = row.figures
+        cells.append(
+            [
+                _link(view, row),
+                tables.named(row.groups["workspace"]),
+                tables.amount(figure.cost, figure.currency, figure.reasons.get("cost")),
+                tables.amount(figure.metered_cost, figure.currency, figure.reasons.get("metered_cost")),
+                tables.amount(figure.billed_cost, figure.currency, figure.reasons.get("billed_cost")),
+                text.count(figure.input_tokens),
+                text.count(figure.output_tokens),
+                text.count(figure.requests),
+                text.hours(figure.core_hours) if figure.core_hours is not None else "",
+                tables.standing(figure),
+            ]
+        )
+    file = replace(view.selection, granularity="none", group_by=("workspace", "deployment"))
+    download = html.A("Download CSV", href=f"{view.prefix}download/costs.csv{file.search()}", className="button", download="costs.csv")
+    more = f"The first {_MOST_ROWS} of {text.count(len(rows))}; the file has them all." if len(rows) > _MOST_ROWS else ""
+    return card("All deployments", tables.table(columns, cells, caption="Spend by deployment"), note=more, aside=download, name="wide")

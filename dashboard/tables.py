@@ -1,0 +1,127 @@
+"""Tables on a page and the files one can take home from them: same rows, same ledger answer.
+
+A file carries every digit as plain decimal text. Its text cells cannot be taken for formulas by a spreadsheet; its
+number cells stay numbers, so a credit keeps its minus sign.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+
+from dash import html
+from dash.development.base_component import Component
+
+from dashboard import text
+from models import money
+from models.ledger import CostTable, Figures
+from models.periods import rfc3339
+
+# What spreadsheets take for the start of a formula or a command (OWASP "CSV Injection"; ASVS 5.0, 1.2.10).
+_FORMULA_STARTS = frozenset("=+-@\t\r\n\x00＝＋－＠")
+
+_FIGURES = (
+    "currency",
+    "cost",
+    "metered_cost",
+    "billed_cost",
+    "input_tokens",
+    "output_tokens",
+    "requests",
+    "core_hours",
+    "status",
+    "unpriced_tokens",
+    "unknown_token_requests",
+    "coverage",
+    "estimate",
+)
+
+Cell = str | Component | list[str | Component]
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column's heading and whether it holds numbers; ``title`` explains the heading."""
+
+    heading: str
+    is_number: bool = False
+    title: str | None = None
+
+
+def table(columns: Sequence[Column], rows: Sequence[Sequence[Cell]], *, caption: str) -> Component:
+    """A table that scrolls sideways inside its card rather than widening the page."""
+    head = html.Tr([html.Th(column.heading, scope="col", className="number" if column.is_number else "", title=column.title or "") for column in columns])
+    body = [html.Tr([html.Td(cell, className="number" if column.is_number else "") for column, cell in zip(columns, row, strict=True)]) for row in rows]
+    return html.Div(
+        html.Table([html.Caption(caption, className="hidden"), html.Thead(head), html.Tbody(body)]),
+        className="table",
+        tabIndex="0",
+        role="region",
+        **text.spoken(caption),
+    )
+
+
+def amount(value: Decimal | None, currency: str | None, reason: str | None = None) -> Component:
+    """A sum of money with all its digits, or the reason why there is none, in the title."""
+    if value is None:
+        return html.Span(text.UNKNOWN, className="absent", title=reason or "not known")
+    return html.Span(text.money(value, currency), title=text.money_exactly(value, currency))
+
+
+def named(value: str | None, *, absent: str = text.UNALLOCATED, length: int = 40) -> Component:
+    """A name from outside: isolated text, shortened, whole in the title."""
+    whole = text.name(value, absent=absent)
+    return html.Bdi(text.short(whole, length), title=whole, className="absent" if value is None else "name")
+
+
+def standing(figures: Figures) -> Component:
+    """How final a row is."""
+    said = figures.status + (", estimate" if figures.estimate else "")
+    return html.Span(said, className=f"pill {figures.status}")
+
+
+def costs_csv(answer: CostTable) -> str:
+    """The rows of one ledger answer as CSV (RFC 4180), in its own order."""
+    out = io.StringIO(newline="")
+    writer = csv.writer(out, lineterminator="\r\n")
+    groups = answer.query.group_by
+    writer.writerow(["period_start", "period_end", *(safe(group) for group in groups), *_FIGURES])
+    for row in answer.rows:
+        writer.writerow(
+            [
+                rfc3339(row.period.start),
+                rfc3339(row.period.end),
+                *(safe(row.groups.get(group)) for group in groups),
+                *(_cell(getattr(row.figures, field)) for field in _FIGURES),
+            ]
+        )
+    return out.getvalue()
+
+
+def control_total(answer: CostTable) -> str:
+    """What the cost column adds up to, for each currency, from the ledger's own totals."""
+    return "; ".join(f"{money.text(total.cost)} {total.currency or '-'}" for total in answer.totals if total.cost is not None)
+
+
+def safe(value: str | None) -> str:
+    """A text cell that no spreadsheet takes for a formula."""
+    if value is None:
+        return ""
+    return f"'{value}" if value[:1] in _FORMULA_STARTS and value else value
+
+
+def _cell(value: object) -> str:
+    match value:
+        case None:
+            return ""
+        case bool():
+            return "true" if value else "false"
+        case Decimal():
+            return money.text(value)
+        case int():
+            return str(value)
+        case _:
+            return safe(str(value))

@@ -180,6 +180,7 @@ def _probes(session: Session, *, now: datetime) -> list[datetime]:
 
 
 _ROLLUP_COUNTS = ("requests", "input_tokens", "output_tokens", "cached_input_tokens", "reasoning_output_tokens", "unknown_requests", "estimated_requests")
+_ESTIMATED = int(Quality.ESTIMATED)
 _RollupKey = tuple[int, int, int, int]  # starts_at, series, known_on, outcome
 
 
@@ -190,57 +191,58 @@ def _check_usage(session: Session, found: Verification) -> None:
         for row in session.connection().execute(sa.select(*map(col, (UsageSeries.id, UsageSeries.workspace_id, UsageSeries.source_id, UsageSeries.operation))))
     }
     unanswered = _filtered_without_answer(session)
-    query = sa.select(
-        sa.type_coerce(col(UsageEvent.time), sa.BigInteger).label("time"),
-        sa.type_coerce(col(UsageEvent.received_at), sa.BigInteger).label("received_at"),
-        *map(
-            col,
-            (
-                UsageEvent.seq,
-                UsageEvent.workspace_id,
-                UsageEvent.source_id,
-                UsageEvent.event_id,
-                UsageEvent.series_id,
-                UsageEvent.status,
-                UsageEvent.billable,
-                UsageEvent.input_tokens,
-                UsageEvent.output_tokens,
-                UsageEvent.cached_input_tokens,
-                UsageEvent.reasoning_output_tokens,
-                UsageEvent.quality,
-                UsageEvent.is_unknown,
-            ),
-        ),
-    ).order_by(col(UsageEvent.time))
-    events = session.connection().execute(query).yield_per(5000)
+    columns: list[Any] = [
+        sa.type_coerce(col(UsageEvent.time), sa.BigInteger),
+        sa.type_coerce(col(UsageEvent.received_at), sa.BigInteger),
+        UsageEvent.seq,
+        UsageEvent.workspace_id,
+        UsageEvent.source_id,
+        UsageEvent.event_id,
+        UsageEvent.series_id,
+        UsageEvent.status,
+        UsageEvent.billable,
+        UsageEvent.input_tokens,
+        UsageEvent.output_tokens,
+        UsageEvent.cached_input_tokens,
+        UsageEvent.reasoning_output_tokens,
+        UsageEvent.quality,
+        UsageEvent.is_unknown,
+    ]
+    events = session.connection().execute(sa.select(*columns).order_by(col(UsageEvent.time))).yield_per(5000)
     seen_days = set()
-    for day, of_day in groupby(events, key=lambda event: event.time // (DAY_SECONDS * _MICROSECONDS)):
+    for day, of_day in groupby(events, key=lambda event: event[0] // (DAY_SECONDS * _MICROSECONDS)):
         seen_days.add(day)
         minutes: dict[_RollupKey, list[int]] = {}
         identities = set()
-        for event in of_day:
-            where = f"event {event.event_id!r} (seq {event.seq})"
-            identity = (event.time, event.workspace_id, event.source_id, event.event_id)
+        of_day_rows: Iterable[Any] = of_day
+        for time, received, seq, workspace, source, event_id, series_id, status, billable, sent, got, cached, reasoning, quality, said_unknown in of_day_rows:
+            identity = (time, workspace, source, event_id)
             if identity in identities:
-                found.note("an event stands twice", where, "twice", "once")
+                found.note("an event stands twice", f"event {event_id!r} (seq {seq})", "twice", "once")
             identities.add(identity)
-            known = series.get(event.series_id)
-            if known is None or known[:2] != (event.workspace_id, event.source_id):
-                found.note("the series of an event", where, "missing" if known is None else "of another workspace or source", "its own")
-            is_unknown = event.seq not in unanswered and _is_unknown(event, known[2] if known else "")
-            if is_unknown != bool(event.is_unknown):
-                found.note("is_unknown", where, str(bool(event.is_unknown)), str(is_unknown))
-            seconds = event.time // _MICROSECONDS
-            known_on = event.received_at // (DAY_SECONDS * _MICROSECONDS)
-            key = (seconds - seconds % MINUTE_SECONDS, event.series_id, known_on, event.status * 2 + bool(event.billable))
-            counts = minutes.setdefault(key, [0] * len(_ROLLUP_COUNTS))
+            known = series.get(series_id)
+            if known is None or known[0] != workspace or known[1] != source:
+                what = "missing" if known is None else "of another workspace or source"
+                found.note("the series of an event", f"event {event_id!r} (seq {seq})", what, "its own")
+            is_unknown = (
+                (sent is None or got is None)
+                and _is_unknown(status, sent, got, billable=billable, operation=known[2] if known else "")
+                and seq not in unanswered
+            )
+            if is_unknown != bool(said_unknown):
+                found.note("is_unknown", f"event {event_id!r} (seq {seq})", str(bool(said_unknown)), str(is_unknown))
+            seconds = time // _MICROSECONDS
+            key = (seconds - seconds % MINUTE_SECONDS, series_id, received // (DAY_SECONDS * _MICROSECONDS), status * 2 + bool(billable))
+            counts = minutes.get(key)
+            if counts is None:
+                counts = minutes[key] = [0] * len(_ROLLUP_COUNTS)
             counts[0] += 1
-            counts[1] += event.input_tokens or 0
-            counts[2] += event.output_tokens or 0
-            counts[3] += event.cached_input_tokens or 0
-            counts[4] += event.reasoning_output_tokens or 0
+            counts[1] += sent or 0
+            counts[2] += got or 0
+            counts[3] += cached or 0
+            counts[4] += reasoning or 0
             counts[5] += is_unknown
-            counts[6] += event.quality == Quality.ESTIMATED
+            counts[6] += quality == _ESTIMATED
         found.checked += len(identities)
         _check_rollups(session, found, day, minutes, series)
     for table in (UsageMinute, UsageQuarter):
@@ -258,11 +260,11 @@ def _filtered_without_answer(session: Session) -> set[int]:
     return {seq for seq, details in session.connection().execute(query) if ((details or {}).get("http_status") or 0) >= 400}
 
 
-def _is_unknown(event: Any, operation: str) -> bool:
+def _is_unknown(status: int, sent: int | None, got: int | None, *, billable: bool, operation: str) -> bool:
     """Whether Azure billed the call and we do not know how many tokens (DESIGN.md, "Events")."""
-    if not event.billable or STATUS_OF_CODE[event.status] not in {Status.SUCCESS, Status.INCOMPLETE, Status.FILTERED}:
+    if not billable or STATUS_OF_CODE[status] not in {Status.SUCCESS, Status.INCOMPLETE, Status.FILTERED}:
         return False
-    return event.input_tokens is None or (event.output_tokens is None and operation != Operation.EMBEDDINGS)
+    return sent is None or (got is None and operation != Operation.EMBEDDINGS)
 
 
 def _check_rollups(

@@ -44,7 +44,7 @@ class _View:
     cost_center: str | None
     subscription: str | None
     is_training: bool
-    prices: Mapping[PriceMeter, Price | None]  # of what is priced by tokens; empty for managed compute
+    prices: Mapping[PriceMeter, Price | None]  # of its tokens, or of the hours of managed compute
 
 
 @dataclass(slots=True)
@@ -260,14 +260,12 @@ class _Bookkeeper:
             team=sent.team or team,
             cost_center=cost_center,
             subscription=self.registry.subscription(workspace, at),
-            is_training=sent.operation == Operation.FINE_TUNING,
-            prices={}
-            if mode is Mode.MANAGED_COMPUTE
-            else {
+            is_training=sent.operation == Operation.FINE_TUNING and mode is not Mode.MANAGED_COMPUTE,
+            prices={
                 meter: self.prices.at(
                     self.prices.fitting(meter, model=model, workspace=workspace, sku=fact.sku if fact else None, region=fact.region if fact else None), at
                 )
-                for meter in TOKEN_METERS
+                for meter in ((PriceMeter.INSTANCE_HOURS,) if mode is Mode.MANAGED_COMPUTE else TOKEN_METERS)
             },
         )
 
@@ -284,7 +282,7 @@ class _Bookkeeper:
             input_price, output_price = view.prices.get(PriceMeter.INPUT_TOKENS), view.prices.get(PriceMeter.OUTPUT_TOKENS)
             cached_price = view.prices.get(PriceMeter.CACHED_INPUT_TOKENS)
             cached = counts.cached if cached_price else 0
-            first = input_price or output_price
+            first = input_price or output_price or view.prices.get(PriceMeter.INSTANCE_HOURS)
             quantities = [
                 (MeterKind.INPUT, counts.input - cached, 0, input_price),
                 (MeterKind.CACHED_INPUT, cached, 0, cached_price),
@@ -292,7 +290,9 @@ class _Bookkeeper:
             ]
 
         def sums_of(meter: MeterKind, price: Price | None) -> Sums:
-            currency = billed_in or (price.currency if price else None)
+            # Tokens without a price stand beside those of the same request that have one: beside the total they are missing from.
+            stands_by = price or first
+            currency = billed_in or (stands_by.currency if stands_by else None)
             return self.result.at(self._place(day, view, meter, currency), is_reached=is_reached)
 
         requests = sums_of(MeterKind.INPUT, first)
@@ -539,7 +539,7 @@ class _Bookkeeper:
             fact = self.registry.deployment(share.workspace, share.deployment, day_start(day))
             pieces, weights = [(None, team, cost_center, (fact.model if fact else None) or item.model)], [1]
         billed, amortized, hours = (money.split(amount, weights) for amount in (share.billed, share.amortized, core_hours or ZERO))
-        mode = _MODE_OF.get(item.charge_class)
+        mode = _MODE_OF.get(item.charge_class, Mode.UNKNOWN)
         for index, (application, team, cost_center, model) in enumerate(pieces):
             if not weights[index]:
                 continue
@@ -548,7 +548,7 @@ class _Bookkeeper:
                 share.workspace,
                 share.deployment,
                 model,
-                mode.value if mode else None,
+                mode.value,
                 application,
                 team,
                 cost_center or item.cost_center,

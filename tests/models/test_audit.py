@@ -95,10 +95,9 @@ def test_tokens_without_a_price_are_unpriced_and_their_cost_is_not_zero(sqlite_s
         make.event(session, make.series(session, model="phi", deployment="phi"), input_tokens=30, output_tokens=7)
     with sqlite_store.read() as session:
         found = costs(session, "deployment")
-    # Without a bill, each token stands in its price's currency: those without a price in none.
+    # Without a bill, tokens stand in the currency of their request's prices; without any, in none.
     assert {key: (each.cost, each.metered_cost, each.input_tokens, each.output_tokens, each.requests, each.unpriced_tokens) for key, each in found.items()} == {
-        ("llama-chat", "USD"): (Decimal("0.0005"), Decimal("0.0005"), 500, 0, 1, 0),
-        ("llama-chat", None): (None, None, 0, 70, 0, 70),
+        ("llama-chat", "USD"): (Decimal("0.0005"), Decimal("0.0005"), 500, 70, 1, 70),
         ("phi", None): (None, None, 30, 7, 1, 37),
     }
 
@@ -239,7 +238,7 @@ def test_managed_compute_costs_its_instance_hours_across_a_scale_change(store: S
     hours = day[("llama-online/blue", None, "managed_compute", "USD")]
     assert (hours.cost, hours.core_hours, hours.requests) == (Decimal("86.85666789"), Decimal("568.000008"), 0)
     # The tokens have no price of their own, and are not unpriced for that.
-    tokens = day[("llama-online/blue", "app", "managed_compute", None)]
+    tokens = day[("llama-online/blue", "app", "managed_compute", "USD")]
     assert (tokens.cost, tokens.requests, tokens.input_tokens, tokens.output_tokens, tokens.unpriced_tokens) == (Decimal(0), 1, 1000, 200, 0)
 
 
@@ -357,8 +356,8 @@ def test_a_rounding_adjustment_counts_unallocated(sqlite_store: Store) -> None:
         part = make.bill_part(session)
         make.charge(session, part, make.charge_item(session, ChargeClass.ADJUSTMENT), "-0.000000000000001", charge_type="RoundingAdjustment", quantity=None)
     with sqlite_store.read() as session:
-        found = costs(session, "workspace", "deployment", "application", "team", "meter")
-    assert {key: each.cost for key, each in found.items()} == {(None, None, None, None, "adjustment", "USD"): Decimal("-0.000000000000001")}
+        found = costs(session, "workspace", "deployment", "mode", "application", "team", "meter")
+    assert {key: each.cost for key, each in found.items()} == {(None, None, "unknown", None, None, "adjustment", "USD"): Decimal("-0.000000000000001")}
 
 
 def test_a_billed_amount_is_split_over_the_applications_and_teams_of_its_day(sqlite_store: Store) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date, datetime
@@ -99,11 +98,13 @@ class Bills:
         self._converted: dict[tuple[str, date, str, str], Decimal | None] = {}
 
     def _currency_of(self, lines: Mapping[LineKey, Line]) -> str | None:
-        """The currency most rows of a part are billed in: those that count as model spend first, then the first by name."""
-        counted: Counter[tuple[bool, str]] = Counter()
+        """The currency that most of a part's money is in: of its model spend if it has any, then the first by name."""
+        spent: dict[bool, dict[str, Decimal]] = {True: {}, False: {}}
         for (_, item_id, _, currency), line in lines.items():
-            counted[item_id in self.items and self.items[item_id].charge_class in IN_SCOPE, currency] += line.rows
-        return max(counted, key=lambda key: (key[0], counted[key], [-ord(letter) for letter in key[1]]))[1] if counted else None
+            of_class = spent[item_id in self.items and self.items[item_id].charge_class in IN_SCOPE]
+            of_class[currency] = of_class.get(currency, ZERO) + line.billed
+        among = spent[True] or spent[False]
+        return min(among, key=lambda currency: (-among[currency].copy_abs(), currency)) if among else None
 
     def is_reached(self, subscription: str | None, routes: tuple[Route, ...], day: date) -> bool:
         """Whether the bill of a subscription (None: of any) speaks for a day on one of the routes."""

@@ -74,6 +74,7 @@ _TOKEN_KINDS = frozenset({MeterKind.INPUT, MeterKind.OUTPUT, MeterKind.CACHED_IN
 _SERVERLESS = (Route.MARKETPLACE, Route.FOUNDRY)
 # (workspace, deployment) without case, and the names that a share of a bill takes over from usage
 _Spot = tuple[str, str | None]
+_Piece = tuple[str | None, str | None, str | None, str | None, str | None, str | None]  # workspace, deployment, application, team, cost centre, model
 _Named = tuple[int, str | None, str | None, str | None, str | None]  # series, application, team, cost centre, model
 
 
@@ -103,13 +104,26 @@ def _broken_hour(length: timedelta) -> Decimal:
     return hours.quantize(Decimal("0.000001"), rounding=ROUND_HALF_EVEN, context=money.QUOTIENT)
 
 
+@dataclass(slots=True)
+class _Instances:
+    """What a deployment's instances did on a day, in one currency; ``cost`` None where none of it has a price."""
+
+    start: datetime
+    workspace: str | None
+    deployment: str | None
+    subscription: str | None
+    cost: Decimal | None = None
+    core_hours: Decimal | None = None
+    is_unpriced: bool = False
+
+
 @dataclass(frozen=True, slots=True)
 class _Share:
     """What of a billed line is one deployment's (None: nobody's), or lies between candidates that cannot be told apart."""
 
     workspace: str | None
     deployment: str | None
-    candidates: tuple[_Spot, ...]
+    candidates: tuple[tuple[str, str], ...]
     billed: Decimal
     amortized: Decimal
     hours: Decimal | None
@@ -295,7 +309,7 @@ class _Bookkeeper:
             currency = billed_in or (stands_by.currency if stands_by else None)
             return self.result.at(self._place(day, view, meter, currency), is_reached=is_reached)
 
-        requests = sums_of(MeterKind.INPUT, first)
+        requests = sums_of(MeterKind.TRAINING if view.is_training else MeterKind.INPUT, first)
         requests.is_reached |= is_reached
         requests.requests += counts.requests
         requests.unknown_token_requests += counts.unknown
@@ -383,41 +397,67 @@ class _Bookkeeper:
         ]
         for day in days(self.result.period):
             for rows in managed:
-                for stretch in self._instance_stretches(rows, day):
-                    self._enter_stretch(stretch, day)
+                self._enter_instance_day(day, self._instance_stretches(rows, day))
 
-    def _enter_stretch(self, stretch: _Stretch, day: date) -> None:
-        fact, price = stretch.fact, stretch.price
-        hours = stretch.instance_hours
-        if not hours:
-            return
-        name = self.registry.name(fact.workspace, None, fact.name)
-        workspace = self.registry.workspace_name(fact.workspace)
-        subscription = self.registry.subscription(workspace, stretch.start)
-        billed_in = self.bills.currency(subscription, day)
-        is_reached = self.bills.is_reached(subscription, (Route.COMPUTE,), day)
-        team, cost_center = self.owners.of(self.registry, workspace=workspace, deployment=name, at=stretch.start)
-        place = Place(
-            day,
-            workspace,
-            name,
-            fact.model,
-            Mode.MANAGED_COMPUTE.value,
-            None,
-            team,
-            cost_center,
-            subscription,
-            MeterKind.COMPUTE.value,
-            billed_in or (price.currency if price else None),
-        )
-        sums = self.result.at(place, is_reached=is_reached)
-        sums.add_metered(self._cost(price, hours, subscription, billed_in, day), is_reached=is_reached)
-        cores = skus.cores(fact.sku) if fact.sku else None
-        if cores is not None:
-            sums.has_core_hours = True
-            sums.metered_core_hours += hours * cores
-            if not is_reached:
-                sums.open_core_hours += hours * cores
+    def _enter_instance_day(self, day: date, stretches: Sequence[_Stretch]) -> None:
+        """A deployment's instance-hours of a day, added up and then cut like a bill: over the series that used it."""
+        amounts: dict[tuple[str | None, str | None], _Instances] = {}
+        for stretch in stretches:
+            fact, price, hours = stretch.fact, stretch.price, stretch.instance_hours
+            if not hours:
+                continue
+            workspace = self.registry.workspace_name(fact.workspace)
+            subscription = self.registry.subscription(workspace, stretch.start)
+            billed_in = self.bills.currency(subscription, day)
+            currency = billed_in or (price.currency if price else None)
+            sum_of = amounts.setdefault(
+                (fact.model, currency), _Instances(stretch.start, workspace, self.registry.name(fact.workspace, None, fact.name), subscription)
+            )
+            cores = skus.cores(fact.sku) if fact.sku else None
+            if cores is not None:
+                sum_of.core_hours = (sum_of.core_hours or ZERO) + hours * cores
+            cost = self._cost(price, hours, subscription, billed_in, day)
+            if cost is None:
+                sum_of.is_unpriced = True
+            else:
+                sum_of.cost = (sum_of.cost or ZERO) + cost
+        for (model, currency), sum_of in amounts.items():
+            self._enter_instances(day, model, currency, sum_of)
+
+    def _enter_instances(self, day: date, model: str | None, currency: str | None, whole: _Instances) -> None:
+        names = ((whole.workspace, whole.deployment),) if whole.workspace and whole.deployment else ()
+        pieces, weights = self._pieces(day, names, MeterKind.COMPUTE)
+        if not pieces:
+            team, cost_center = self.owners.of(self.registry, workspace=whole.workspace, deployment=whole.deployment, at=whole.start)
+            pieces, weights = [(whole.workspace, whole.deployment, None, team, cost_center, model)], [1]
+        is_reached = self.bills.is_reached(whole.subscription, (Route.COMPUTE,), day)
+        costs, hours = money.split(whole.cost or ZERO, weights), money.split(whole.core_hours or ZERO, weights)
+        for index, (workspace, deployment, application, team, cost_center, used_as) in enumerate(pieces):
+            if not weights[index]:
+                continue
+            place = Place(
+                day,
+                workspace,
+                deployment,
+                used_as,
+                Mode.MANAGED_COMPUTE.value,
+                application,
+                team,
+                cost_center,
+                whole.subscription,
+                MeterKind.COMPUTE.value,
+                currency,
+            )
+            sums = self.result.at(place, is_reached=is_reached)
+            if whole.cost is not None:
+                sums.add_metered(costs[index], is_reached=is_reached)
+            if whole.is_unpriced:
+                sums.add_metered(None, is_reached=is_reached)
+            if whole.core_hours is not None:
+                sums.has_core_hours = True
+                sums.metered_core_hours += hours[index]
+                if not is_reached:
+                    sums.open_core_hours += hours[index]
 
     # -- charges ----------------------------------------------------------------------------------
 
@@ -483,18 +523,13 @@ class _Bookkeeper:
         ]
 
     def _marketplace(self, whole: _Share, item: ChargeItem, day: date) -> list[_Share]:
-        """A SaaS row: to the Marketplace deployments it can be for, by their tokens of its kind on that day."""
+        """A SaaS row: to the Marketplace deployment it is for, or between those it can be for."""
         candidates = self._candidates(item, day_start(day))
         if len(candidates) == 1:
             return [_to(whole, *candidates[0])]
-        spots = tuple(_spot(*candidate) for candidate in candidates)
-        weights = [sum(used.weight(item.meter_kind) for used in self.used.get((day, spot), {}).values()) for spot in spots]
-        if not any(weights):
-            workspaces = {workspace for workspace, _ in candidates}
-            workspace = workspaces.pop() if len(workspaces) == 1 else whole.workspace
-            return [_Share(workspace, None, spots, whole.billed, whole.amortized, whole.hours)]
-        billed, amortized = money.split(whole.billed, weights), money.split(whole.amortized, weights)
-        return [_Share(*names, (), billed[index], amortized[index], None) for index, names in enumerate(candidates) if weights[index]]
+        workspaces = {workspace for workspace, _ in candidates}
+        workspace = workspaces.pop() if len(workspaces) == 1 else whole.workspace
+        return [replace(whole, workspace=workspace, candidates=tuple(candidates))]
 
     def _candidates(self, item: ChargeItem, at: datetime) -> list[tuple[str, str]]:
         """(workspace, deployment) of those whose SaaS resource it is, else whose offer or plan, else whose model; in order of name."""
@@ -522,40 +557,33 @@ class _Bookkeeper:
                 return its
         return []
 
-    def _enter_share(self, share: _Share, *, item: ChargeItem, day: date, currency: str, subscription: str | None) -> None:
-        """Cut a deployment's share over the series that used it that day; without usage it stays unnamed."""
-        spots = share.candidates or ((_spot(share.workspace, share.deployment),) if share.workspace and share.deployment else ())
-        by_series = [pair for spot in spots for pair in self.used.get((day, spot), {}).items()]
-        by_series.sort(key=lambda pair: pair[0][0])
-        weights = [each.weight(item.meter_kind) for _, each in by_series]
+    def _pieces(self, day: date, deployments: Sequence[tuple[str, str]], kind: MeterKind) -> tuple[list[_Piece], list[int]]:
+        """How an amount of these deployments is cut on a day: over the series that used them, by tokens, else by requests."""
+        used = [(named, each, names) for names in deployments for named, each in self.used.get((day, _spot(*names)), {}).items()]
+        used.sort(key=lambda one: one[0][0])
+        weights = [each.weight(kind) for _, each, _ in used]
         if not any(weights):
-            weights = [each.requests for _, each in by_series]
+            weights = [each.requests for _, each, _ in used]
+        if not any(weights):
+            return [], []
+        return [(*names, *named[1:]) for named, _, names in used], weights
+
+    def _enter_share(self, share: _Share, *, item: ChargeItem, day: date, currency: str, subscription: str | None) -> None:
+        """Cut a share over the series that used its deployments that day; without usage it stays unnamed."""
+        own = ((share.workspace, share.deployment),) if share.workspace and share.deployment else ()
+        pieces, weights = self._pieces(day, share.candidates or own, item.meter_kind)
         cores = item.cores if item.cores is not None else skus.cores(item.sku) if item.sku else None
         core_hours = share.hours * cores if share.hours is not None and cores is not None else None
-        if any(weights):
-            pieces = [named[1:] for named, _ in by_series]
-        else:
+        if not pieces:
             team, cost_center = self.owners.of(self.registry, workspace=share.workspace, deployment=share.deployment, at=day_start(day))
             fact = self.registry.deployment(share.workspace, share.deployment, day_start(day))
-            pieces, weights = [(None, team, cost_center, (fact.model if fact else None) or item.model)], [1]
+            pieces, weights = [(share.workspace, share.deployment, None, team, cost_center, (fact.model if fact else None) or item.model)], [1]
         billed, amortized, hours = (money.split(amount, weights) for amount in (share.billed, share.amortized, core_hours or ZERO))
         mode = _MODE_OF.get(item.charge_class, Mode.UNKNOWN)
-        for index, (application, team, cost_center, model) in enumerate(pieces):
+        for index, (workspace, deployment, application, team, cost_center, model) in enumerate(pieces):
             if not weights[index]:
                 continue
-            place = Place(
-                day,
-                share.workspace,
-                share.deployment,
-                model,
-                mode.value,
-                application,
-                team,
-                cost_center or item.cost_center,
-                subscription,
-                item.meter_kind.value,
-                currency,
-            )
+            place = Place(day, workspace, deployment, model, mode.value, application, team, cost_center, subscription, item.meter_kind.value, currency)
             sums = self.result.at(place, is_reached=True)
             sums.is_reached = True
             sums.billed += billed[index]

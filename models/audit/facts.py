@@ -112,8 +112,10 @@ class Registry:
         return None if name is None else fact_at(self.workspaces.get(name.casefold(), ()), at)
 
     def subscription(self, workspace: str | None, at: datetime) -> str | None:
-        fact = self.workspace(workspace, at)
-        return (fact.subscription_id or "").lower() or None if fact else None
+        """From the rows that say one, whatever else the others say."""
+        saying = [row for row in self.workspaces.get((workspace or "").casefold(), ()) if row.subscription_id]
+        fact = fact_at(saying, at) if workspace is not None else None
+        return (fact.subscription_id or "").lower() if fact else None
 
     def changes(self, workspace: str) -> set[datetime]:
         """The instants at which what is known of a workspace or its deployments may change."""

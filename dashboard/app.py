@@ -1,26 +1,30 @@
 """The dashboard as one factory: pages, callbacks, downloads and the guard, mounted by the composition root.
 
 The flow of every screen: address -> ``Selection`` -> ledger -> rows -> figures and tables. Pages are plain functions of a
-``View`` and hold no callbacks: the address is the only state, so one callback draws any page and one writes the address.
+``View`` and hold no callbacks: the address is the only state, so one callback draws any page, one refreshes what changed
+in it, and one writes the address.
 ``create_dashboard`` can be called any number of times; nothing is registered at import.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from types import ModuleType
 from typing import Any
+from zlib import crc32
 
-from dash import ClientsideFunction, Dash, Input, Output, State, dcc, html, no_update
+from dash import ALL, ClientsideFunction, Dash, Input, Output, State, dcc, html, no_update
 from dash.development.base_component import Component
 from flask import Flask, Response, make_response, request
+from plotly.utils import PlotlyJSONEncoder
 from sqlmodel import Session
 
 from dashboard import access as doors
-from dashboard import shell, tables, text
+from dashboard import figures, shell, tables, text
 from dashboard.access import Access
 from dashboard.filters import Selection
 from dashboard.pages import data, deployment, overview, start
@@ -33,6 +37,7 @@ from models.resources import Mode
 
 PAGES: tuple[ModuleType, ...] = (overview, deployment, data, start)
 REFRESH_SECONDS = 15
+PART = "part"
 _LARGEST_REQUEST = 1 << 20
 
 
@@ -121,7 +126,22 @@ def _register(app: Dash, screens: _Screens) -> None:
         app.clientside_callback(  # type: ignore[no-untyped-call]
             ClientsideFunction("meterbridge", function), Output(target, "data"), Input(source, prop), prevent_initial_call=True
         )
-    app.callback(Output("page", "children"), Input("url", "pathname"), Input("url", "search"), Input("tick", "data"))(screens.page)
+    app.callback(Output("page", "children"), Input("url", "pathname"), Input("url", "search"))(screens.page)
+    charts, parts = {"type": figures.CHART, "name": ALL}, {"type": PART, "name": ALL}
+    app.callback(
+        Output("page", "children", allow_duplicate=True),
+        Output(charts, "figure"),
+        Output(parts, "children"),
+        Output(parts, "data-digest"),
+        Input("tick", "data"),
+        State("url", "pathname"),
+        State("url", "search"),
+        State(charts, "id"),
+        State(charts, "relayoutData"),
+        State(parts, "id"),
+        State(parts, "data-digest"),
+        prevent_initial_call=True,
+    )(screens.refresh)
     app.callback(Output("nav", "children"), Output("filters", "children"), Input("url", "pathname"), Input("url", "search"))(screens.bar)
     app.callback(Output("attention", "children"), Input("url", "pathname"), Input("tick", "data"))(screens.attention)
     app.callback(
@@ -185,8 +205,32 @@ class _Screens:
             className="shell",
         )
 
-    def page(self, pathname: str | None, search: str | None, _tick: object = None) -> list[Component]:
-        """The body of the page that the address names."""
+    def page(self, pathname: str | None, search: str | None) -> list[Component]:
+        """The body of the page that the address names, cut into the parts that a refresh replaces one by one."""
+        return [part if _charts(part) else _part(number, part) for number, part in enumerate(self._drawn(pathname, search))]
+
+    def refresh(self, _tick: object, pathname: str | None, search: str | None, *states: Any) -> tuple[Any, list[Any], list[Any], list[Any]]:
+        """What changed since the page was drawn.
+
+        Replacing the whole page would take the reader's zoom, focus and selection with it: a chart gets a new figure in
+        place, a part is replaced only if it reads differently, and everything only when the page has other parts now.
+        """
+        chart_ids, zooms, part_ids, digests = states
+        page = self.page(pathname, search)
+        whole = html.Div(page)
+        charts = _charts(whole)
+        parts: dict[str, Any] = {str(number): part for number, part in enumerate(page) if not _charts(part)}
+        if [chart["name"] for chart in chart_ids] != list(charts) or [part["name"] for part in part_ids] != list(parts):
+            return page, [no_update] * len(chart_ids), [no_update] * len(part_ids), [no_update] * len(part_ids)
+        changed = [name for name, digest in zip(parts, digests, strict=True) if getattr(parts[name], "data-digest") != digest]
+        return (
+            no_update,
+            [figures.zoomed(chart.figure, zoom) for chart, zoom in zip(charts.values(), zooms, strict=True)],
+            [part.children if name in changed else no_update for name, part in parts.items()],
+            [getattr(part, "data-digest") if name in changed else no_update for name, part in parts.items()],
+        )
+
+    def _drawn(self, pathname: str | None, search: str | None) -> list[Component]:
         visible, path = doors.viewer().workspaces, self._path(pathname)
         module = next((page for page in PAGES if path == page.PATH), None)
         if module is None:
@@ -314,6 +358,18 @@ class _Screens:
         if (begin.date(), end.date()) == shown or end < begin:
             return wanted
         return replace(wanted, begin=begin, end=end + timedelta(days=1))
+
+
+def _charts(part: Component) -> dict[str, Any]:
+    """The charts in a part of a page, by name and in order."""
+    whole = html.Div([part])
+    return {name["name"]: whole[name] for name in whole if isinstance(name, dict) and name.get("type") == figures.CHART}
+
+
+def _part(number: int, content: Component) -> Component:
+    """A part of a page that a refresh replaces when its digest says that it reads differently."""
+    attributes: dict[str, Any] = {"data-digest": f"{crc32(json.dumps(content, cls=PlotlyJSONEncoder).encode()):08x}"}
+    return html.Div(content, id={"type": PART, "name": str(number)}, className="part", **attributes)
 
 
 def _texts(value: object) -> list[str]:

@@ -20,7 +20,7 @@ from dash.development.base_component import Component
 
 from dashboard import text
 from models.ledger import CostRow, CostTable, Standing
-from models.periods import Period
+from models.periods import Granularity, Period, buckets
 
 # Told apart with the common colour-vision deficiencies in this order (after Okabe and Ito), each with at least
 # 3:1 contrast to both the light and the dark page.
@@ -29,6 +29,12 @@ METERED, BILLED, QUIET = PALETTE[0], PALETTE[1], "#8a93a3"
 _MODE_COLOURS = {"serverless": PALETTE[0], "managed_compute": PALETTE[1], "unknown": QUIET}
 _SHADES: dict[Standing, str] = {"provisional": "rgba(128,140,160,0.20)", "settling": "rgba(128,140,160,0.08)"}
 _LEGEND_NAMES = 12
+
+# Bars of hours and days stand over their tick, so that the label is under the bar: the axis is shifted by half a bar.
+_HALVES: dict[Granularity, timedelta] = {"hour": timedelta(minutes=30), "day": timedelta(hours=12)}
+
+# The type in the id of every chart, by which a refresh finds it.
+CHART = "chart"
 
 Figure = dict[str, Any]
 
@@ -46,7 +52,7 @@ def graph(figure: Figure, *, name: str, describes: str, height: int = 300) -> Co
     """A chart with its name for those who cannot see it; it never offers to send its data anywhere."""
     return html.Div(
         dcc.Graph(
-            id=name,
+            id={"type": CHART, "name": name},
             figure=figure,
             responsive=True,
             style={"height": f"{height}px"},
@@ -61,6 +67,7 @@ def graph(figure: Figure, *, name: str, describes: str, height: int = 300) -> Co
                 "toImageButtonOptions": {"filename": f"meterbridge-{name}"},
             },
         ),
+        id=name,
         className="chart",
         role="img",
         **text.spoken(describes),
@@ -150,7 +157,7 @@ def bars(series: Sequence[Series], standing: CostTable, *, currency: str | None,
             {
                 "type": "bar",
                 "name": label(one.name, 28),
-                "x": [_at(span.start) for span, _, _ in points],
+                "x": [_at(_centre(span, granularity)) for span, _, _ in points],
                 "y": [float(value) for _, value, _ in points],
                 "width": [_milliseconds(span.end - span.start) * (0.8 if mode == "relative" else 0.4) for span, _, _ in points],
                 "customdata": [f"{label(one.name, 40)}: {escape(said, quote=False)}" for _, _, said in points],
@@ -160,7 +167,7 @@ def bars(series: Sequence[Series], standing: CostTable, *, currency: str | None,
             }
         )
     shapes, notes = _shading(standing, currency)
-    half = _half_bucket(standing)
+    left, right = _edges(period, granularity)
     return {
         "data": traces,
         "layout": {
@@ -177,14 +184,15 @@ def bars(series: Sequence[Series], standing: CostTable, *, currency: str | None,
             "legend": {"orientation": "h", "x": 0, "y": -0.16, "yanchor": "top", "font": {"size": 12}},
             "xaxis": {
                 "type": "date",
-                "range": [_at(period.start - half), _at(period.end - half)],
+                "range": [_at(left), _at(right)],
+                **_ticks(standing),
                 "showgrid": False,
                 "hoverformat": "%a %d %b %Y, %H:%M UTC" if granularity == "hour" else "%a %d %b %Y",
                 "tickformatstops": [
                     {"dtickrange": [None, 86_399_999], "value": "%H:%M\n%d %b"},
                     {"dtickrange": [86_400_000, None], "value": "%d %b\n%Y"},
                 ],
-                "nticks": 8,
+                "tickangle": 0,
                 "automargin": True,
                 "fixedrange": False,
             },
@@ -202,6 +210,20 @@ def bars(series: Sequence[Series], standing: CostTable, *, currency: str | None,
     }
 
 
+def zoomed(figure: Figure, moved: object) -> Figure:
+    """The figure with the stretch of time that its reader zoomed to (Plotly's ``relayoutData``).
+
+    ``uirevision`` alone does not keep a zoom of an axis whose range is given.
+    """
+    if not isinstance(moved, dict):
+        return figure
+    stretch = [moved.get("xaxis.range[0]"), moved.get("xaxis.range[1]")]
+    if not all(isinstance(bound, str) and len(bound) < 40 for bound in stretch):
+        return figure
+    layout = figure["layout"]
+    return {**figure, "layout": {**layout, "xaxis": {**layout["xaxis"], "range": stretch}}}
+
+
 def shares(amounts: Sequence[Decimal | None]) -> list[float]:
     """Lengths of bars in a list, as percent of the longest; a credit or an unknown amount has none."""
     longest = max((amount for amount in amounts if amount is not None), default=Decimal(0))
@@ -214,12 +236,11 @@ def _billed_text(row: CostRow, currency: str | None) -> str:
 
 def _shading(table: CostTable, currency: str | None) -> tuple[list[Figure], list[Figure]]:
     """Grey behind the buckets whose figures still move, with the word for it on top."""
-    half = _half_bucket(table)
     runs: list[tuple[Standing, datetime, datetime]] = []
     for row in table.rows:
         if row.figures.currency != currency:
             continue
-        start, end = row.period.start - half, row.period.start + half
+        start, end = _edges(row.period, table.query.granularity)
         if runs and runs[-1][0] == row.figures.status:
             runs[-1] = (runs[-1][0], runs[-1][1], end)
         else:
@@ -263,16 +284,26 @@ def _shading(table: CostTable, currency: str | None) -> tuple[list[Figure], list
     return shapes, notes
 
 
-def _half_bucket(table: CostTable) -> timedelta:
-    match table.query.granularity:
-        case "hour":
-            return timedelta(minutes=30)
-        case "day":
-            return timedelta(hours=12)
-        case "week":
-            return timedelta(days=3.5)
-        case _:
-            return timedelta(days=15)
+def _centre(span: Period, granularity: Granularity) -> datetime:
+    """Where a bar stands: an hour's or day's over its own tick, a longer one in the middle of its (perhaps partial) period."""
+    return span.start if granularity in _HALVES else span.start + (span.end - span.start) / 2
+
+
+def _edges(span: Period, granularity: Granularity) -> tuple[datetime, datetime]:
+    """The stretch of the axis that the bars of a period take up."""
+    half = _HALVES.get(granularity, timedelta(0))
+    return span.start - half, span.end - half
+
+
+def _ticks(table: CostTable) -> Figure:
+    """Weeks and months are named by their first day, under the middle of their bar; finer ticks are Plotly's own."""
+    granularity = table.query.granularity
+    if granularity in _HALVES:
+        return {"nticks": 7}
+    cuts = buckets(table.query.period, granularity)
+    shown = cuts[:: max(1, -(-len(cuts) // 7))]
+    written = "%b %Y" if granularity == "month" else "%d %b"
+    return {"tickvals": [_at(_centre(cut, granularity)) for cut in shown], "ticktext": [f"{cut.start.astimezone(UTC):{written}}" for cut in shown]}
 
 
 def _at(at: datetime) -> str:

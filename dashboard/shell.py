@@ -35,6 +35,13 @@ DROPDOWNS = (
     ("team", "Team", "teams"),
 )
 
+_BASIS_WORDS = {
+    "metered": "metered: requests × price",
+    "billed": "billed: what Azure charged",
+    "best": "best: billed, then metered",
+    "amortized": "amortized: commitments spread",
+}
+
 
 class Ledger(Protocol):
     """The read side, bound to one moment of the database (the functions of ``models.ledger``)."""
@@ -231,7 +238,7 @@ def controls(selection: Selection, choices: Choices | Failure, *, now: datetime,
     first = [_dropdown(key, heading, getattr(selection, field), getattr(known, field)) for key, heading, field in DROPDOWNS[:3]]
     more = [_dropdown(key, heading, getattr(selection, field), getattr(known, field)) for key, heading, field in DROPDOWNS[3:]]
     more.append(_dropdown("mode", "Mode", tuple(mode.value for mode in selection.modes), [mode.value for mode in Mode], written=text.words))
-    more.append(_choice("basis", "Basis", selection.basis, list(BASES)))
+    more.append(_choice("basis", "Basis", selection.basis, list(BASES), written=_BASIS_WORDS.__getitem__))
     more.append(_choice("granularity", "Bars by", selection.granularity, ["hour", "day", "week", "month"]))
     more.append(
         _field(
@@ -239,7 +246,7 @@ def controls(selection: Selection, choices: Choices | Failure, *, now: datetime,
             html.Div(
                 [
                     dcc.Dropdown(id="filter-tag-key", options=_options(known.tag_keys, ()), placeholder="key", clearable=True, maxHeight=260),
-                    dcc.Input(id="filter-tag-value", type="text", debounce=True, placeholder="value, then Enter", maxLength=256, autoComplete="off"),
+                    dcc.Input(id="filter-tag-value", type="text", debounce=True, placeholder="value", maxLength=256, autoComplete="off"),
                 ],
                 className="pair",
             ),
@@ -327,6 +334,6 @@ def _dropdown(key: str, heading: str, chosen: Sequence[str], known: Sequence[str
     )
 
 
-def _choice(key: str, heading: str, chosen: str, known: Sequence[str]) -> Component:
+def _choice(key: str, heading: str, chosen: str, known: Sequence[str], written: Callable[[str], str] = text.name) -> Component:
     name = f"filter-{key}"
-    return _field(heading, dcc.Dropdown(id=name, options=_options(known, ()), value=chosen, clearable=False, searchable=False), name)
+    return _field(heading, dcc.Dropdown(id=name, options=_options(known, (), written), value=chosen, clearable=False, searchable=False), name)

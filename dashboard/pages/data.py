@@ -51,8 +51,8 @@ def _sources(view: View, age: DataAge) -> Component:
             _KINDS.get(source.kind, source.kind),
             tables.named(source.name, length=60),
             html.Span(reach, title=text.exact_instant(source.reaches)),
-            html.Span(text.instant(source.arrived_at), title=text.exact_instant(source.arrived_at)),
-            text.ago(source.arrived_at, view.now),
+            html.Span(text.instant(source.arrived_at), title=text.exact_instant(source.arrived_at)) if source.arrived_at else "",
+            text.ago(source.arrived_at or source.reaches, view.now),
         ]
 
     ordered = sorted(age.sources, key=lambda source: (source.kind != "bill", source.kind, source.name))
@@ -80,7 +80,7 @@ def _problems(problems: list[Problem]) -> Component:
     rows: list[list[tables.Cell]] = [
         [
             html.Span(text.words(problem.kind), className="pill provisional"),
-            tables.named(problem.subject, length=60),
+            html.Span(tables.named(problem.subject, length=120), className="wrap"),
             html.Span(text.visible(problem.detail), className="wrap"),
             html.Span(text.visible(problem.remedy), className="wrap"),
             tables.amount(problem.amount, problem.currency) if problem.amount is not None else "",

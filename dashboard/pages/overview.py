@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from decimal import Decimal
 
@@ -66,19 +66,28 @@ def _stack(view: View) -> tuple[str, ...]:
     return ("workspace", "deployment") if group == ("deployment",) else group
 
 
-def _naming(row: CostRow) -> str:
-    groups = list(row.groups.items())
-    if [key for key, _ in groups] == ["workspace", "deployment"] and row.groups["deployment"] is None:
-        workspace = row.groups["workspace"]
-        return text.UNALLOCATED if workspace is None else f"{text.name(workspace)} · {text.UNALLOCATED}"
-    return " · ".join(text.words(text.name(value)) if key == "mode" else text.name(value) for key, value in groups)
+def _naming(answer: CostTable) -> Callable[[CostRow], str]:
+    """How the bars of a chart are named: a deployment by itself, with its workspace where two workspaces have one of that name."""
+    homes: dict[str | None, set[str | None]] = {}
+    for row in answer.rows:
+        homes.setdefault(row.groups.get("deployment"), set()).add(row.groups.get("workspace"))
+
+    def named(row: CostRow) -> str:
+        if tuple(row.groups) != ("workspace", "deployment"):
+            return " · ".join(text.words(text.name(value)) if key == "mode" else text.name(value) for key, value in row.groups.items())
+        workspace, deployment = row.groups["workspace"], row.groups["deployment"]
+        if len(homes[deployment]) == 1 or (workspace is None and deployment is None):
+            return text.name(deployment)
+        return f"{text.name(deployment)} · {text.name(workspace)}"
+
+    return named
 
 
 # -- headline figures -------------------------------------------------------------------------------
 
 
 def _tiles(view: View, totals: Sequence[Total], forecasts: list[Forecast] | Failure, age: DataAge | Failure) -> Component:
-    tiles: list[Component] = []
+    rows: list[list[Component]] = []
     expected = {} if isinstance(forecasts, Failure) else {one.currency: one for one in forecasts}
     wanted = view.selection.currency
     currencies = [total.currency for total in totals if total.currency is not None]
@@ -88,6 +97,8 @@ def _tiles(view: View, totals: Sequence[Total], forecasts: list[Forecast] | Fail
     for currency in currencies:
         unit = f" ({currency})" if several else ""
         forecast = expected.get(currency)
+        tiles: list[Component] = []
+        rows.append(tiles)
         if forecast is not None:
             tiles.append(
                 tile(
@@ -112,9 +123,9 @@ def _tiles(view: View, totals: Sequence[Total], forecasts: list[Forecast] | Fail
         if total is not None:
             tiles.append(_spend_tile(f"Spend in this period{unit}", total))
             tiles.append(_coverage_tile(f"Coverage{unit}", total))
-    tiles += [_uncurrencied_tile(total) for total in totals if total.currency is None]
+    others = [_uncurrencied_tile(total) for total in totals if total.currency is None]
     if isinstance(age, DataAge):
-        tiles.append(
+        others.append(
             tile(
                 "Data age",
                 text.ago(age.metered_until, view.now) or "no usage yet",
@@ -122,7 +133,11 @@ def _tiles(view: View, totals: Sequence[Total], forecasts: list[Forecast] | Fail
                 note=f"newest usage; billed until {text.until(age.billed_until)}",
             )
         )
-    return html.Div(tiles, className="tiles")
+    if rows:
+        rows[-1] += others
+    else:
+        rows.append(others)
+    return html.Div([html.Div(row, className="tiles") for row in rows], className="tile-rows")
 
 
 def _spend_tile(label: str, total: Total) -> Component:
@@ -182,7 +197,7 @@ def _charts(view: View, by_period: CostTable, by_group: CostTable | Failure, gro
                 card(
                     f"Spend over time{unit}",
                     figures.graph(
-                        figures.spend_over_time(by_group, by_period, currency=currency, naming=_naming, revision=revision),
+                        figures.spend_over_time(by_group, by_period, currency=currency, naming=_naming(by_group), revision=revision),
                         name=f"spend-{marker}",
                         describes=f"Bars of spend over time in {marker}, stacked by {chosen}",
                         height=340,

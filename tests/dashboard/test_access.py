@@ -71,8 +71,6 @@ def ask(client: FlaskClient, output: str, search: str, pathname: str, **headers:
         "changedPropIds": ["url.search"],
         "state": [],
     }
-    if output == "page.children":
-        body["inputs"] = [*body["inputs"], {"id": "tick", "property": "data", "value": None}]
     return client.post("/_dash-update-component", json=body, headers=headers)
 
 

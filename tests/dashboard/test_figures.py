@@ -75,7 +75,12 @@ def test_a_colour_belongs_to_its_name_whoever_else_is_there() -> None:
 
 
 def test_a_refresh_keeps_the_zoom_while_the_screen_is_the_same() -> None:
-    assert drawn([day(0)])["layout"]["uirevision"] == "r"
+    figure = drawn([day(0)])
+    assert figure["layout"]["uirevision"] == "r"
+    stretch = ["2026-10-31 00:00", "2026-11-01 06:00"]
+    assert figures.zoomed(figure, {"xaxis.range[0]": stretch[0], "xaxis.range[1]": stretch[1]})["layout"]["xaxis"]["range"] == stretch
+    for nothing in (None, {"autosize": True}, {"xaxis.autorange": True}, {"xaxis.range[0]": 5, "xaxis.range[1]": 6}):
+        assert figures.zoomed(figure, nothing) is figure
 
 
 def test_a_graph_never_offers_to_send_its_data_away() -> None:

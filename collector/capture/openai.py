@@ -7,7 +7,6 @@ format is not (missing ids and times), but a count is never guessed: unknown sta
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -15,29 +14,16 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import unquote
 
-from collector.capture import bodies
-from collector.capture.event import MAX_COUNT, CapturedEvent, Defaults, Ignored, Item, Refusal
-from collector.capture.native import EARLIEST, MAX_NAME
+from collector.capture import bodies, values
+from collector.capture.event import CapturedEvent, Defaults, Ignored, Item, Refusal
+from collector.capture.native import EARLIEST
+from collector.capture.values import DAY, FILTER_CODES, SECOND, THROTTLE_CODES, Json, Scalar, Tokens, Unfit
 from models.errors import InvalidInput
-from models.periods import parse_instant
-from models.usage import Flag, Operation, Quality, Status
+from models.usage import Flag, Operation, Status
 
-Scalar = str | int | bool | None
-# JSON objects of a foreign service: nothing is known about their values until it is checked.
-Json = dict[str, Any]
-
-_DAY = 86_400_000_000
-_SECOND = 1_000_000
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
-# Codes and reasons are words of an API; anything longer or with spaces could be text of a person.
-_WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]{0,63}\Z")
-_DIGITS = re.compile(r"[0-9]{1,16}\Z")
-_INTEGRAL = re.compile(r"[0-9]{1,16}(?:\.0{1,16})?\Z")
 _SSE_START = re.compile(r"(?:data|event|id|retry)?:")
 _SSE_TYPE = "text/event-stream"
 
-_FILTER_CODES = frozenset({"content_filter", "content_filter_error", "responsibleaipolicyviolation", "content_policy_violation"})
-_THROTTLE_CODES = frozenset({"429", "rate_limit_exceeded", "ratelimitreached", "toomanyrequests", "too_many_requests", "insufficient_quota"})
 _ANSWER_KEYS = ("choices", "usage", "error", "output", "data")
 # Answers of the same APIs that are no billable call.
 _PENDING = frozenset({"queued", "in_progress"})
@@ -51,7 +37,7 @@ def capture(body: bytes, *, media_type: str | None, headers: Mapping[str, str], 
     """
     try:
         context = _context(headers, defaults)
-    except _Unfit as fault:
+    except Unfit as fault:
         # What the request says about all of its items is wrong; no item can be judged without it.
         raise InvalidInput(fault.refusal.detail, error=fault.refusal.error) from fault
     text = bodies.trimmed(body)
@@ -68,16 +54,13 @@ def capture(body: bytes, *, media_type: str | None, headers: Mapping[str, str], 
     return [value if isinstance(value, Refusal) else _item(value, context, shared, received_at) for value in found]
 
 
+def of_envelope(envelope: Json, *, defaults: Defaults, received_at: int) -> Item:
+    """The call of an envelope that came inside another format's record."""
+    return _item(envelope, _Context(defaults=defaults), {}, received_at)
+
+
 def _is_failed(http_status: int | None) -> bool:
     return http_status is not None and http_status >= 400
-
-
-class _Unfit(Exception):
-    """One item cannot be used; carries the verdict."""
-
-    def __init__(self, refusal: Refusal) -> None:
-        super().__init__(refusal.detail)
-        self.refusal = refusal
 
 
 @dataclass(slots=True, kw_only=True)
@@ -112,28 +95,11 @@ class _Answer:
 
 def _values(text: bytes, media_type: str | None) -> tuple[list[Any], bool]:
     """The JSON values of the body, a refusal in place of each that cannot be read, and whether they are one call."""
-    found: list[Any] = [_loaded(piece) for piece in bodies.pieces(text, media_type=media_type)]
+    found: list[Any] = [values.loaded(piece) for piece in bodies.pieces(text, media_type=media_type)]
     if len(found) > 1 and all(isinstance(value, dict) and _is_chunk(value) for value in found):
         return [found], True
     is_list = bodies.is_lines(media_type) or text[:1] == b"["
     return found, len(found) == 1 and not is_list
-
-
-def _loaded(piece: bytes | str) -> Any:
-    """The value, or the refusal of what is no JSON; NaN and oversized numbers become floats that no count accepts."""
-    try:
-        return json.loads(piece if isinstance(piece, str) else piece.decode(), parse_int=_integer)
-    except UnicodeDecodeError:
-        return Refusal("malformed", "not UTF-8 text")
-    except RecursionError:
-        return Refusal("malformed", "JSON nested too deep to be read")
-    except ValueError:
-        return Refusal("malformed", "neither JSON nor a stream of server-sent events")
-
-
-def _integer(digits: str) -> int | float:
-    # Python refuses to read thousands of digits; such a number is out of every range anyway.
-    return int(digits) if len(digits) < 32 else math.inf
 
 
 def _item(value: Any, context: _Context, headers: Mapping[str, str], received_at: int) -> Item:
@@ -141,7 +107,7 @@ def _item(value: Any, context: _Context, headers: Mapping[str, str], received_at
         if isinstance(value, dict) and _is_envelope(value):
             return _from_envelope(value, context, headers, received_at)
         return _Call(context.defaults, headers, status=context.status).captured(value, received_at)
-    except _Unfit as fault:
+    except Unfit as fault:
         return fault.refusal
 
 
@@ -156,23 +122,23 @@ def _is_chunk(value: Json) -> bool:
 def _context(headers: Mapping[str, str], defaults: Defaults) -> _Context:
     # Header values are percent-encoded UTF-8: HTTP itself has no letters beyond ASCII.
     said = {name.removeprefix("x-meterbridge-").replace("-", "_"): unquote(value) for name, value in headers.items() if name.startswith("x-meterbridge-")}
-    return _Context(defaults=_said(said, defaults), status=_http_status(said.get("status")))
+    return _Context(defaults=_said(said, defaults), status=values.http_status(said.get("status")))
 
 
 def _said(fields: Mapping[str, Any], defaults: Defaults) -> Defaults:
     """The defaults with what ``fields`` say put before them."""
-    endpoint, deployment = _name(fields, "endpoint"), _name(fields, "deployment")
+    endpoint, deployment = values.name(fields, "endpoint"), values.name(fields, "deployment")
     if endpoint is None and deployment is None:
         endpoint, deployment = defaults.endpoint, defaults.deployment
     return Defaults(
-        source=_name(fields, "source") or defaults.source,
-        workspace=_name(fields, "workspace") or defaults.workspace,
+        source=values.name(fields, "source") or defaults.source,
+        workspace=values.name(fields, "workspace") or defaults.workspace,
         endpoint=endpoint,
         deployment=deployment,
-        model=_name(fields, "model") or defaults.model,
-        application=_name(fields, "application") or defaults.application,
-        team=_name(fields, "team") or defaults.team,
-        user=_name(fields, "user") or defaults.user,
+        model=values.name(fields, "model") or defaults.model,
+        application=values.name(fields, "application") or defaults.application,
+        team=values.name(fields, "team") or defaults.team,
+        user=values.name(fields, "user") or defaults.user,
         started_at=_instant(fields, "started_at", defaults.started_at),
         ended_at=_instant(fields, "ended_at", defaults.ended_at),
     )
@@ -184,8 +150,8 @@ def _from_envelope(envelope: Json, context: _Context, headers: Mapping[str, str]
         headers = {name.lower(): value for name, value in own.items() if isinstance(value, str)}
     request = envelope.get("request")
     if isinstance(request, str):
-        request = _loaded(request)
-    status = _http_status(envelope.get("status"))
+        request = values.loaded(request)
+    status = values.http_status(envelope.get("status"))
     call = _Call(
         _said(envelope, context.defaults),
         headers,
@@ -202,7 +168,7 @@ def _answer(response: Any, status: int | None) -> _Answer:
         text = response.strip()
         if _SSE_START.match(text):
             return _streamed(*_events(text))
-        response = _loaded(text) if text else None
+        response = values.loaded(text) if text else None
     if isinstance(response, list):
         chunks = [chunk for chunk in response if isinstance(chunk, dict)]
         if response and len(chunks) == len(response):
@@ -218,10 +184,10 @@ def _answer(response: Any, status: int | None) -> _Answer:
     if _is_failed(status):
         return _Answer()  # gateways answer errors with HTML, plain text or nothing
     if isinstance(response, Refusal):
-        raise _Unfit(response)
+        raise Unfit(response.error, response.detail)
     if response is None:
-        raise _Unfit(Refusal("schema_invalid", "response is missing; send the response body, or the status of a call that got none"))
-    raise _Unfit(Refusal("schema_invalid", "not a response body: expected an object or the text of a stream"))
+        raise Unfit("schema_invalid", "response is missing; send the response body, or the status of a call that got none")
+    raise Unfit("schema_invalid", "not a response body: expected an object or the text of a stream")
 
 
 def _events(text: str) -> tuple[list[Json], bool]:
@@ -238,7 +204,7 @@ def _events(text: str) -> tuple[list[Json], bool]:
             if joined == "[DONE]":
                 has_done = True
                 continue
-            chunk = _loaded(joined)
+            chunk = values.loaded(joined)
             if isinstance(chunk, dict):
                 chunks.append(chunk)
     return chunks, has_done
@@ -251,7 +217,7 @@ def _streamed(chunks: list[Json], has_done: bool) -> _Answer:  # noqa: FBT001 - 
         inner = chunk.get("response")
         _read(inner if isinstance(inner, dict) else chunk, answer)
     if not chunks and not has_done:
-        raise _Unfit(Refusal("malformed", "a stream without a single readable event"))
+        raise Unfit("malformed", "a stream without a single readable event")
     answer.has_ended = (
         has_done
         or bool(answer.finish_reasons.keys() >= answer.choices and answer.choices)
@@ -265,8 +231,8 @@ def _streamed(chunks: list[Json], has_done: bool) -> _Answer:  # noqa: FBT001 - 
 
 def _read(value: Json, answer: _Answer) -> None:
     """Take from one response or chunk what the answer does not know yet."""
-    answer.id = answer.id or _identifier(value.get("id"), "id")
-    answer.model = answer.model or _text(value.get("model"), "model")
+    answer.id = answer.id or values.identifier(value.get("id"), "id")
+    answer.model = answer.model or values.text(value.get("model"), "model")
     created = value.get("created", value.get("created_at"))
     if answer.created is None and isinstance(created, int | float) and not isinstance(created, bool) and created > 0:
         answer.created = created
@@ -274,16 +240,16 @@ def _read(value: Json, answer: _Answer) -> None:
         answer.object = value["object"]
     usage = value.get("usage")
     if usage is not None and not isinstance(usage, dict):
-        raise _Unfit(Refusal("schema_invalid", "usage is not an object"))
+        raise Unfit("schema_invalid", "usage is not an object")
     if _tells(usage):
         answer.usage = usage
     if answer.error is None:
         answer.error = _error(value)
     _read_choices(value, answer)
-    answer.status = _word(value.get("status")) or answer.status
+    answer.status = values.word(value.get("status")) or answer.status
     details = value.get("incomplete_details")
     if isinstance(details, dict):
-        answer.reason = _word(details.get("reason")) or answer.reason
+        answer.reason = values.word(details.get("reason")) or answer.reason
     if not answer.object and any(key in value for key in _ANSWER_KEYS):
         answer.object = "unknown"
 
@@ -296,7 +262,7 @@ def _read_choices(value: Json, answer: _Answer) -> None:
         said = choice.get("index")
         index = said if isinstance(said, int) and 0 <= said < 10_000 else place
         answer.choices.add(index)
-        reason = _word(choice.get("finish_reason"))
+        reason = values.word(choice.get("finish_reason"))
         if reason:
             answer.finish_reasons[index] = reason
         if answer.object in {"", "unknown"}:
@@ -346,14 +312,9 @@ class _Call:
                 return no_usage
         operation = self._operation(answer, response)
         status, http_status, code = self._outcome(answer)
-        tokens = _tokens(answer.usage, operation)
-        quality, flags = tokens.quality, tokens.flags
-        was_answered = status in {Status.SUCCESS, Status.INCOMPLETE} or (status is Status.FILTERED and not _is_failed(http_status))
-        if tokens.input is None or tokens.output is None:
-            quality = Quality.MISSING if was_answered else Quality.REPORTED
-            flags |= Flag.USAGE_MISSING if was_answered else Flag.NONE
-        elif was_answered and tokens.input == tokens.output == 0:
-            flags |= Flag.ZERO_USAGE
+        tokens = values.tokens_of(answer.usage, operation)
+        tokens.judge(status, http_status)
+        flags = tokens.flags
         if answer.is_stream and (not answer.has_ended or (answer.error is not None and answer.choices)):
             flags |= Flag.STREAM_TRUNCATED
         if self.headers.get("x-ms-is-spilled-over", "").lower() == "true":
@@ -369,7 +330,7 @@ class _Call:
             workspace=self.said.workspace,
             endpoint=endpoint,
             deployment=deployment,
-            model=answer.model or _text(self.request.get("model"), "request.model") or self.said.model,
+            model=answer.model or values.text(self.request.get("model"), "request.model") or self.said.model,
             operation=operation,
             application=self.said.application,
             team=self.said.team,
@@ -378,7 +339,7 @@ class _Call:
             output_tokens=tokens.output,
             cached_input_tokens=tokens.cached,
             reasoning_output_tokens=tokens.reasoning,
-            quality=quality,
+            quality=tokens.quality,
             flags=flags,
             started_at=started_at,
             details=self._details(answer, http_status, code, tokens, started_at),
@@ -418,19 +379,19 @@ class _Call:
         """How the call ended, its HTTP status, and the error's code; an error object beats HTTP 200."""
         if answer.error is None and not _is_failed(self.http_status):
             reasons = set(answer.finish_reasons.values()) | ({answer.reason} if answer.status == "incomplete" else set())
-            if reasons & _FILTER_CODES:
+            if reasons & FILTER_CODES:
                 return Status.FILTERED, self.http_status, None
             is_whole = answer.has_ended and answer.status not in {"incomplete", "cancelled"}
             return (Status.SUCCESS if is_whole else Status.INCOMPLETE), self.http_status, None
         error = answer.error or {}
         inner = error.get("innererror")
-        code = _word(error.get("code")) or _word(error.get("type"))
-        codes = {word.lower() for word in (code, _word(inner.get("code") if isinstance(inner, dict) else None)) if word}
+        code = values.word(error.get("code")) or values.word(error.get("type"))
+        codes = {word.lower() for word in (code, values.word(inner.get("code") if isinstance(inner, dict) else None)) if word}
         http_status = self.http_status if _is_failed(self.http_status) else _error_status(error)
-        if codes & _FILTER_CODES:
+        if codes & FILTER_CODES:
             # The same code over an answer that had begun is a filtered completion: tokens were spent.
             return Status.FILTERED, self.http_status if answer.choices else http_status or 400, code
-        if http_status == 429 or codes & _THROTTLE_CODES:
+        if http_status == 429 or codes & THROTTLE_CODES:
             return Status.THROTTLED, http_status or 429, code
         return Status.ERROR, http_status, code
 
@@ -441,15 +402,15 @@ class _Call:
         if time is not None and time < EARLIEST:
             time = None
         elif time is None and answer.created is not None and math.isfinite(answer.created):
-            created = int(answer.created * _SECOND)
-            if EARLIEST <= created <= received_at + _DAY:
+            created = int(answer.created * SECOND)
+            if EARLIEST <= created <= received_at + DAY:
                 # It counts whole seconds, so a call may seem to end a moment before it starts.
-                time = started_at if started_at is not None and created < started_at < created + _SECOND else created
+                time = started_at if started_at is not None and created < started_at < created + SECOND else created
         if started_at is not None and (started_at < EARLIEST or (time is not None and started_at > time)):
             started_at = None
         return time, started_at
 
-    def _details(self, answer: _Answer, http_status: int | None, code: str | None, tokens: _Tokens, started_at: int | None) -> dict[str, Scalar]:
+    def _details(self, answer: _Answer, http_status: int | None, code: str | None, tokens: Tokens, started_at: int | None) -> dict[str, Scalar]:
         """The named scalars that are kept for the receipt."""
         request = self.request
         stream = request.get("stream")
@@ -459,25 +420,26 @@ class _Call:
             # On the request to us, a proxy may write a new x-request-id for every attempt; kept beside an id of the
             # body's own it would make a retry look like other content.
             "request_id": self._request_id() if answer.id is None or self.has_own_headers else self._header("apim-request-id"),
-            "finish_reason": next((reason for reason in reasons if reason in _FILTER_CODES), reasons[0] if reasons else answer.reason or None),
+            "finish_reason": next((reason for reason in reasons if reason in FILTER_CODES), reasons[0] if reasons else answer.reason or None),
             "http_status": http_status,
             "error_code": code,
-            "choices": _small(request.get("n")) or len(answer.choices) or None,
-            "best_of": _small(request.get("best_of")),
-            "max_tokens": next((value for name in ("max_completion_tokens", "max_tokens", "max_output_tokens") if (value := _small(request.get(name)))), None),
+            "choices": values.small(request.get("n")) or len(answer.choices) or None,
+            "best_of": values.small(request.get("best_of")),
+            "max_tokens": next(
+                (value for name in ("max_completion_tokens", "max_tokens", "max_output_tokens") if (value := values.small(request.get(name)))), None
+            ),
+            "total_tokens_reported": tokens.total_reported,
             "stream": True if answer.is_stream else stream if isinstance(stream, bool) else None,
-            "user": self.said.user or _text(request.get("user"), "request.user"),
-            "ratelimit_remaining_tokens": self._remaining("x-ratelimit-remaining-tokens"),
-            "ratelimit_remaining_requests": self._remaining("x-ratelimit-remaining-requests"),
+            "user": self.said.user or values.text(request.get("user"), "request.user"),
+            "ratelimit_remaining_tokens": values.remaining(self.headers.get("x-ratelimit-remaining-tokens")),
+            "ratelimit_remaining_requests": values.remaining(self.headers.get("x-ratelimit-remaining-requests")),
         }
         if self.said.ended_at is not None and started_at is not None and self.said.ended_at >= started_at:
             found["duration_ms"] = (self.said.ended_at - started_at) // 1000
-        if tokens.total is not None and (tokens.flags & Flag.TOTAL_MISMATCH or tokens.input is None or tokens.output is None):
-            found["total_tokens_reported"] = tokens.total
-        return {name: value for name, value in found.items() if value is not None}
+        return values.said(found)
 
     def _header(self, name: str) -> str | None:
-        return _text(self.headers.get(name), name)
+        return values.text(self.headers.get(name), name)
 
     def _request_id(self) -> str | None:
         for name in ("apim-request-id", "x-request-id"):
@@ -485,99 +447,6 @@ class _Call:
             if value and value != "not-set":
                 return value
         return None
-
-    def _remaining(self, name: str) -> int | None:
-        # -1 is Azure's "unknown", and no digits either.
-        value = self.headers.get(name, "").strip()
-        return int(value) if _DIGITS.match(value) else None
-
-
-@dataclass(slots=True)
-class _Tokens:
-    input: int | None = None
-    output: int | None = None
-    cached: int | None = None
-    reasoning: int | None = None
-    total: int | None = None
-    quality: Quality = Quality.REPORTED
-    flags: Flag = Flag.NONE
-
-
-def _tokens(usage: Json | None, operation: Operation) -> _Tokens:
-    """The counts of a usage object, by either of its naming schemes; subsets are named, never added."""
-    found = _Tokens()
-    if usage is None:
-        return found
-    count = _Counter(usage)
-    found.input = count("prompt_tokens", "input_tokens")
-    found.output = count("completion_tokens", "output_tokens")
-    found.total = count("total_tokens")
-    found.cached = _Counter(_part(usage, "prompt_tokens_details", "input_tokens_details"), count)("cached_tokens")
-    found.reasoning = _Counter(_part(usage, "completion_tokens_details", "output_tokens_details"), count)("reasoning_tokens")
-    if operation is Operation.EMBEDDINGS and found.output is None:
-        found.output = 0
-    _derive(found)
-    found.flags |= count.flags
-    if found.cached is not None and (found.input is None or found.cached > found.input):
-        found.flags |= Flag.NONE if found.input is None else Flag.SUBSET_EXCEEDS_TOTAL
-        found.cached = None
-    if found.reasoning is not None and (found.output is None or found.reasoning > found.output):
-        found.flags |= Flag.NONE if found.output is None else Flag.SUBSET_EXCEEDS_TOTAL
-        found.reasoning = None
-    return found
-
-
-def _derive(found: _Tokens) -> None:
-    """Fill the one count that the total leaves no choice about; a total that contradicts is evidence, not a count."""
-    if found.total is None:
-        return
-    if found.input is not None and found.output is not None:
-        if found.input + found.output != found.total:
-            found.flags |= Flag.TOTAL_MISMATCH
-        return
-    known = found.input if found.input is not None else found.output
-    if known is None:
-        return
-    if known > found.total:
-        found.flags |= Flag.TOTAL_MISMATCH
-        return
-    found.quality = Quality.DERIVED
-    if found.input is None:
-        found.input = found.total - known
-    else:
-        found.output = found.total - known
-
-
-def _part(usage: Json, *names: str) -> Json:
-    return next((usage[name] for name in names if isinstance(usage.get(name), dict)), {})
-
-
-class _Counter:
-    """Reads counts out of one object by the value rule, and remembers that one had to be coerced."""
-
-    def __init__(self, values: Json, parent: _Counter | None = None) -> None:
-        self.values = values
-        self.parent = parent
-        self.flags = Flag.NONE
-
-    def __call__(self, *names: str) -> int | None:
-        """The first of the names that holds a value: an integer, an integral float or decimal text."""
-        name = next((name for name in names if self.values.get(name) is not None), None)
-        if name is None:
-            return None
-        value = self.values[name]
-        if isinstance(value, str) and _INTEGRAL.match(value):
-            value = int(value.partition(".")[0])
-            self._coerced()
-        elif isinstance(value, float) and value.is_integer():
-            value = int(value)
-            self._coerced()
-        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MAX_COUNT:
-            raise _Unfit(Refusal("invalid_value", f"{name} is not a count: expected a whole number from 0 to {MAX_COUNT}"))
-        return value
-
-    def _coerced(self) -> None:
-        (self.parent or self).flags |= Flag.COERCED
 
 
 # --- values ------------------------------------------------------------------------------------------------------
@@ -588,68 +457,17 @@ def _holds_embeddings(response: Any) -> bool:
     return isinstance(data, list) and bool(data) and isinstance(data[0], dict) and (data[0].get("object") == "embedding" or "embedding" in data[0])
 
 
-def _text(value: Any, what: str) -> str | None:
-    """A name as it was sent, None where it is empty; a damaged one is refused rather than changed."""
-    if not isinstance(value, str) or not value:
-        return None
-    if len(value) > MAX_NAME or _CONTROL.search(value):
-        raise _Unfit(Refusal("invalid_value", f"{what} is longer than {MAX_NAME} characters or holds control characters"))
-    return value
-
-
-def _name(fields: Mapping[str, Any], name: str) -> str | None:
-    value = fields.get(name)
-    if value is not None and not isinstance(value, str):
-        raise _Unfit(Refusal("schema_invalid", f"{name} is not a text"))
-    return _text(value, name)
-
-
-def _identifier(value: Any, what: str) -> str | None:
-    if isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
-    return _text(value, what)
-
-
-def _word(value: Any) -> str | None:
-    """A code or reason of an API; a number as its digits; anything that could be prose is dropped."""
-    if isinstance(value, int) and not isinstance(value, bool):
-        value = str(value)
-    return value if isinstance(value, str) and _WORD.match(value) else None
-
-
-def _small(value: Any) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_COUNT else None
-
-
-def _http_status(value: Any) -> int | None:
-    if value is None or value == "":
-        return None
-    if isinstance(value, str) and _DIGITS.match(value.strip()):
-        value = int(value)
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= 999:
-        raise _Unfit(Refusal("invalid_value", "status is not an HTTP status code"))
-    return value
-
-
 def _error_status(error: Json) -> int | None:
     """The HTTP status that an error object names, if any."""
     for name in ("status", "code", "statusCode"):
         value = error.get(name)
-        if isinstance(value, str) and _DIGITS.match(value):
-            value = int(value)
+        if isinstance(value, str):
+            value = values.remaining(value)
         if isinstance(value, int) and not isinstance(value, bool) and 400 <= value <= 599:
             return value
     return None
 
 
-def _instant(fields: Mapping[str, Any], name: str, default: int | None) -> int | None:
-    value = fields.get(name)
-    if value is None or value == "":
-        return default
-    if not isinstance(value, str):
-        raise _Unfit(Refusal("invalid_time", f"{name} is not an RFC 3339 text with an offset"))
-    try:
-        at = parse_instant(value, what=name)
-    except InvalidInput as fault:
-        raise _Unfit(Refusal("invalid_time", f"{name} is not an RFC 3339 time with an offset, such as 2026-11-20T10:00:00Z")) from fault
-    return int(at.timestamp()) * _SECOND + at.microsecond
+def _instant(fields: Mapping[str, Any], field: str, default: int | None) -> int | None:
+    at = values.instant(fields.get(field), field)
+    return default if at is None else at

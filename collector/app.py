@@ -9,7 +9,7 @@ from datetime import datetime
 import sqlalchemy as sa
 from fastapi import FastAPI, Request
 from fastapi.responses import PlainTextResponse, RedirectResponse
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from collector.api import control, docs, problems, reads
@@ -98,20 +98,12 @@ def _operations(api: FastAPI, version: str) -> None:
         return PlainTextResponse("\n".join(lines), media_type="text/plain; version=0.0.4")
 
     @api.exception_handler(Exception)
-    def _fault(_request: Request, fault: Exception) -> JSONResponse:
-        logger.error("a request failed", exc_info=fault)
-        body = {
-            "type": "about:blank",
-            "title": "Internal Server Error",
-            "status": 500,
-            "detail": "something is wrong in meterbridge itself; its log says more",
-            "error": "internal",
-        }
-        return JSONResponse(body, 500, media_type=problems.MEDIA_TYPE)
+    def _fault(_request: Request, _fault: Exception) -> Response:
+        return problems.problem(500, problems.INTERNAL, error="internal")
 
 
 class Hardened:
-    """ASGI: the headers that every answer carries, unless its route said otherwise."""
+    """ASGI: the headers that every answer carries, unless its route said otherwise; and a problem where a route failed."""
 
     _HEADERS = ((b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"same-origin"), (b"x-frame-options", b"DENY"))
 
@@ -123,10 +115,23 @@ class Hardened:
             await self._app(scope, receive, send)
             return
 
+        is_begun = is_whole = False
+
         async def hardened(message: Message) -> None:
+            nonlocal is_begun, is_whole
+            is_whole = message["type"] == "http.response.body" and not message.get("more_body", False)
             if message["type"] == "http.response.start":
+                is_begun = True
                 said = {name.lower() for name, _ in message.get("headers", ())}
                 message = {**message, "headers": [*message.get("headers", ()), *((name, value) for name, value in self._HEADERS if name not in said)]}
             await send(message)
 
-        await self._app(scope, receive, hardened)
+        try:
+            await self._app(scope, receive, hardened)
+        except Exception:
+            if is_begun and not is_whole:
+                raise  # the server cuts the answer off: half of one must not look whole
+            logger.exception("a request failed: %s %r", scope["method"], scope["path"])
+            if is_whole:
+                return  # the route's own handler has answered already
+            await problems.problem(500, problems.INTERNAL, error="internal")(scope, receive, hardened)

@@ -13,21 +13,24 @@ import json
 import secrets
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
+import sqlalchemy as sa
 from sqlmodel import Session, col, select
 
-from models.errors import Conflict, InvalidInput, NotFound
+from models.errors import Conflict, InvalidInput, NotFound, Unavailable
 from models.resources import ApiKey, Setting
 from models.store import Store
 
 Scope = Literal["ingest", "read", "admin"]
 SCOPES: tuple[Scope, ...] = ("ingest", "read", "admin")
 _REMEMBERED_SECONDS = 2.0
+# After a database that did not answer: as long as nobody else waits for it.
+_SPARED_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +73,9 @@ def create_key(session: Session, *, name: str, scope: Scope, workspaces: Sequenc
         raise InvalidInput("a key needs a name of 1 to 256 printable characters")
     if scope not in SCOPES:
         raise InvalidInput(f"scope must be one of {', '.join(SCOPES)}, not {scope!r}")
+    for workspace in workspaces:
+        if not workspace.strip() or len(workspace) > 256:
+            raise InvalidInput("a workspace of a key must be a name of 1 to 256 characters")
     if scope == "admin" and workspaces:
         raise InvalidInput("an admin key is for every workspace; leave --workspace away, or make a read or ingest key")
     if scope != "admin" and session.exec(select(ApiKey).limit(1)).first() is None:
@@ -77,7 +83,8 @@ def create_key(session: Session, *, name: str, scope: Scope, workspaces: Sequenc
     key_id = secrets.token_hex(4)
     text = secret or f"mb_{key_id}_{secrets.token_urlsafe(32)}"
     if secret is not None:
-        key_id = _id_of(secret) or key_id
+        said = _id_of(secret)
+        key_id = said if said is not None and session.get(ApiKey, said) is None else key_id
     row = ApiKey(id=key_id, name=name, scope=scope, workspaces=json.dumps(sorted(set(workspaces))), secret_hash=_hash(text), created_at=now)
     session.add(row)
     session.flush()
@@ -103,19 +110,30 @@ def revoke_key(session: Session, key_id: str, *, now: datetime) -> KeyInfo:
 
 def ensure_admin_key(store: Store, file: Path, *, now: datetime) -> str | None:
     """For containers: the secret in the file works as an admin key; an absent file is made with a new one. Gives what was done."""
-    if file.exists():
+    try:
+        if not file.exists():
+            return _make_admin_key_file(store, file, now=now)
         secret = file.read_text(encoding="utf-8").strip()
-        if len(secret) < 32 or any(sign.isspace() for sign in secret):
-            raise InvalidInput(f"{file} must hold one secret of at least 32 characters without spaces")
-        with store.write() as session:
-            if session.exec(select(ApiKey).where(col(ApiKey.secret_hash) == _hash(secret)).limit(1)).first() is not None:
-                return None
+    except (OSError, UnicodeDecodeError) as fault:
+        raise InvalidInput(f"the admin key file {file} cannot be used: {getattr(fault, 'strerror', None) or 'it is not text'}") from fault
+    if len(secret) < 32 or any(sign.isspace() for sign in secret):
+        raise InvalidInput(f"{file} must hold one secret of at least 32 characters without spaces")
+    with store.write() as session:
+        found = session.exec(select(ApiKey).where(col(ApiKey.secret_hash) == _hash(secret)).limit(1)).first()
+        if found is None:
             create_key(session, name="admin key file", scope="admin", workspaces=(), now=now, secret=secret)
-        return f"the secret in {file} is an admin key now"
+            return f"the secret in {file} is an admin key now"
+        if found.revoked_at is not None:
+            return f"the secret in {file} is the key {found.id}, which was revoked and stays so; put a new secret into the file"
+        return None
+
+
+def _make_admin_key_file(store: Store, file: Path, *, now: datetime) -> str | None:
     with store.write() as session:
         if session.exec(select(ApiKey).limit(1)).first() is not None:
             return None
         _, secret = create_key(session, name="admin key file", scope="admin", workspaces=(), now=now)
+        # Before the commit: a key whose secret was never written would lock everybody out.
         file.parent.mkdir(parents=True, exist_ok=True)
         file.touch(mode=0o600)
         file.write_text(secret + "\n", encoding="utf-8")
@@ -129,20 +147,21 @@ def cookie_secret(store: Store) -> bytes:
         if found is not None:
             return bytes.fromhex(found.value)
     with store.write() as session:
-        found = session.get(Setting, "cookie_secret")
-        if found is None:
-            found = Setting(name="cookie_secret", value=secrets.token_hex(32))
-            session.add(found)
-        return bytes.fromhex(found.value)
+        # Several processes may start at once on an empty database: the first one's stands.
+        session.execute(sa.text("INSERT INTO setting (name, value) VALUES ('cookie_secret', :value) ON CONFLICT DO NOTHING"), {"value": secrets.token_hex(32)})
+        return bytes.fromhex(session.exec(select(Setting.value).where(Setting.name == "cookie_secret")).one())
 
 
 class KeyRing:
-    """The keys of a database, at most two seconds old."""
+    """The keys of a database, at most two seconds old. ``clock`` counts seconds and never goes back."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._store = store
+        self._clock = clock
         self._lock = threading.Lock()
+        self._turn = threading.Lock()
         self._read_at = float("-inf")
+        self._failed_at = float("-inf")
         self._by_hash: dict[str, ApiKey] = {}
         self._by_id: dict[str, ApiKey] = {}
 
@@ -155,16 +174,30 @@ class KeyRing:
         with self._lock:
             self._by_hash = {row.secret_hash: row for row in rows}
             self._by_id = {row.id: row for row in rows}
-            self._read_at = time.monotonic()
+            self._read_at = self._clock()
 
     @property
     def is_stale(self) -> bool:
         """Whether the next question will read the database."""
-        return time.monotonic() - self._read_at > _REMEMBERED_SECONDS
+        return self._is_stale()
+
+    def _is_stale(self) -> bool:
+        return self._clock() - self._read_at > _REMEMBERED_SECONDS
 
     def _fresh(self) -> None:
-        if self.is_stale:
-            self.refresh()
+        if not self._is_stale():
+            return
+        # One asks for all: a thousand requests that find the keys old must not be a thousand queries.
+        with self._turn:
+            if not self._is_stale():
+                return
+            if self._clock() - self._failed_at < _SPARED_SECONDS:
+                raise Unavailable("the keys cannot be read: the database does not answer; send the same again in a moment", retry_after_seconds=2)
+            try:
+                self.refresh()
+            except Unavailable:
+                self._failed_at = self._clock()
+                raise
 
     def is_open(self) -> bool:
         """Whether no key was ever created; a revoked one counts as created."""

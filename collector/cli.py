@@ -58,6 +58,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except _Usage as fault:
         print(f"meterbridge: {fault}", file=sys.stderr)
         return 2
+    is_service = options.run in (_up, _serve, _work, _dashboard, _demo)
+    # From the start a SIGTERM ends a service as Ctrl-C does, also before its server listens to signals.
+    before = signal.signal(signal.SIGTERM, _interrupt) if is_service else None
     try:
         settings = Settings.from_environment(
             os.environ,
@@ -75,12 +78,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"meterbridge: {fault.message}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        return 0
+        if is_service:
+            return 0  # how it is ended
+        print("meterbridge: interrupted; what was not finished can be given again", file=sys.stderr)
+        return 1
     except BrokenPipeError:
         # The reader of our output (head, less) has seen enough.
         with contextlib.suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as fault:
+        print(f"meterbridge: {fault.filename or 'a file'}: {fault.strerror or fault}", file=sys.stderr)
+        return 2
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
     return code
 
 
@@ -348,12 +360,14 @@ def _serve_until_signal(app: ASGIApp, listener: socket.socket) -> None:
     server = uvicorn.Server(config)
     # uvicorn raises the signal again once it has shut down; it ended us as it should, so that is no failure.
     with contextlib.suppress(KeyboardInterrupt):
-        previous = signal.signal(signal.SIGTERM, signal.SIG_IGN)
         try:
             server.run(sockets=[listener])
         finally:
-            signal.signal(signal.SIGTERM, previous)
             listener.close()
+
+
+def _interrupt(_number: int, _frame: object) -> Never:
+    raise KeyboardInterrupt
 
 
 def _dashboard_app(store: Store, keys: KeyRing, *, is_loopback: bool) -> ASGIApp:
@@ -431,6 +445,8 @@ def _dashboard(_options: argparse.Namespace, settings: Settings) -> int:
 
 def _import(options: argparse.Namespace, settings: Settings) -> int:
     with contextlib.ExitStack() as stack:
+        # Looked at before anything else is done: a misspelt name must not make a database.
+        commands.readable([file for file in options.files if file != "-"])
         files = [stack.enter_context(_spooled_input()) if file == "-" else str(Path(file).absolute()) for file in options.files]
         return _write(settings, commands.Import(options.kind, files, options.replace))
 
@@ -460,6 +476,7 @@ def _keys_list(_options: argparse.Namespace, settings: Settings) -> int:
         for key in auth.list_keys(session):
             state = f"revoked {rfc3339(key.revoked_at)}" if key.revoked_at is not None else "active"
             print(f"{key.id}  {key.scope:<6}  {state}  created {rfc3339(key.created_at)}  {','.join(key.workspaces) or 'all workspaces'}  {key.name}")
+    store.close()
     return 0
 
 
@@ -490,7 +507,7 @@ def _write(settings: Settings, command: commands.Command) -> int:
 
 def _through_service(running: Running, command: commands.Command) -> int:
     progress = _Progress()
-    code = 1
+    code: int | None = None
     try:
         with (
             httpx.Client(trust_env=False, timeout=httpx.Timeout(10.0, read=600.0)) as client,
@@ -517,6 +534,8 @@ def _through_service(running: Running, command: commands.Command) -> int:
         raise Unavailable(f"the running service (process {running.pid}, {running.url}) does not answer: {fault}; look at its log") from fault
     finally:
         progress.end()
+    if code is None:
+        raise Unavailable(f"the running service (process {running.pid}) ended before the command was done; give it again")
     return code
 
 

@@ -7,6 +7,7 @@ through its control route. ``say`` takes lines for a person, ``progress`` takes 
 from __future__ import annotations
 
 import getpass
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -28,6 +29,8 @@ KINDS: tuple[Kind, ...] = ("usage", "charges", "prices", "inventory", "owners")
 # Registry and price files are read whole; this is far above any real one.
 _MAX_FILE = 256 * 1024 * 1024
 _USAGE_SLICE = 4 * 1024 * 1024
+# Events of one commit: beside an import a service has requests to answer.
+_MOST_TOGETHER = 5_000
 _MOST_SHOWN = 20
 
 Say = Callable[[str], None]
@@ -100,16 +103,19 @@ def _author() -> str:
         return ""
 
 
-def _paths(files: Sequence[str]) -> list[Path]:
+def readable(files: Sequence[str]) -> list[Path]:
+    """The files as paths; refuses one that is not there, is no file or may not be read."""
     paths = [Path(file) for file in files]
     for path in paths:
         if not path.is_file():
             raise InvalidInput(f"{path} is not a file" if path.exists() else f"there is no file {path}")
+        if not os.access(path, os.R_OK):
+            raise InvalidInput(f"{path} may not be read by {_author() or 'this user'}; change its permissions")
     return paths
 
 
 def _import_charges(command: Import, desk: Desk) -> int:
-    for delivery in billing.deliveries(_paths(command.files)):
+    for delivery in billing.deliveries(readable(command.files)):
         bill = billing.together([billing.read_bill(path, name=path.name) for path in delivery])
         landing = billing.land(desk.store, bill, now=desk.now, author=_author(), replace=command.replace, progress=desk.progress)
         desk.say(landing.summary())
@@ -117,7 +123,7 @@ def _import_charges(command: Import, desk: Desk) -> int:
 
 
 def _import_registry(command: Import, desk: Desk) -> int:
-    files = [(path.name, _read(path)) for path in _paths(command.files)]
+    files = [(path.name, _read(path)) for path in readable(command.files)]
     with desk.store.write() as session:
         now = desk.now()
         summaries: list[str] = []
@@ -144,19 +150,21 @@ def _read(path: Path) -> bytes:
 
 def _import_usage(command: Import, desk: Desk) -> int:
     accepted = duplicates = refused = done = 0
-    paths = _paths(command.files)
+    paths = readable(command.files)
     size = sum(path.stat().st_size for path in paths)
     for path in paths:
         for first, body in _slices(path):
             items: Sequence[Item] = native.capture(body, media_type="application/x-ndjson" if first is not None else None, defaults=Defaults())
-            verdict = desk.ingest.accept(Batch(items))
-            accepted += verdict.accepted
-            duplicates += verdict.duplicates
-            for one in verdict.rejected:
-                refused += 1
-                if refused <= _MOST_SHOWN:
-                    place = f"item {one.index + 1}" if first is None else f"line {_line_of(body, one.index, first)}"
-                    desk.say(f"{path.name}, {place}: {one.error}: {one.detail}")
+            for start in range(0, len(items), _MOST_TOGETHER):
+                verdict = desk.ingest.accept(Batch(items[start : start + _MOST_TOGETHER]))
+                accepted += verdict.accepted
+                duplicates += verdict.duplicates
+                for one in verdict.rejected:
+                    refused += 1
+                    if refused <= _MOST_SHOWN:
+                        index = start + one.index
+                        place = f"item {index + 1}" if first is None else f"line {_line_of(body, index, first)}"
+                        desk.say(f"{path.name}, {place}: {one.error}: {one.detail}")
             done += len(body)
             desk.progress(done, size)
     if refused > _MOST_SHOWN:
@@ -170,13 +178,22 @@ def _slices(path: Path) -> Iterator[tuple[int | None, bytes]]:
     with path.open("rb") as stream:
         start = stream.read(64).lstrip(b"\xef\xbb\xbf \t\r\n")
         stream.seek(0)
-        if start.startswith(b"["):
+        if start.startswith(b"[") or (path.stat().st_size <= _USAGE_SLICE and _is_one_value(path.read_bytes())):
             yield None, _read(path)
             return
         line = 1
         while lines := stream.readlines(_USAGE_SLICE):
             yield line, b"".join(lines)
             line += len(lines)
+
+
+def _is_one_value(body: bytes) -> bool:
+    """Whether a small file is a single event, written over several lines."""
+    try:
+        msgspec.json.decode(body.removeprefix(b"\xef\xbb\xbf"), type=msgspec.Raw)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _line_of(body: bytes, index: int, first: int) -> int:

@@ -10,11 +10,11 @@ for one batch never depends on which others shared its commit.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import logging
 import threading
+import zlib
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
@@ -45,7 +45,14 @@ _LOOKUP_CHUNK = 2_000
 _TIME_RECEIVED, _CLOCK_SKEW, _SYNTHETIC_ID = int(Flag.TIME_RECEIVED), int(Flag.CLOCK_SKEW), int(Flag.SYNTHETIC_ID)
 _MISSING, _ESTIMATED = int(Quality.MISSING), int(Quality.ESTIMATED)
 _UNBILLED_STATUS = frozenset({STATUS_CODE[Status.ERROR], STATUS_CODE[Status.THROTTLED]})
-_Identity = tuple[int, int, str]  # workspace, source, the sender's id
+_Identity = tuple[str, str, str]  # workspace, source, the sender's id
+# Advisory locks of PostgreSQL: a class of our own, and few enough that a commit of many workspaces cannot fill its lock table.
+_LOCK_CLASS = 0x6D62
+_LOCK_BUCKETS = 64
+# What PostgreSQL says of a transaction that lost a race and may simply be tried again: deadlock, serialization.
+_LOST_RACE = frozenset({"40P01", "40001"})
+# As long as a service may still commit what waits when it is told to end; what was not answered is sent again.
+_STOP_SECONDS = 4
 _QUERY_SHORT = {"sqlite": "?", "postgresql": "%s"}
 
 
@@ -126,11 +133,11 @@ class _Known:
 
 @dataclass(slots=True)
 class _SeriesRef:
-    """A series by its names in the table's order; ``id`` None until it is stored."""
+    """A series by its names in the table's order (workspace and source by name); ``id`` None until it is needed."""
 
-    named: list[Any]
-    digest: bytes
-    id: int | None
+    named: tuple[Any, ...]
+    said: bytes  # a digest of all but workspace and source, which are the identity's
+    id: int | None = None
 
 
 class _Refused(Exception):
@@ -167,7 +174,7 @@ class Ingest:
             self._stopping = True
             self._changed.notify_all()
         if self._thread is not None:
-            self._thread.join(timeout=30)
+            self._thread.join(timeout=_STOP_SECONDS)
 
     def submit(self, batch: Batch) -> Future[Verdict]:
         """Queue a batch; the future is done once its events are on the disk, or fails with ``Unavailable``."""
@@ -200,7 +207,10 @@ class Ingest:
                     taken.append(self._waiting.popleft())
                     events += max(1, len(taken[-1].batch.items))
                 self._queued -= events
-            self._commit_all(taken)
+            # From here on a request that is given up can no longer cancel its batch; one that was needs no answer.
+            taken = [waiting for waiting in taken if waiting.future.set_running_or_notify_cancel()]
+            if taken:
+                self._commit_all(taken)
 
     def _commit_all(self, taken: list[_Waiting]) -> None:
         try:
@@ -230,17 +240,28 @@ class Ingest:
 
     def _commit(self, batches: Sequence[Batch]) -> list[Verdict]:
         for _ in range(5):
-            with unavailable_as_such(), self._store.connection() as connection, contextlib.ExitStack() as stack:
-                transaction = stack.enter_context(connection.begin())
-                commit = _Commit(connection, self._names, mark=self._mark, received=to_microseconds(self._now()))
-                verdicts = [commit.judge(batch) for batch in batches]
-                if commit.write():
-                    transaction.commit()
-                    return verdicts
-                # Another process stored one of these identities meanwhile: look again.
-                transaction.rollback()
-                self._names.forget()
+            try:
+                verdicts = self._attempt(batches)
+            except Unavailable as fault:
+                if getattr(getattr(fault.__cause__, "orig", None), "sqlstate", None) not in _LOST_RACE:
+                    raise
+                verdicts = None
+            if verdicts is not None:
+                return verdicts
+            # Another process was quicker with one of these events or names: look again.
+            self._names.forget()
         raise Unavailable("other writers kept storing the same events; send them again", retry_after_seconds=1)
+
+    def _attempt(self, batches: Sequence[Batch]) -> list[Verdict] | None:
+        """One transaction; None if another process stored one of the events meanwhile."""
+        with unavailable_as_such(), self._store.connection() as connection, connection.begin() as transaction:
+            commit = _Commit(connection, self._names, mark=self._mark, received=to_microseconds(self._now()))
+            verdicts = commit.judge(batches)
+            if commit.write():
+                transaction.commit()
+                return verdicts
+            transaction.rollback()
+            return None
 
 
 class _Names:
@@ -251,7 +272,7 @@ class _Names:
         self.sources: dict[str, int] = {}
         self.workspaces: dict[str, int] = {}
         self.series: dict[tuple[Any, ...], _SeriesRef] = {}
-        self.bindings: dict[tuple[int, str, str], str] = {}
+        self.bindings: dict[tuple[str, str, str], str] = {}
 
     def forget(self) -> None:
         """A transaction was rolled back: what it named may not exist."""
@@ -261,10 +282,11 @@ class _Names:
         self.bindings.clear()
 
     def trim(self) -> None:
-        if len(self.series) > _MAX_REMEMBERED:
-            self.series.clear()
-        if len(self.bindings) > _MAX_REMEMBERED:
-            self.bindings.clear()
+        """Keep memory bounded, whatever names are sent."""
+        kept: tuple[dict[Any, Any], ...] = (self.sources, self.workspaces, self.series, self.bindings)
+        for names in kept:
+            if len(names) > _MAX_REMEMBERED:
+                names.clear()
 
 
 _EVENT_COLUMNS = (
@@ -291,57 +313,137 @@ class _Commit:
         self._conflicts: list[tuple[_Identity, _Known, bytes, CapturedEvent]] = []
         self._quarters: dict[tuple[int, int, int], list[int]] = {}
         self._minutes: dict[tuple[int, int, int], list[int]] = {}
+        # What was looked for in vain: a thousand events of a new workspace ask once.
+        self._nowhere: set[tuple[str, str, str]] = set()
+        self._absent: set[tuple[str, str]] = set()
 
-    def judge(self, batch: Batch) -> Verdict:
-        """Decide every item of a batch, in its order."""
-        verdict = Verdict()
-        prepared: list[tuple[int, CapturedEvent, _Identity, int]] = []
-        for index, item in enumerate(batch.items):
-            if isinstance(item, CapturedEvent):
-                try:
-                    workspace_id, source_id = self._home(item, batch)
-                    self._check_time(item)
-                except _Refused as refused:
-                    verdict.rejected.append(Rejected(index, refused.refusal.error, refused.refusal.detail))
-                    continue
-                event_id = item.id or _synthetic_id(item)
-                prepared.append((index, item, (workspace_id, source_id, event_id), identity_hash(workspace_id, source_id, event_id)))
-            elif isinstance(item, Refusal):
-                verdict.rejected.append(Rejected(index, item.error, item.detail))
-            else:
-                verdict.ignored += 1
-        self._look_up([(identity, digest) for _, _, identity, digest in prepared])
-        for index, event, identity, digest in prepared:
-            self._decide(verdict, index, event, identity, digest)
-        verdict.rejected.sort(key=lambda one: one.index)
-        return verdict
+    def judge(self, batches: Sequence[Batch]) -> list[Verdict]:
+        """Decide every item of every batch, in their order."""
+        verdicts = [Verdict() for _ in batches]
+        prepared: list[tuple[Verdict, int, CapturedEvent, _Identity, int | None]] = []
+        for batch, verdict in zip(batches, verdicts, strict=True):
+            for index, item in enumerate(batch.items):
+                if isinstance(item, CapturedEvent):
+                    try:
+                        self._check_time(item)
+                        workspace = self._home(item, batch)
+                    except _Refused as refused:
+                        verdict.rejected.append(Rejected(index, refused.refusal.error, refused.refusal.detail))
+                        continue
+                    event_id = item.id or _synthetic_id(item)
+                    prepared.append((verdict, index, item, (workspace, item.source, event_id), self._digest(workspace, item.source, event_id)))
+                elif isinstance(item, Refusal):
+                    verdict.rejected.append(Rejected(index, item.error, item.detail))
+                else:
+                    verdict.ignored += 1
+        self._lock({identity[0] for _, _, _, identity, _ in prepared})
+        self._look_up([(identity, digest) for _, _, _, identity, digest in prepared])
+        for verdict, index, event, identity, digest in prepared:
+            try:
+                self._decide(verdict, index, event, identity, digest)
+            except _Refused as refused:
+                verdict.rejected.append(Rejected(index, refused.refusal.error, refused.refusal.detail))
+        for verdict in verdicts:
+            verdict.rejected.sort(key=lambda one: one.index)
+        return verdicts
 
     # -- where it belongs -----------------------------------------------------------------------
 
-    def _home(self, event: CapturedEvent, batch: Batch) -> tuple[int, int]:
-        """(workspace, source) of the event's identity."""
-        source_id = self._source(event.source)
-        workspace = event.workspace or batch.home or self._bound_workspace(event, source_id)
+    def _home(self, event: CapturedEvent, batch: Batch) -> str:
+        """The workspace of the event's identity. Nothing is written for an event that is refused."""
+        workspace = event.workspace or batch.home
         if workspace is None:
+            return self._resolved_workspace(event, batch.allowed)
+        if batch.allowed is not None and workspace not in batch.allowed:
+            raise _Refused("forbidden_workspace", f"this key may not write usage of workspace {workspace[:80]!r}")
+        return workspace
+
+    def _resolved_workspace(self, event: CapturedEvent, allowed: frozenset[str] | None) -> str:
+        """The workspace this (source, endpoint, deployment) was first resolved to, else the only one the registry knows it in."""
+        key = (event.source, event.endpoint or "", event.deployment or "")
+        found = self._names.bindings.get(key)
+        if found is None and (key[1] or key[2]) and key not in self._nowhere:
+            found = self._bound(key)
+            if found is None:
+                place = self._only_place(key)
+                if place is not None:
+                    found = self._bind(key, place) if allowed is None or place in allowed else place
+        if found is None:
+            self._nowhere.add(key)
             raise _Refused(
                 "schema_invalid",
                 "workspace is missing, and the inventory names no single one for this deployment; send the field workspace, "
                 "or the header x-meterbridge-workspace",
             )
-        if batch.allowed is not None and workspace not in batch.allowed:
-            raise _Refused("forbidden_workspace", f"this key may not write usage of workspace {workspace[:80]!r}")
-        if event.is_native_time and not event.deployment and not event.endpoint and not self._has_rule(workspace, event):
+        if allowed is not None and found not in allowed:
+            # Not named: it was not the sender who said it.
+            raise _Refused("forbidden_workspace", "workspace is missing, and the one that the inventory names for this deployment is not this key's")
+        return found
+
+    def _bound(self, key: tuple[str, str, str]) -> str | None:
+        source_id = self._find("usage_source", key[0], self._names.sources)
+        if source_id is None:
+            return None
+        query = (
+            "SELECT w.name FROM shard_binding b JOIN workspace w ON w.id = b.workspace_id "
+            "WHERE b.source_id = :source AND b.endpoint = :endpoint AND b.deployment = :deployment"
+        )
+        found = self._connection.scalar(sa.text(query), {"source": source_id, "endpoint": key[1], "deployment": key[2]})
+        if found is None:
+            return None
+        self._names.bindings[key] = str(found)
+        return str(found)
+
+    def _only_place(self, key: tuple[str, str, str]) -> str | None:
+        places = self._connection.scalars(
+            sa.text(
+                "SELECT DISTINCT workspace FROM deployment_fact WHERE known_to IS NULL AND source <> 'usage' "
+                "AND (lower(name) = lower(:name) OR lower(deployment) = lower(:name) OR lower(endpoint) = lower(:name)) LIMIT 2"
+            ),
+            {"name": full_name(key[1], key[2]) or ""},
+        ).all()
+        return str(places[0]) if len(places) == 1 else None
+
+    def _bind(self, key: tuple[str, str, str], workspace: str) -> str:
+        """Keep for ever where it was first resolved to; another process may have been first."""
+        self._connection.execute(
+            sa.text(
+                "INSERT INTO shard_binding (source_id, endpoint, deployment, workspace_id, bound_at) "
+                "VALUES (:source, :endpoint, :deployment, :workspace, :at) ON CONFLICT DO NOTHING"
+            ),
+            {"source": self._source(key[0]), "endpoint": key[1], "deployment": key[2], "workspace": self._workspace(workspace), "at": self._received},
+        )
+        return self._bound(key) or workspace
+
+    def _only_deployment(self, workspace: str) -> str:
+        """Which deployment a native event means that names none: the registry's only one of the workspace."""
+        names = self._connection.scalars(
+            sa.text("SELECT DISTINCT name FROM deployment_fact WHERE known_to IS NULL AND source <> 'usage' AND workspace = :workspace LIMIT 2"),
+            {"workspace": workspace},
+        ).all()
+        if len(names) != 1:
             raise _Refused("schema_invalid", "deployment is missing; send the field deployment or endpoint (or the header x-meterbridge-deployment)")
-        return self._workspace(workspace), source_id
+        return str(names[0])
+
+    def _find(self, table: str, name: str, known: dict[str, int]) -> int | None:
+        """The id of a source or workspace, None where there is none yet."""
+        found = known.get(name)
+        if found is None and (table, name) not in self._absent:
+            found = self._connection.scalar(sa.text(f"SELECT id FROM {table} WHERE name = :name"), {"name": name})  # noqa: S608 - names of ours
+            if found is None:
+                self._absent.add((table, name))
+            else:
+                known[name] = found
+        return found
 
     def _source(self, name: str) -> int:
-        found = self._names.sources.get(name)
+        found = self._find("usage_source", name, self._names.sources)
         if found is None:
             found = self._names.sources[name] = self._id_of("usage_source", {"name": name}, key="name")
         return found
 
     def _workspace(self, name: str) -> int:
-        found = self._names.workspaces.get(name)
+        found = self._find("workspace", name, self._names.workspaces)
         if found is None:
             found = self._names.workspaces[name] = self._id_of("workspace", {"name": name, "first_seen_at": self._received}, key="name")
             self._note_workspace(name)
@@ -358,66 +460,44 @@ class _Commit:
             found = self._connection.scalar(select, {"key": values[key]})
         return int(found)
 
-    def _bound_workspace(self, event: CapturedEvent, source_id: int) -> str | None:
-        """The workspace this (source, endpoint, deployment) was first resolved to, else the only one the registry knows it in."""
-        key = (source_id, event.endpoint or "", event.deployment or "")
-        if not key[1] and not key[2]:
-            return None
-        found = self._names.bindings.get(key)
-        if found is not None:
-            return found
-        found = self._connection.scalar(
-            sa.text(
-                "SELECT w.name FROM shard_binding b JOIN workspace w ON w.id = b.workspace_id WHERE b.source_id = :source AND b.endpoint = :endpoint AND b.deployment = :deployment"
-            ),
-            {"source": key[0], "endpoint": key[1], "deployment": key[2]},
-        )
-        if found is None:
-            name = full_name(event.endpoint, event.deployment) or ""
-            places = self._connection.scalars(
-                sa.text(
-                    "SELECT DISTINCT workspace FROM deployment_fact WHERE known_to IS NULL AND source <> 'usage' "
-                    "AND (lower(name) = lower(:name) OR lower(deployment) = lower(:name) OR lower(endpoint) = lower(:name)) LIMIT 2"
-                ),
-                {"name": name},
-            ).all()
-            if len(places) != 1:
-                return None
-            found = places[0]
-            self._connection.execute(
-                sa.text(
-                    "INSERT INTO shard_binding (source_id, endpoint, deployment, workspace_id, bound_at) VALUES (:source, :endpoint, :deployment, :workspace, :at) "
-                    "ON CONFLICT DO NOTHING"
-                ),
-                {"source": key[0], "endpoint": key[1], "deployment": key[2], "workspace": self._workspace(found), "at": self._received},
-            )
-        self._names.bindings[key] = found
-        return str(found)
-
-    def _has_rule(self, workspace: str, event: CapturedEvent) -> bool:
-        """Whether the registry says which deployment a native event without one means: the workspace's only one."""
-        names = self._connection.scalars(
-            sa.text("SELECT DISTINCT name FROM deployment_fact WHERE known_to IS NULL AND source <> 'usage' AND workspace = :workspace LIMIT 2"),
-            {"workspace": workspace},
-        ).all()
-        if len(names) != 1:
-            return False
-        event.deployment = names[0]
-        return True
-
     def _check_time(self, event: CapturedEvent) -> None:
         if event.time is not None and event.is_native_time and event.time > self._received + _FAR_AHEAD:
             raise _Refused("invalid_time", "time is more than 30 days ahead of the server's clock; send the end of the call in UTC")
 
     # -- identity -------------------------------------------------------------------------------
 
-    def _look_up(self, identities: Sequence[tuple[_Identity, int]]) -> None:
+    def _digest(self, workspace: str, source: str, event_id: str) -> int | None:
+        """What to look for the identity by; None where its workspace or source is new, so that nothing can stand under it."""
+        # Asked for every event: what is remembered is taken without a call.
+        workspace_id = self._names.workspaces.get(workspace) or self._find("workspace", workspace, self._names.workspaces)
+        source_id = self._names.sources.get(source) or self._find("usage_source", source, self._names.sources)
+        return None if workspace_id is None or source_id is None else identity_hash(workspace_id, source_id, event_id)
+
+    def _lock(self, workspaces: set[str]) -> None:
+        """Wait for other processes that write to these workspaces.
+
+        The unique key is led by the time, and a retry with another time (restamped, untimed or from a clock ahead) would
+        pass it by. SQLite has one writer anyway; on PostgreSQL a workspace has one at a time.
+        """
+        if not self._names.is_sqlite:
+            # In order: two processes wait for each other instead of deadlocking.
+            for bucket in sorted({zlib.crc32(workspace.encode()) % _LOCK_BUCKETS for workspace in workspaces}):
+                self._connection.execute(sa.text("SELECT pg_advisory_xact_lock(:class, :bucket)"), {"class": _LOCK_CLASS, "bucket": bucket})
+            # Whoever held the lock may have made what was not there a moment ago.
+            self._absent.clear()
+
+    def _look_up(self, identities: Sequence[tuple[_Identity, int | None]]) -> None:
         """Load what stands under these identities."""
         hashes: list[int] = []
+        by_ids: dict[tuple[int, int, str], _Identity] = {}
         for identity, digest in identities:
             if identity not in self._standing:
                 self._standing[identity] = []
-                hashes.append(digest)
+                # A name that was new a moment ago may have been made by the process that held the lock.
+                known = digest if digest is not None else self._digest(*identity)
+                if known is not None:
+                    hashes.append(known)
+                    by_ids[self._names.workspaces[identity[0]], self._names.sources[identity[1]], identity[2]] = identity
         columns = "seq, workspace_id, source_id, event_id, time, sent_time, started_at, content_hash, flags, quality"
         for first in range(0, len(hashes), _LOOKUP_CHUNK):
             chunk = hashes[first : first + _LOOKUP_CHUNK]
@@ -428,15 +508,15 @@ class _Commit:
                 query = f"SELECT {columns} FROM usage_event WHERE identity_hash = ANY(%s) ORDER BY seq"  # noqa: S608 - names of ours
                 found = self._connection.exec_driver_sql(query, (chunk,))
             for seq, workspace_id, source_id, event_id, time, sent, started, content, flags, quality in found:
-                standing = self._standing.get((workspace_id, source_id, event_id))
+                standing = by_ids.get((workspace_id, source_id, event_id))
                 if standing is not None:
                     untimed = bool(flags & _TIME_RECEIVED)
-                    standing.append(_Known(seq, time if sent is None else sent, untimed, started, bytes(content), flags, quality))
+                    self._standing[standing].append(_Known(seq, time if sent is None else sent, untimed, started, bytes(content), flags, quality))
 
-    def _decide(self, verdict: Verdict, index: int, event: CapturedEvent, identity: _Identity, digest: int) -> None:
-        series = self._series_of(event, identity)
+    def _decide(self, verdict: Verdict, index: int, event: CapturedEvent, identity: _Identity, digest: int | None) -> None:
+        series = self._series_of(event, identity, event.deployment)
         details = canonical_json(event.details) if event.details else None
-        content = _content_hash(series.digest, event, details)
+        content = _content_hash(series.said, event, details)
         standing = self._standing[identity]
         for known in standing:
             restamped = 0
@@ -458,6 +538,9 @@ class _Commit:
                 self._conflicts.append((identity, known, content, event))
                 verdict.rejected.append(Rejected(index, "conflict", "an event with this id stands already with other content; the first one counts"))
             return
+        if event.is_native_time and not event.deployment and not event.endpoint:
+            # Only now: what was stored once is a duplicate, whatever the registry says today.
+            series = self._series_of(event, identity, self._only_deployment(identity[0]))
         if series.id is None:
             self._insert_series(series)
         known = self._add_row(event, identity, digest, series_id=series.id or 0, content=content, details=details)
@@ -467,28 +550,33 @@ class _Commit:
 
     # -- the rows -------------------------------------------------------------------------------
 
-    def _series_of(self, event: CapturedEvent, identity: _Identity) -> _SeriesRef:
+    def _series_of(self, event: CapturedEvent, identity: _Identity, deployment: str | None) -> _SeriesRef:
         """The event's series; one that is not stored yet has no id, so that a refused event leaves no trace."""
         tags = canonical_json(event.tags) if event.tags else "{}"
         key = (
-            identity[0], identity[1], event.endpoint or "", event.deployment or "", event.model or "",
+            identity[0], identity[1], event.endpoint or "", deployment or "", event.model or "",
             event.operation, event.fine_tuned, event.application or "", event.team or "", tags,
         )  # fmt: skip
         found = self._names.series.get(key)
         if found is None:
-            named = [*key[:5], str(event.operation), *key[6:]]
-            digest = hashlib.blake2b(canonical_json(named).encode(), digest_size=16).digest()
-            stored = self._connection.scalar(sa.text("SELECT id FROM usage_series WHERE digest = :digest"), {"digest": digest})
-            found = self._names.series[key] = _SeriesRef(named, digest, None if stored is None else int(stored))
+            named = (*key[:5], str(event.operation), *key[6:])
+            said = hashlib.blake2b(canonical_json(list(named[2:])).encode(), digest_size=16).digest()
+            found = self._names.series[key] = _SeriesRef(named, said)
         return found
 
     def _insert_series(self, series: _SeriesRef) -> None:
         names = ("workspace_id", "source_id", "endpoint", "deployment", "model", "operation", "fine_tuned", "application", "team", "tags")
-        series.id = self._id_of("usage_series", {**dict(zip(names, series.named, strict=True)), "digest": series.digest}, key="digest")
+        row = [self._workspace(series.named[0]), self._source(series.named[1]), *series.named[2:]]
+        digest = hashlib.blake2b(canonical_json(row).encode(), digest_size=16).digest()
+        series.id = self._id_of("usage_series", {**dict(zip(names, row, strict=True)), "digest": digest}, key="digest")
         self._note_deployment(series.named)
 
-    def _add_row(self, event: CapturedEvent, identity: _Identity, digest: int, *, series_id: int, content: bytes, details: str | None) -> _Known:
-        workspace_id, source_id, event_id = identity
+    def _add_row(self, event: CapturedEvent, identity: _Identity, digest: int | None, *, series_id: int, content: bytes, details: str | None) -> _Known:
+        workspace, source, event_id = identity
+        workspace_id = self._names.workspaces.get(workspace) or self._workspace(workspace)
+        source_id = self._names.sources.get(source) or self._source(source)
+        if digest is None:
+            digest = identity_hash(workspace_id, source_id, event_id)
         received = self._received
         flags, sent = int(event.flags), None
         if event.time is None:
@@ -555,13 +643,12 @@ class _Commit:
                 {"name": name, "at": self._received},
             )
 
-    def _note_deployment(self, key: Sequence[Any]) -> None:
+    def _note_deployment(self, named: Sequence[Any]) -> None:
         """List a deployment that usage shows for the first time, unconfirmed."""
-        endpoint, deployment, model = key[2], key[3], key[4]
+        workspace, endpoint, deployment, model = named[0], named[2], named[3], named[4]
         name = full_name(endpoint, deployment)
         if name is None:
             return
-        workspace = self._connection.scalar(sa.text("SELECT name FROM workspace WHERE id = :id"), {"id": key[0]})
         known = self._connection.scalar(
             sa.text("SELECT 1 FROM deployment_fact WHERE workspace = :workspace AND name = :name AND known_to IS NULL LIMIT 1"),
             {"workspace": workspace, "name": name},
@@ -586,7 +673,6 @@ class _Commit:
 
     def write(self) -> bool:
         """Insert events, rollups and evidence; False if another process stored one of the events meanwhile."""
-        self._names.trim()
         if self._rows:
             marks = ", ".join([self._mark] * (_EVENT_COLUMNS.count(",") + 1))
             sql = f"INSERT INTO usage_event ({_EVENT_COLUMNS}) VALUES ({marks}) ON CONFLICT DO NOTHING"  # noqa: S608 - names of ours
@@ -597,6 +683,7 @@ class _Commit:
             for table, sums in (("usage_quarter", self._quarters), ("usage_minute", self._minutes)):
                 self._write_rollup(table, sums, known_on)
         self._write_conflicts()
+        self._names.trim()
         return True
 
     def _write_rollup(self, table: str, sums: Mapping[tuple[int, int, int], list[int]], known_on: int) -> None:
@@ -616,7 +703,7 @@ class _Commit:
             if seq is None:
                 seq = self._connection.scalar(
                     sa.text("SELECT MIN(seq) FROM usage_event WHERE identity_hash = :hash AND content_hash = :content"),
-                    {"hash": identity_hash(*identity), "content": known.content},
+                    {"hash": self._digest(*identity), "content": known.content},
                 )
             self._connection.execute(
                 sa.text("INSERT INTO usage_conflict (stands_seq, content_hash, received_at, sent) VALUES (:seq, :content, :at, :sent) ON CONFLICT DO NOTHING"),
@@ -624,15 +711,28 @@ class _Commit:
             )
 
 
-def _content_hash(series: bytes, event: CapturedEvent, details: str | None) -> bytes:
+def _content_hash(said: bytes, event: CapturedEvent, details: str | None) -> bytes:
     """A digest of everything an event says but its times."""
-    said = f"{event.status}|{event.billable}|{event.input_tokens}|{event.output_tokens}|{event.cached_input_tokens}|{event.reasoning_output_tokens}|{details}"
-    return hashlib.blake2b(series + said.encode(), digest_size=16).digest()
+    counted = (
+        f"{event.status}|{event.billable}|{event.input_tokens}|{event.output_tokens}|{event.cached_input_tokens}|{event.reasoning_output_tokens}|{details}"
+    )
+    return hashlib.blake2b(said + counted.encode(), digest_size=16).digest()
 
 
 def _synthetic_id(event: CapturedEvent) -> str:
     """An id for an event that has none: of its content and time, so that a redelivery is met again."""
-    series = (event.source, event.workspace, event.endpoint, event.deployment, event.model, event.operation.value, event.application, event.team)
+    series = (
+        event.source,
+        event.workspace,
+        event.endpoint,
+        event.deployment,
+        event.model,
+        event.operation.value,
+        event.application,
+        event.team,
+        event.fine_tuned,
+        sorted(event.tags.items()),
+    )
     return (
         "sha256:"
         + hashlib.sha256(repr((series, event.time, event.started_at, _content_hash(b"", event, canonical_json(event.details)).hex())).encode()).hexdigest()

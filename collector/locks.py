@@ -15,7 +15,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from models.errors import Conflict
+from models.errors import Conflict, InvalidInput
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +37,11 @@ class DatabaseLock:
 
     def acquire(self) -> bool:
         """Take the lock if it is free."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as fault:
+            raise InvalidInput(f"the database's lock {self.path} cannot be made: {fault.strerror}; choose another place with --database-url") from fault
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -6,7 +6,9 @@ when it returns. Sessions are opened at the edge (request, job, command), never 
 
 from __future__ import annotations
 
+import functools
 import os
+import sqlite3
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +28,8 @@ from models import charges, prices, resources, usage  # noqa: F401
 from models.errors import InvalidInput, Unavailable
 
 _NETWORK_FILE_SYSTEMS = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "fuse.sshfs", "fuse.rclone", "glusterfs", "ceph", "lustre", "afs"})
+_MOUNTS = Path("/proc/self/mounts")
+_READ_ONLY = "25006"  # PostgreSQL: the server is a standby, or its disk made it read-only
 _MIGRATION_LOCK = 0x6D627269646765  # "mbridge": any constant that nobody else on the server uses
 
 
@@ -33,7 +37,7 @@ def normalize_url(url: str) -> sa.URL:
     """``sqlite:///path`` or ``postgresql://…`` as an engine takes it; anything else is refused by name."""
     try:
         parsed = sa.make_url(url)
-    except exc.ArgumentError as fault:
+    except (exc.ArgumentError, ValueError) as fault:
         raise InvalidInput("the database URL is not one; use sqlite:///path/to/file.db or postgresql://user@host/name") from fault
     match parsed.get_backend_name():
         case "sqlite":
@@ -166,8 +170,21 @@ def unavailable_as_such() -> Iterator[None]:
     """Turn a database that is away, full, locked or read-only into ``Unavailable``; other faults pass."""
     try:
         yield
-    except (exc.OperationalError, exc.InterfaceError, exc.TimeoutError) as fault:
+    except (exc.DBAPIError, exc.TimeoutError, sqlite3.DatabaseError) as fault:
+        if not _is_away(fault):
+            raise
         raise Unavailable(f"the database does not answer: {_first_line(fault)}") from fault
+
+
+def _is_away(fault: BaseException) -> bool:
+    match fault:
+        case exc.OperationalError() | exc.InterfaceError() | exc.TimeoutError() | sqlite3.OperationalError():
+            return True
+        case exc.InternalError():
+            return getattr(fault.orig, "sqlstate", None) == _READ_ONLY
+        case _:
+            # SQLite says "malformed" and "not a database" with the base class of its errors, ours with one of the others.
+            return type(getattr(fault, "orig", fault)) is sqlite3.DatabaseError
 
 
 def _first_line(fault: BaseException) -> str:
@@ -175,6 +192,7 @@ def _first_line(fault: BaseException) -> str:
     return str(original).strip().splitlines()[0][:200] if str(original).strip() else type(original).__name__
 
 
+@functools.cache
 def head_revision() -> str:
     """The schema revision this software is written for."""
     head = ScriptDirectory.from_config(_alembic_config()).get_current_head()
@@ -225,11 +243,10 @@ def _begin_sqlite(connection: sa.Connection) -> None:
 
 def refuse_network_file_system(path: Path) -> None:
     """SQLite's locks do not hold on a network file system; two machines would corrupt the ledger."""
-    mounts = Path("/proc/self/mounts")
-    if not mounts.exists():
+    if not _MOUNTS.exists():
         return
     where, best, kind = os.path.realpath(path.parent), "", ""
-    for line in mounts.read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in _MOUNTS.read_text(encoding="utf-8", errors="replace").splitlines():
         fields = line.split(" ")
         if len(fields) < 3:
             continue

@@ -6,8 +6,10 @@ work goes on: ``{"say"}``, ``{"progress"}``, then ``{"exit"}`` or ``{"error"}``.
 
 from __future__ import annotations
 
+import contextlib
 import hmac
 import json
+import logging
 import queue
 import threading
 from collections.abc import Iterator
@@ -18,9 +20,12 @@ from fastapi import APIRouter, Request
 from starlette.responses import StreamingResponse
 
 from collector import commands
-from models.errors import DomainError, InvalidInput, Unauthorized
+from models.errors import DomainError, InvalidInput, Unauthorized, Unavailable
+
+logger = logging.getLogger(__name__)
 
 router = APIRouter(include_in_schema=False)
+_MOST_WAITING = 100
 _DECODER = msgspec.json.Decoder(commands.Command)
 
 
@@ -39,7 +44,12 @@ async def control(request: Request) -> StreamingResponse:
 
 
 def _streamed(state: Any, command: commands.Command) -> Iterator[bytes]:
-    lines: queue.Queue[dict[str, Any] | None] = queue.Queue(maxsize=1000)
+    # Never waits for its reader: one that went away would hold the command, and its transaction, for ever.
+    lines: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
+
+    def progress(done: int, whole: int | None) -> None:
+        if lines.qsize() < _MOST_WAITING:
+            lines.put({"progress": [done, whole]})
 
     def work() -> None:
         desk = commands.Desk(
@@ -47,20 +57,23 @@ def _streamed(state: Any, command: commands.Command) -> Iterator[bytes]:
             ingest=state.ingest,
             now=state.now,
             say=lambda text: lines.put({"say": text}),
-            progress=lambda done, whole: lines.put({"progress": [done, whole]}),
+            progress=progress,
         )
         try:
-            lines.put({"exit": commands.run(command, desk)})
+            code = commands.run(command, desk)
+            # A new key works, and a revoked one ends, when the command says so.
+            with contextlib.suppress(Unavailable):
+                state.keys.refresh()
+            lines.put({"exit": code})
         except DomainError as fault:
             lines.put({"error": fault.message, "kind": type(fault).__name__})
         except Exception as fault:
+            logger.exception("a command failed")
             lines.put({"error": f"the service failed at this command ({type(fault).__name__}); its log says more", "kind": "InvariantBroken"})
-            raise
         finally:
             lines.put(None)
 
     worker = threading.Thread(target=work, name="command", daemon=True)
     worker.start()
     while (line := lines.get()) is not None:
-        yield json.dumps(line, ensure_ascii=False).encode() + b"\n"
-    state.keys.refresh()
+        yield json.dumps(line, ensure_ascii=False).encode("utf-8", "replace") + b"\n"

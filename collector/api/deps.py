@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Annotated
 
 from fastapi import Depends, Request
@@ -28,11 +28,12 @@ def _principal(request: Request) -> Principal:
     return found
 
 
-def clock() -> datetime:
-    """The server's clock."""
-    return datetime.now(UTC)
+def _clock(request: Request) -> datetime:
+    """The server's clock, as the composition root gave it."""
+    found: datetime = request.app.state.now()
+    return found
 
 
 Reading = Annotated[Session, Depends(_reading)]
 Caller = Annotated[Principal, Depends(_principal)]
-Now = Annotated[datetime, Depends(clock)]
+Now = Annotated[datetime, Depends(_clock)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from html import escape
 from typing import Any
 
@@ -15,7 +16,8 @@ _STYLE = (
     "table{border-collapse:collapse}td{padding:.15rem .8rem .15rem 0;vertical-align:top}.m{font-weight:700}"
 )
 _PREFACE = (
-    "<p>Money is decimal text beside a currency, instants are RFC 3339 in UTC, errors are problem documents. "
+    "<p>Money is decimal text beside a currency, instants are RFC 3339 in UTC, errors are problem documents. Once there are keys, send "
+    "<code>Authorization: Bearer mb_…</code>. Routes that take <code>team</code> also take <code>tag:&lt;key&gt;=value</code>. "
     'For programs: <a href="/openapi.json">openapi.json</a>.</p>'
 )
 # Raw ASGI routes that FastAPI does not know.
@@ -67,12 +69,17 @@ def _page(schema: dict[str, Any]) -> str:
     for path, methods in sorted(schema["paths"].items()):
         for method, route in sorted(methods.items()):
             parts.append(
-                f"<section><h2><code><span class=m>{escape(method.upper())}</span> {escape(path)}</code></h2><p>{escape(route.get('summary', ''))}. {escape(route.get('description', ''))}</p>"
+                f"<section><h2><code><span class=m>{escape(method.upper())}</span> {escape(path)}</code></h2><p>{_marked(route.get('summary', ''))}. {_marked(route.get('description', ''))}</p>"
             )
             rows = [
-                f"<tr><td><code>{escape(one['name'])}</code><td>{escape(one.get('description', ''))}"
+                f"<tr><td><code>{escape(one['name'])}</code><td>{_marked(one.get('description', ''))}"
                 for one in route.get("parameters", ())
                 if one.get("in") == "query"
             ]
             parts.append(f"<table>{''.join(rows)}</table></section>" if rows else "</section>")
     return "".join(parts)
+
+
+def _marked(text: str) -> str:
+    """Plain text as HTML; what stands between backticks is code."""
+    return re.sub(r"(`+)(.+?)\1", r"<code>\2</code>", escape(text))

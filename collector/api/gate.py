@@ -6,6 +6,7 @@ pages of this machine: a foreign ``Host`` (DNS rebinding), a proxy's headers or 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from urllib.parse import urlsplit
 
@@ -17,7 +18,7 @@ from collector.api.problems import problem_of
 from collector.auth import KeyRing, Principal
 from models.errors import DomainError, Forbidden, Unauthorized
 
-_LOCAL_HOSTS = frozenset({"127.0.0.1", "localhost", "[::1]"})
+_LOCAL_HOST = re.compile(r"(?:127\.0\.0\.1|localhost|\[::1\])(?::\d{1,5})?", re.ASCII)
 _PROXY_HEADERS = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-forwarded-port", "x-forwarded-prefix", "x-real-ip", "via")
 _ALWAYS = frozenset({"/livez", "/readyz", "/version"})
 _PUBLIC = frozenset({"/", "/docs", "/openapi.json", "/docs/oauth2-redirect", "/favicon.ico"})
@@ -33,9 +34,7 @@ def headers_of(scope: Scope) -> dict[str, str]:
 
 def refuse_foreign(headers: Mapping[str, str]) -> None:
     """Refuse what the open mode must not answer: another host name, a proxy in between, a page of another site."""
-    host = headers.get("host", "").lower()
-    name = host.rsplit(":", 1)[0] if not host.endswith("]") and ":" in host else host
-    if name not in _LOCAL_HOSTS:
+    if not _LOCAL_HOST.fullmatch(headers.get("host", "").lower()):
         raise Forbidden("without keys only this machine is answered, as 127.0.0.1, localhost or [::1]; create an admin key to serve others")
     found = next((header for header in headers if header in _PROXY_HEADERS or header.startswith("x-forwarded-")), None)
     if found is not None:
@@ -49,8 +48,15 @@ def refuse_cross_site(headers: Mapping[str, str]) -> None:
     origin = headers.get("origin")
     if site not in ("none", "same-origin"):
         raise Forbidden("a page of another site caused this request; it is not answered")
-    if origin is not None and urlsplit(origin).netloc.lower() != headers.get("host", "").lower():
+    if origin is not None and _host_of(origin) != headers.get("host", "").lower():
         raise Forbidden("the request comes from a page of another origin; it is not answered")
+
+
+def _host_of(origin: str) -> str:
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:
+        return ""  # no browser writes such a one
 
 
 class Gate:

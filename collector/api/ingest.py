@@ -10,11 +10,12 @@ import asyncio
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 from urllib.parse import unquote
 
+import anyio
 import msgspec
-from starlette.concurrency import run_in_threadpool
+from anyio import to_thread
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -29,7 +30,12 @@ from models.errors import DomainError, InvalidInput, Unavailable
 from models.periods import parse_instant
 
 MAX_BODY: Final = 16 * 1024 * 1024
+# Bodies that are being read or wait for their commit, together; an event in memory is several times its text.
+MAX_HELD: Final = 8 * MAX_BODY
 _BODY_SECONDS: Final = 60
+# Items above which an answer is long enough to write to stall the loop.
+_LONG_ANSWER: Final = 2_000
+_STEP: Final = 8 * 1024
 # Below this, decoding on the event loop is quicker than handing it to a thread.
 _SMALL_BODY: Final = 16 * 1024
 _DEFAULT_HEADERS = ("source", "workspace", "endpoint", "deployment", "model", "application", "team", "user")
@@ -66,6 +72,24 @@ ROUTES: Mapping[str, tuple[Capture, frozenset[str]]] = {
 }
 
 
+class Held:
+    """The bytes of all bodies in memory, bounded: many senders at once must not fill it."""
+
+    def __init__(self, limit: int = MAX_HELD) -> None:
+        self._limit = limit
+        self.size = 0
+
+    def take(self, size: int) -> None:
+        """Count bytes in; refuses what does not fit."""
+        if self.size + size > self._limit:
+            raise Unavailable("too many bodies are being read at once; send the same again in a moment", retry_after_seconds=1)
+        self.size += size
+
+    def give(self, size: int) -> None:
+        """Count bytes out."""
+        self.size -= size
+
+
 class IngestRoutes:
     """ASGI: answers the ingest routes, passes everything else on."""
 
@@ -73,6 +97,9 @@ class IngestRoutes:
         self._app = app
         self._ingest = ingest
         self._clock = clock
+        self._held = Held()
+        # Threads of their own: reports that take all of the others must not keep usage waiting.
+        self._threads = anyio.CapacityLimiter(4)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["method"] != "POST" or scope["path"] not in ROUTES:
@@ -91,14 +118,30 @@ class IngestRoutes:
         principal: Principal = scope["state"]["principal"]
         headers = headers_of(scope)
         media_type = _media_type(headers, accepted)
-        async with asyncio.timeout(_BODY_SECONDS):
-            body = await read_body(receive, headers, limit=MAX_BODY)
-        request = Request(body, media_type, headers, defaults_from(headers), self._clock())
-        items = capture(request) if len(body) <= _SMALL_BODY else await run_in_threadpool(capture, request)
+        is_gzip = is_packed(headers)
+        defaults = defaults_from(headers)
         home = next(iter(principal.workspaces)) if principal.workspaces is not None and len(principal.workspaces) == 1 else None
-        future = self._ingest.submit(Batch(items, principal.workspaces, home))
-        verdict = await asyncio.wrap_future(future)
-        return _response(verdict, len(items))
+        taken = 0
+
+        def take(size: int) -> None:
+            nonlocal taken
+            self._held.take(size)
+            taken += size
+
+        try:
+            async with asyncio.timeout(_BODY_SECONDS):
+                body = await read_body(receive, headers, limit=MAX_BODY, take=take)
+            if is_gzip:
+                body = await to_thread.run_sync(unpacked, body, MAX_BODY, limiter=self._threads)
+                take(len(body))
+            request = Request(body, media_type, headers, defaults, self._clock())
+            items = capture(request) if len(body) <= _SMALL_BODY else await to_thread.run_sync(capture, request, limiter=self._threads)
+            verdict = await asyncio.wrap_future(self._ingest.submit(Batch(items, principal.workspaces, home)))
+            if len(items) <= _LONG_ANSWER:
+                return _response(verdict, len(items))
+            return await to_thread.run_sync(_response, verdict, len(items), limiter=self._threads)
+        finally:
+            self._held.give(taken)
 
 
 def _response(verdict: Verdict, items: int) -> Response:
@@ -142,59 +185,59 @@ def defaults_from(headers: Mapping[str, str]) -> Defaults:
     return Defaults(**values, **times)  # type: ignore[arg-type]  # names checked above
 
 
-async def read_body(receive: Receive, headers: Mapping[str, str], *, limit: int) -> bytes:
-    """The whole body, gzip undone; ``too_large`` beyond the limit, from Content-Length alone where it is given."""
+def is_packed(headers: Mapping[str, str]) -> bool:
+    """Whether the body is gzip; any other encoding is refused."""
     encoding = headers.get("content-encoding", "").strip().lower()
     if encoding not in ("", "identity", "gzip", "x-gzip"):
         raise InvalidInput(f"the content encoding {encoding[:40]!r} is not read here; send gzip or none", error="unsupported_encoding")
+    return "gzip" in encoding
+
+
+async def read_body(receive: Receive, headers: Mapping[str, str], *, limit: int, take: Callable[[int], None]) -> bytes:
+    """The body as sent; ``too_large`` beyond the limit, from Content-Length alone where it is given. ``take`` is told of every piece."""
     length = headers.get("content-length", "")
-    if length.isdigit() and int(length) > limit:
+    if length.isdigit() and int(length[:20]) > limit:
         raise _too_large(limit)
-    unpacked = _Unpacked(limit=limit, is_gzip="gzip" in encoding)
+    pieces: list[bytes] = []
+    size = 0
     more = True
     while more:
         message = await receive()
         if message["type"] == "http.disconnect":
             raise Unavailable("the sender went away before the body was complete")
-        unpacked.add(message.get("body", b""))
+        piece: bytes = message.get("body", b"")
+        size += len(piece)
+        if size > limit:
+            raise _too_large(limit)
+        take(len(piece))
+        pieces.append(piece)
         more = message.get("more_body", False)
-    return unpacked.whole()
+    return b"".join(pieces)
 
 
-class _Unpacked:
-    """A body as it arrives, never held beyond the limit."""
-
-    def __init__(self, *, limit: int, is_gzip: bool) -> None:
-        self._limit = limit
-        self._chunks: list[bytes] = []
-        self._size = 0
-        self._gzip = zlib.decompressobj(31) if is_gzip else None
-        self._is_begun = False
-
-    def add(self, chunk: bytes) -> None:
-        if self._gzip is None:
-            self._keep(chunk)
-            return
-        while chunk:
-            if self._gzip.eof:
-                self._gzip = zlib.decompressobj(31)  # a gzip body may have several members
-            self._is_begun = True
+def unpacked(body: bytes, limit: int) -> bytes:
+    """Gzip undone, of one member or several; never holds more than the limit."""
+    pieces: list[bytes] = []
+    size = 0
+    member: Any = None
+    # In short steps: what follows a member is copied, and a body may be nothing but tiny members.
+    for start in range(0, len(body), _STEP):
+        rest = body[start : start + _STEP]
+        while rest:
+            if member is None or member.eof:
+                member = zlib.decompressobj(31)
             try:
-                self._keep(self._gzip.decompress(chunk, self._limit - self._size + 1))
+                piece = member.decompress(rest, limit - size + 1)
             except zlib.error as fault:
                 raise InvalidInput("the body is not gzip, though its Content-Encoding says so", error="malformed") from fault
-            chunk = self._gzip.unused_data if self._gzip.eof else self._gzip.unconsumed_tail
-
-    def _keep(self, piece: bytes) -> None:
-        self._size += len(piece)
-        if self._size > self._limit:
-            raise _too_large(self._limit)
-        self._chunks.append(piece)
-
-    def whole(self) -> bytes:
-        if self._gzip is not None and self._is_begun and not self._gzip.eof:
-            raise InvalidInput("the gzip body ends too early; send it again", error="malformed")
-        return b"".join(self._chunks)
+            size += len(piece)
+            if size > limit:
+                raise _too_large(limit)
+            pieces.append(piece)
+            rest = member.unused_data if member.eof else member.unconsumed_tail
+    if member is not None and not member.eof:
+        raise InvalidInput("the gzip body ends too early; send it again", error="malformed")
+    return b"".join(pieces)
 
 
 def _too_large(limit: int) -> InvalidInput:

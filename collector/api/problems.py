@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
@@ -14,7 +15,10 @@ from starlette.responses import Response
 
 from models.errors import Conflict, DomainError, Forbidden, InvalidInput, NotFound, Unauthorized, Unavailable
 
+logger = logging.getLogger(__name__)
+
 MEDIA_TYPE = "application/problem+json"
+INTERNAL = "something is wrong in meterbridge itself; the service's log says more"
 _STATUS_OF_CLASS = {"too_large": 413, "unsupported_media_type": 415, "unsupported_encoding": 415, "malformed": 400}
 
 
@@ -52,7 +56,14 @@ def problem_of(fault: DomainError) -> Response:
         headers["retry-after"] = str(fault.retry_after_seconds)
     if isinstance(fault, Unauthorized):
         headers["www-authenticate"] = 'Bearer realm="meterbridge"'
-    detail = fault.message if status != 500 else "something is wrong in meterbridge itself; the service's log has it"
+    detail = fault.message
+    if status == 500:
+        logger.error("a request failed", exc_info=fault)
+        detail = INTERNAL
+    elif isinstance(fault, Unavailable) and fault.__cause__ is not None:
+        # What a database says of itself (its host, its user, its rows) is for the log, not for whoever asks.
+        logger.warning("%s", fault.message)
+        detail = "the database does not answer; nothing was accepted, send the same again in a moment"
     return problem(status, detail, error=fault.error, headers=headers)
 
 
@@ -69,6 +80,12 @@ def install(app: FastAPI) -> None:
         return problem(422, "; ".join(faults)[:1000], error="schema_invalid")
 
     @app.exception_handler(HTTPException)
-    def _http(_request: Request, fault: HTTPException) -> Response:
-        names = {404: "not_found", 405: "method_not_allowed"}
-        return problem(fault.status_code, str(fault.detail), error=names.get(fault.status_code, "http"), headers=fault.headers)
+    def _http(request: Request, fault: HTTPException) -> Response:
+        match fault.status_code:
+            case 404:
+                error, detail = "not_found", f"there is nothing at {request.url.path[:80]}; /docs lists what there is"
+            case 405:
+                error, detail = "method_not_allowed", f"{request.url.path[:80]} is not for {request.method[:20]}; /docs lists what there is"
+            case _:
+                error, detail = "http", str(fault.detail)
+        return problem(fault.status_code, detail, error=error, headers=fault.headers)

@@ -7,7 +7,7 @@ import binascii
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
@@ -16,7 +16,7 @@ from fastapi import APIRouter, Request
 from collector.api.deps import Caller, Now, Reading
 from collector.auth import Principal
 from models import ledger, money
-from models.errors import InvalidInput
+from models.errors import InvalidInput, NotFound
 from models.ledger import BASES, CostQuery, CostRow, Figures, Filters, UsageRecord
 from models.periods import DAY, GRANULARITIES, Period, floor, parse_bound, rfc3339
 from models.resources import Mode
@@ -25,6 +25,8 @@ router = APIRouter(tags=["figures"])
 _FILTERS = ("from", "to", "workspace", "deployment", "model", "application", "team", "mode")
 _MAX_PERIOD = timedelta(days=3700)
 _MAX_BUCKETS = 20_000
+# Far around everything that can be metered or billed, and away from the ends of the calendar.
+_EARLIEST, _LATEST = datetime(2000, 1, 1, tzinfo=UTC), datetime(2200, 1, 1, tzinfo=UTC)
 
 _DOCUMENTED: Mapping[str, tuple[str, bool]] = {
     "from": ("RFC 3339 instant or date, included; by default 30 days before `to`", False),
@@ -74,7 +76,7 @@ def costs(request: Request, session: Reading, caller: Caller, now: Now) -> dict[
     table = ledger.costs(session, query, now=now)
     size = whole_number(request, "limit", default=1000, low=1, high=10_000)
     cursor = request.query_params.get("cursor")
-    start = _after(table.rows, cursor) if cursor else 0
+    start = _after(table.rows, cursor, groups=len(query.group_by)) if cursor else 0
     page = table.rows[start : start + size]
     return {
         "rows": [row_body(row) for row in page],
@@ -104,6 +106,8 @@ def usage(request: Request, session: Reading, caller: Caller, now: Now) -> dict[
 def receipt(request: Request, session: Reading, caller: Caller, now: Now, *, event_id: str) -> dict[str, Any]:
     """The event's quantities, the prices that applied, what it is expected to cost and its share of the bill."""
     refuse_unknown(request, ("workspace", "source"))
+    if "\0" in event_id:
+        raise NotFound("no usage event has a NUL in its id")
     said = request.query_params
     found = ledger.receipt(session, event_id, workspace=said.get("workspace"), source=said.get("source"), visible=caller.visible, now=now)
     return {
@@ -172,6 +176,8 @@ def refuse_unknown(request: Request, known: Sequence[str]) -> None:
     for name in request.query_params:
         if name not in known and not (name.startswith("tag:") and len(name) > 4 and "from" in known):
             raise InvalidInput(f"there is no parameter {name[:60]!r} here; it takes {', '.join(known) or 'none'}{' and tag:<key>' if 'from' in known else ''}")
+        if len(request.query_params.getlist(name)) > 1 and name in _DOCUMENTED and not _DOCUMENTED[name][1]:
+            raise InvalidInput(f"{name} may be said once, and is here {len(request.query_params.getlist(name))} times")
     for name, value in request.query_params.multi_items():
         if len(value) > 1024 or "\0" in value:
             raise InvalidInput(f"the parameter {name[:60]!r} is longer than 1,024 characters or has a NUL in it")
@@ -180,8 +186,8 @@ def refuse_unknown(request: Request, known: Sequence[str]) -> None:
 def period_of(request: Request, *, now: datetime) -> Period:
     """``from`` and ``to``; by default the last 30 days (from a UTC midnight) up to now."""
     said_to, said_from = request.query_params.get("to"), request.query_params.get("from")
-    end = parse_bound(said_to, what="to") if said_to else now
-    start = parse_bound(said_from, what="from") if said_from else floor(end - 30 * DAY, "day")
+    end = _instant_of(said_to, what="to") if said_to else now
+    start = _instant_of(said_from, what="from") if said_from else floor(max(end, _EARLIEST + 30 * DAY) - 30 * DAY, "day")
     if end < start:
         raise InvalidInput(f"to ({rfc3339(end)}) is before from ({rfc3339(start)})")
     if end - start > _MAX_PERIOD:
@@ -234,9 +240,16 @@ def cost_query(request: Request, caller: Principal, *, now: datetime) -> CostQue
         basis=basis,
         filters=filters_of(request, caller),
         currency=money.currency_from(currency, what="currency") if currency else None,
-        as_of=parse_bound(said["as_of"], what="as_of") if said.get("as_of") else None,
+        as_of=_instant_of(said["as_of"], what="as_of") if said.get("as_of") else None,
         time_zone=said.get("time_zone") or "UTC",
     )
+
+
+def _instant_of(text: str, *, what: str) -> datetime:
+    at = parse_bound(text, what=what)
+    if not _EARLIEST <= at <= _LATEST:
+        raise InvalidInput(f"{what} must lie between {rfc3339(_EARLIEST)} and {rfc3339(_LATEST)}")
+    return at
 
 
 def whole_number(request: Request, name: str, *, default: int, low: int, high: int) -> int:
@@ -305,13 +318,19 @@ def _cursor(row: CostRow) -> str:
     return base64.urlsafe_b64encode(json.dumps(_key(row)).encode()).decode().rstrip("=")
 
 
-def _after(rows: Sequence[CostRow], cursor: str) -> int:
+def _after(rows: Sequence[CostRow], cursor: str, *, groups: int) -> int:
     """The index after the row that the cursor names, by order: a row that went meanwhile does not matter."""
+    wrong = InvalidInput("cursor is not one that an answer to this question gave; ask again without it")
     try:
         key = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
+    except (binascii.Error, ValueError, RecursionError) as fault:
+        raise wrong from fault
+    if not isinstance(key, list) or len(key) != groups + 2 or not all(value is None or isinstance(value, str) for value in key):
+        raise wrong
+    try:
         at = parse_bound(str(key[0]), what="cursor")
-    except (binascii.Error, ValueError, IndexError, TypeError, KeyError, InvalidInput) as fault:
-        raise InvalidInput("cursor is not one that an answer of this route gave") from fault
+    except InvalidInput as fault:
+        raise wrong from fault
     wanted = (at, [(value is None, value or "") for value in key[1:]])
     for index, row in enumerate(rows):
         values = [*row.groups.values(), row.figures.currency]

@@ -177,9 +177,10 @@ def attention(problems: list[Problem] | Failure, prefix: str) -> Component | Non
     """How many things in the data a person should look at, with the way to them."""
     if isinstance(problems, Failure):
         return html.P(["The list of problems cannot be shown: ", problems.message], className="notice warn", role="alert")
-    if not problems:
+    # What lies outside model spend is named on the page, and asks nothing of anybody.
+    number = sum(problem.kind != "out_of_scope" for problem in problems)
+    if not number:
         return None
-    number = len(problems)
     return html.P(
         [
             f"{number} {'thing' if number == 1 else 'things'} in the data to look at. ",

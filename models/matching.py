@@ -12,6 +12,7 @@ from datetime import datetime
 from typing import TypeVar
 
 from models.charges import ChargeClass, ChargeItem
+from models.periods import DAY
 from models.prices import model_key
 from models.resources import DeploymentFact, Mode, Owner, Route, WorkspaceFact
 
@@ -76,7 +77,10 @@ class Registry:
             self._of_endpoint.setdefault((workspace, fact.endpoint.casefold()), set()).add(name)
         for facts in self._facts.values():
             facts.sort(key=_fact_order)
-        self._owners = list(owners)
+        # Owners by what they name: (rank, name), so that a series looks at its own few only.
+        self._owners: dict[tuple[int, str, str], list[Owner]] = {}
+        for owner in owners:
+            self._owners.setdefault(_owned(owner), []).append(owner)
 
     # -- deployments ----------------------------------------------------------------------------
 
@@ -86,6 +90,8 @@ class Registry:
         return self.identity(workspace, name, model=model, at=at)
 
     def _name(self, workspace: str, endpoint: str | None, deployment: str | None) -> str | None:
+        if endpoint and deployment and endpoint.casefold() == deployment.casefold():
+            endpoint = None
         sent = full_name(endpoint, deployment)
         if sent is None:
             return None
@@ -151,6 +157,18 @@ class Registry:
             case _:
                 return None
 
+    def models(self) -> Iterable[str]:
+        """The models as the registry spells them: inventory first, then in order of arrival."""
+        facts = (fact for facts in self._facts.values() for fact in facts if fact.model)
+        for fact in sorted(facts, key=lambda fact: (-_SOURCE_RANK[fact.source], fact.known_from, fact.id or 0)):
+            yield fact.model or ""
+
+    def every_change(self) -> set[datetime]:
+        """The instants at which any name's meaning may change."""
+        facts: list[DeploymentFact | WorkspaceFact] = [fact for facts in self._workspaces.values() for fact in facts]
+        facts += [fact for facts in self._facts.values() for fact in facts]
+        return {at for fact in facts for at in (fact.valid_from, fact.valid_to) if at is not None}
+
     def changes(self, *, workspace: str, endpoint: str | None, deployment: str | None) -> set[datetime]:
         """The instants at which what these names mean may change."""
         found: set[datetime] = set()
@@ -163,15 +181,13 @@ class Registry:
         return found
 
     def managed(self) -> Iterable[tuple[str, str, list[DeploymentFact]]]:
-        """The managed-compute deployments of the inventory: workspace, name, their rows in order."""
+        """The deployments that inventory has as managed compute at some time: workspace, name, all that it says of them."""
         for (place, key), facts in sorted(self._facts.items()):
-            counted = [
-                fact for fact in facts if fact.source == "inventory" and fact.mode == Mode.MANAGED_COMPUTE and fact.sku and fact.instance_count is not None
-            ]
-            if counted:
-                home = self.workspace_fact(place, counted[0].known_from)
-                shown = home.workspace if home is not None and home.source == "inventory" else counted[0].workspace
-                yield shown, self._spelling[place, key][2], counted
+            said = [fact for fact in facts if fact.source == "inventory"]
+            if any(fact.mode == Mode.MANAGED_COMPUTE for fact in said):
+                home = self.workspace_fact(place, said[0].known_from)
+                shown = home.workspace if home is not None and home.source == "inventory" else said[0].workspace
+                yield shown, self._spelling[place, key][2], said
 
     def deployments(self) -> list[tuple[str, str]]:
         """Every (workspace, name) that inventory or a bill names, as shown."""
@@ -200,12 +216,9 @@ class Registry:
 
     def _billed_identity(self, item: ChargeItem, at: datetime) -> Identity:
         workspace = self.workspace_name(item.workspace or "")
-        billed = full_name(item.endpoint, item.deployment)
-        place = workspace.casefold()
-        name = billed
-        if billed is not None:
-            known = self._spelling.get((place, billed.casefold()))
-            name = known[2] if known is not None else billed
+        name = self._name(workspace, item.endpoint, item.deployment)
+        if name is not None and (known := self._spelling.get((workspace.casefold(), name.casefold()))) is not None:
+            name = known[2]
         found = self.identity(workspace, name, model=item.model, at=at)
         return Identity(
             workspace=found.workspace,
@@ -220,29 +233,29 @@ class Registry:
         )
 
     def _marketplace(self, item: ChargeItem, at: datetime) -> Target:
-        homes = {
-            place
-            for place, facts in self._workspaces.items()
-            for fact in facts
-            if fact.subscription_id == item.subscription_id and fact.resource_group is not None and fact.resource_group == item.resource_group
-        }
-        here = [(place, key, fact) for (place, key), facts in self._facts.items() if place in homes for fact in facts if self.route(fact) == Route.MARKETPLACE]
+        if item.workspace and (item.endpoint or item.deployment):
+            # Some offers are billed on the serverless endpoint itself.
+            return Target((self._billed_identity(item, at),))
+        homes = {place for place, facts in self._workspaces.items() if _is_home(facts, item, at)}
+        here = [
+            (place, key, facts, fact)
+            for (place, key), facts in self._facts.items()
+            if place in homes and (fact := _applying(facts, at)).mode == Mode.SERVERLESS and self.route(fact) == Route.MARKETPLACE
+        ]
         resource = item.resource_id.casefold()
         offers = {text.casefold() for text in (item.offer_id, item.plan_id) if text}
         wanted = model_key(item.model) if item.model else None
         for chosen in (
-            [row for row in here if row[2].saas_resource_id and row[2].saas_resource_id.casefold() == resource],
-            [row for row in here if {text.casefold() for text in (row[2].offer_id, row[2].plan_id) if text} & offers],
-            [row for row in here if wanted is not None and row[2].model and model_key(row[2].model) == wanted],
+            [row for row in here if row[3].saas_resource_id and row[3].saas_resource_id.casefold() == resource],
+            [row for row in here if {text.casefold() for text in (row[3].offer_id, row[3].plan_id) if text} & offers],
+            [row for row in here if wanted is not None and row[3].model and model_key(row[3].model) == wanted],
         ):
             if chosen:
-                alive = [row for row in chosen if _is_valid(row[2], at)] or chosen
-                names = sorted({(place, key) for place, key, _ in alive})
+                # Of one that was replaced by another, only the one that was there on that day can have been charged.
+                alive = [row for row in chosen if any(_touches(fact, at, at + DAY) for fact in row[2])] or chosen
+                names = sorted({(place, key) for place, key, _, _ in alive})
                 return Target(tuple(self._serverless(item, place, key, at) for place, key in names))
-        # The resource group has one workspace with Marketplace models: the money is at least that one's.
-        places = {place for place, _, _ in here} or homes
-        workspace = self.workspace_name(next(iter(places))) if len(places) == 1 else None
-        return Target((Identity(workspace, None, item.model, Mode.SERVERLESS, Route.MARKETPLACE, subscription=item.subscription_id or None),))
+        return Target((Identity(None, None, item.model, Mode.SERVERLESS, Route.MARKETPLACE, subscription=item.subscription_id or None),))
 
     def _serverless(self, item: ChargeItem, place: str, key: str, at: datetime) -> Identity:
         name = self._spelling[place, key][2]
@@ -253,39 +266,68 @@ class Registry:
 
     # -- owners ---------------------------------------------------------------------------------
 
-    @property
-    def has_owners(self) -> bool:
-        return bool(self._owners)
-
-    def owner_changes(self) -> set[datetime]:
-        """The instants at which an owner may change."""
-        return {at for owner in self._owners for at in (owner.valid_from, owner.valid_to) if at is not None}
+    def owner_changes(self, *, application: str | None, tags: Mapping[str, str]) -> set[datetime]:
+        """The instants at which the owner of something with these labels may change, whatever its deployment."""
+        named = [key for key in self._owners if key[0] < 2 or key in _labels(application, tags)]
+        return {at for key in named for owner in self._owners[key] for at in (owner.valid_from, owner.valid_to) if at is not None}
 
     def owner(
         self, *, workspace: str | None, deployment: str | None, application: str | None, tags: Mapping[str, str], team: str | None, at: datetime
     ) -> tuple[str | None, str | None]:
         """(team, cost centre): an event's own team stands; else tag before application before deployment before workspace."""
+        keys = _labels(application, tags)
+        if deployment is not None:
+            # An owner file may use the short name of managed compute where it is unique.
+            full, short = deployment.casefold(), deployment.rsplit("/", 1)[-1].casefold()
+            keys.append((1, full, ""))
+            if short != full and workspace is not None and (self._name(workspace, None, short) or "").casefold() == full:
+                keys.append((1, short, ""))
+        if workspace is not None:
+            keys += [(0, workspace.casefold(), ""), (0, "", "")]
+        named = {key for key in keys if key[0] == 1}
         best_team: tuple[tuple[int, int, datetime, int], str] | None = None
         best_center: tuple[tuple[int, int, datetime, int], str] | None = None
-        for owner in self._owners:
-            if not _is_valid(owner, at) or (owner.workspace and owner.workspace != workspace):
-                continue
-            if owner.tag_key is not None:
-                fits, rank = tags.get(owner.tag_key) == owner.tag_value, 3
-            elif owner.application is not None:
-                fits, rank = application == owner.application, 2
-            elif owner.deployment is not None:
-                fits, rank = deployment == owner.deployment, 1
-            else:
-                fits, rank = workspace is not None, 0
-            if not fits:
-                continue
-            order = (rank, 1 if owner.workspace else 0, owner.known_from, owner.id or 0)
-            if owner.team is not None and (best_team is None or order > best_team[0]):
-                best_team = (order, owner.team)
-            if owner.cost_center is not None and (best_center is None or order > best_center[0]):
-                best_center = (order, owner.cost_center)
+        for key in keys:
+            for owner in self._owners.get(key, ()):
+                if not _is_valid(owner, at) or (owner.workspace and (workspace is None or owner.workspace.casefold() != workspace.casefold())):
+                    continue
+                # A row that says several things is about what all of them are true of.
+                if (owner.application or application) != application or (owner.deployment and (1, owner.deployment.casefold(), "") not in named):
+                    continue
+                order = (key[0], 1 if owner.workspace else 0, owner.known_from, owner.id or 0)
+                if owner.team is not None and (best_team is None or order > best_team[0]):
+                    best_team = (order, owner.team)
+                if owner.cost_center is not None and (best_center is None or order > best_center[0]):
+                    best_center = (order, owner.cost_center)
         return team or (best_team[1] if best_team else None), best_center[1] if best_center else None
+
+
+def _owned(owner: Owner) -> tuple[int, str, str]:
+    """What an owner row names, the more specific the higher: a tag, an application, a deployment, a workspace."""
+    if owner.tag_key is not None:
+        return 3, owner.tag_key, owner.tag_value or ""
+    if owner.application is not None:
+        return 2, owner.application, ""
+    if owner.deployment is not None:
+        return 1, owner.deployment.casefold(), ""
+    return 0, (owner.workspace or "").casefold(), ""
+
+
+def _labels(application: str | None, tags: Mapping[str, str]) -> list[tuple[int, str, str]]:
+    keys = [(3, key, value) for key, value in tags.items()]
+    return keys if application is None else [*keys, (2, application, "")]
+
+
+def _is_home(facts: Sequence[WorkspaceFact], item: ChargeItem, at: datetime) -> bool:
+    said = [fact for fact in facts if fact.subscription_id and fact.resource_group]
+    if not said:
+        return False
+    fact = _applying(said, at)
+    return fact.subscription_id == item.subscription_id and fact.resource_group == item.resource_group
+
+
+def _touches(fact: DeploymentFact, start: datetime, end: datetime) -> bool:
+    return (fact.valid_from is None or fact.valid_from < end) and (fact.valid_to is None or fact.valid_to > start)
 
 
 def _mode(item: ChargeItem) -> Mode:

@@ -20,10 +20,11 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from collector.api.gate import headers_of
-from collector.api.problems import problem_of
+from collector.api.problems import problem, problem_of, status_of
 from collector.auth import Principal
-from collector.capture import native, openai
-from collector.capture.event import Defaults, Item
+from collector.capture import azure, cloudevents, litellm, native, openai, otlp
+from collector.capture.bodies import base_type
+from collector.capture.event import Defaults, Item, Refusal
 from collector.ingest import Batch, Ingest, Verdict
 from models.columns import to_microseconds
 from models.errors import DomainError, InvalidInput, Unavailable
@@ -63,12 +64,101 @@ def _openai(request: Request) -> list[Item]:
     return openai.capture(request.body, media_type=request.media_type, headers=request.headers, defaults=request.defaults, received_at=request.received_at)
 
 
-_JSON_TYPES = frozenset(
-    {"application/json", "application/x-ndjson", "application/ndjson", "application/jsonl", "application/x-jsonlines", "application/json-seq"}
-)
-ROUTES: Mapping[str, tuple[Capture, frozenset[str]]] = {
-    "/v1/usage": (_native, _JSON_TYPES),
-    "/v1/usage/openai": (_openai, _JSON_TYPES | {"text/event-stream", "text/plain", "application/octet-stream"}),
+def _litellm(request: Request) -> list[Item]:
+    try:
+        return litellm.capture(request.body, media_type=request.media_type, headers=request.headers, defaults=request.defaults, received_at=request.received_at)
+    except InvalidInput as fault:
+        if fault.error != "malformed":
+            raise
+        # LiteLLM forgets what it sent whatever we answer: a refusal of the whole body is a verdict like any other.
+        return [Refusal("malformed", fault.message)]
+
+
+def _cloudevents(request: Request) -> list[Item]:
+    return cloudevents.capture(request.body, media_type=request.media_type, headers=request.headers, defaults=request.defaults, received_at=request.received_at)
+
+
+def _azure(request: Request) -> list[Item]:
+    return azure.capture(request.body, media_type=request.media_type, headers=request.headers, defaults=request.defaults, received_at=request.received_at)
+
+
+def _otlp_traces(request: Request) -> list[Item]:
+    return otlp.capture_traces(request.body, media_type=request.media_type, defaults=request.defaults, received_at=request.received_at)
+
+
+def _otlp_logs(request: Request) -> list[Item]:
+    return otlp.capture_logs(request.body, media_type=request.media_type, defaults=request.defaults, received_at=request.received_at)
+
+
+def _otlp_metrics(request: Request) -> list[Item]:
+    return otlp.capture_metrics(request.body, media_type=request.media_type)
+
+
+# -- answers --------------------------------------------------------------------------------------
+
+Answer = Callable[[Verdict, int, str | None], Response]
+_NOSNIFF = {"x-content-type-options": "nosniff"}
+
+
+def _verdict(verdict: Verdict, items: int, _media_type: str | None) -> Response:
+    is_refused = items > 0 and len(verdict.rejected) == items
+    return Response(msgspec.json.encode(verdict.body()), 422 if is_refused else 200, headers=_NOSNIFF, media_type="application/json")
+
+
+def _always_ok(verdict: Verdict, _items: int, _media_type: str | None) -> Response:
+    return Response(msgspec.json.encode(verdict.body()), 200, headers=_NOSNIFF, media_type="application/json")
+
+
+def _no_content(verdict: Verdict, items: int, _media_type: str | None) -> Response:
+    """OpenMeter's clients take exactly 204 for success; what was refused is a problem that lists it."""
+    if not verdict.rejected:
+        return Response(status_code=204)
+    rejected = verdict.body()["rejected"]
+    detail = f"{len(rejected)} of {items} events were refused, the others are stored; the first: {rejected[0]['detail']}"
+    return problem(400, detail, error=rejected[0]["error"], rejected=rejected, accepted=verdict.accepted, duplicates=verdict.duplicates)
+
+
+def _otlp_answer(kind: otlp.Kind) -> Answer:
+    def answer(verdict: Verdict, _items: int, media_type: str | None) -> Response:
+        message = "; ".join(f"item {one.index}: {one.detail}" for one in verdict.rejected[:5]) or None
+        body, answered = otlp.answer(kind, media_type, len(verdict.rejected), message)
+        return Response(body, 200, headers=_NOSNIFF, media_type=answered)
+
+    return answer
+
+
+def _otlp_fault(fault: DomainError, media_type: str | None) -> Response:
+    """An OTLP sender reads google.rpc.Status, and tries again on 503 only."""
+    status = 400 if status_of(fault) == 422 else status_of(fault)
+    body, answered = otlp.status_body(media_type if media_type in otlp.MEDIA_TYPES else "application/json", status, fault.message)
+    headers = {**_NOSNIFF, **({"retry-after": str(fault.retry_after_seconds)} if isinstance(fault, Unavailable) else {})}
+    return Response(body, status, headers=headers, media_type=answered)
+
+
+def _fault(fault: DomainError, _media_type: str | None) -> Response:
+    return problem_of(fault)
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """How one ingest route reads and answers; ``media_types`` None leaves the judgement to the capture module."""
+
+    capture: Capture
+    media_types: frozenset[str] | None
+    answer: Answer = _verdict
+    fault: Callable[[DomainError, str | None], Response] = _fault
+
+
+_JSON_TYPES = frozenset({"application/json", "application/x-ndjson", "application/ndjson", "application/jsonl", "application/x-jsonl"})
+ROUTES: Mapping[str, Route] = {
+    "/v1/usage": Route(_native, _JSON_TYPES),
+    "/v1/usage/openai": Route(_openai, _JSON_TYPES | {"text/event-stream", "text/plain", "application/octet-stream"}),
+    "/v1/usage/litellm": Route(_litellm, _JSON_TYPES, _always_ok),
+    "/v1/usage/azure": Route(_azure, _JSON_TYPES),
+    "/api/v1/events": Route(_cloudevents, None, _no_content),
+    "/otlp/v1/traces": Route(_otlp_traces, None, _otlp_answer("traces"), _otlp_fault),
+    "/otlp/v1/logs": Route(_otlp_logs, None, _otlp_answer("logs"), _otlp_fault),
+    "/otlp/v1/metrics": Route(_otlp_metrics, None, _otlp_answer("metrics"), _otlp_fault),
 }
 
 
@@ -105,19 +195,20 @@ class IngestRoutes:
         if scope["type"] != "http" or scope["method"] != "POST" or scope["path"] not in ROUTES:
             await self._app(scope, receive, send)
             return
+        route = ROUTES[scope["path"]]
+        media_type = base_type(headers_of(scope).get("content-type")) or None
         try:
-            response = await self._answer(scope, receive)
+            response = await self._answer(route, scope, receive)
         except DomainError as fault:
-            response = problem_of(fault)
+            response = route.fault(fault, media_type)
         except TimeoutError:
-            response = problem_of(InvalidInput(f"the body did not arrive within {_BODY_SECONDS} seconds", error="malformed"))
+            response = route.fault(InvalidInput(f"the body did not arrive within {_BODY_SECONDS} seconds", error="malformed"), media_type)
         await response(scope, receive, send)
 
-    async def _answer(self, scope: Scope, receive: Receive) -> Response:
-        capture, accepted = ROUTES[scope["path"]]
+    async def _answer(self, route: Route, scope: Scope, receive: Receive) -> Response:
         principal: Principal = scope["state"]["principal"]
         headers = headers_of(scope)
-        media_type = _media_type(headers, accepted)
+        media_type = _media_type(headers, route.media_types)
         is_gzip = is_packed(headers)
         defaults = defaults_from(headers)
         home = next(iter(principal.workspaces)) if principal.workspaces is not None and len(principal.workspaces) == 1 else None
@@ -135,28 +226,21 @@ class IngestRoutes:
                 body = await to_thread.run_sync(unpacked, body, MAX_BODY, limiter=self._threads)
                 take(len(body))
             request = Request(body, media_type, headers, defaults, self._clock())
-            items = capture(request) if len(body) <= _SMALL_BODY else await to_thread.run_sync(capture, request, limiter=self._threads)
+            items = route.capture(request) if len(body) <= _SMALL_BODY else await to_thread.run_sync(route.capture, request, limiter=self._threads)
             verdict = await asyncio.wrap_future(self._ingest.submit(Batch(items, principal.workspaces, home)))
             if len(items) <= _LONG_ANSWER:
-                return _response(verdict, len(items))
-            return await to_thread.run_sync(_response, verdict, len(items), limiter=self._threads)
+                return route.answer(verdict, len(items), media_type)
+            return await to_thread.run_sync(route.answer, verdict, len(items), media_type, limiter=self._threads)
         finally:
             self._held.give(taken)
 
 
-def _response(verdict: Verdict, items: int) -> Response:
-    is_refused = items > 0 and len(verdict.rejected) == items
-    return Response(
-        msgspec.json.encode(verdict.body()), 422 if is_refused else 200, headers={"x-content-type-options": "nosniff"}, media_type="application/json"
-    )
-
-
-def _media_type(headers: Mapping[str, str], accepted: frozenset[str]) -> str | None:
+def _media_type(headers: Mapping[str, str], accepted: frozenset[str] | None) -> str | None:
     said = headers.get("content-type")
     if said is None or not said.strip():
         return None
-    media_type = said.split(";", 1)[0].strip().lower()
-    if media_type not in accepted:
+    media_type = base_type(said)
+    if accepted is not None and media_type not in accepted:
         raise InvalidInput(
             f"the content type {media_type[:80]!r} is not read here; send application/json, or application/x-ndjson for one event a line",
             error="unsupported_media_type",

@@ -3,29 +3,31 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import date, datetime
+from datetime import date, datetime, timedelta
 from decimal import Decimal
 from itertools import pairwise
 
+import sqlalchemy as sa
 from sqlmodel import Session, col, select
 
 from models import money, skus
 from models.charges import ChargeClass, ChargeDay, ChargeItem, MeterKind
-from models.columns import from_microseconds, to_microseconds
+from models.columns import EPOCH, from_microseconds, to_microseconds
 from models.errors import InvalidInput
 from models.ledger.values import GROUPS, Basis, CostQuery, CostRow, CostTable, Figures, Standing
 from models.ledger.world import Lens, Series, Use, World, read_usage
 from models.matching import Identity
 from models.money import ZERO
-from models.periods import DAY, HOUR, Period, buckets, day_start, days, settles_at, utc_day, zone_from
+from models.periods import DAY, Period, buckets, day_start, days, settles_at, utc_day, zone_from
 from models.prices import TOKEN_METERS, PriceMeter, UnitPrice, Unpriced, model_key, model_name
 from models.resources import DeploymentFact, Mode, Route
 from models.usage import DAY_SECONDS, QUARTER_SECONDS
 
-_QUARTER = QUARTER_SECONDS * 1_000_000
 _HOUR = 3_600_000_000
+_DAY = DAY_SECONDS * 1_000_000
+_MICROSECOND = timedelta(microseconds=1)
 
 
 def costs(session: Session, query: CostQuery, *, now: datetime) -> CostTable:
@@ -62,8 +64,44 @@ class _Sums:
     standing: int = 2
     estimate: bool = False
     reasons: set[str] = field(default_factory=set)
-    # (day, workspace, deployment) -> [billed, metered] of reached days
-    cover: dict[tuple[date, str | None, str | None], list[Decimal]] = field(default_factory=dict)
+    # (day, workspace, deployment) -> (billed, metered) of reached days
+    cover: dict[tuple[date, str | None, str | None], tuple[Decimal, Decimal]] = field(default_factory=dict)
+
+    def absorb(self, other: _Sums) -> None:
+        """Add a row to a total."""
+        self.metered = money.plus(self.metered, other.metered)
+        self.billed = money.plus(self.billed, other.billed)
+        self.effective = money.plus(self.effective, other.effective)
+        self.best = money.plus(self.best, other.best)
+        self.is_metered |= other.is_metered
+        self.is_billed |= other.is_billed
+        self.is_best |= other.is_best
+        self.is_unpriced |= other.is_unpriced
+        self.input_tokens += other.input_tokens
+        self.output_tokens += other.output_tokens
+        self.cached_input_tokens += other.cached_input_tokens
+        self.reasoning_output_tokens += other.reasoning_output_tokens
+        self.requests += other.requests
+        self.unpriced_tokens += other.unpriced_tokens
+        self.unknown_requests += other.unknown_requests
+        self.estimated_requests += other.estimated_requests
+        self.metered_core_hours = _plus(self.metered_core_hours, other.metered_core_hours)
+        self.billed_core_hours = _plus(self.billed_core_hours, other.billed_core_hours)
+        self.best_core_hours = _plus(self.best_core_hours, other.best_core_hours)
+        self.standing = min(self.standing, other.standing)
+        self.estimate |= other.estimate
+        self.reasons |= other.reasons
+        for key, (billed, metered) in other.cover.items():
+            pair = self.cover.get(key)
+            self.cover[key] = (billed, metered) if pair is None else (money.plus(pair[0], billed), money.plus(pair[1], metered))
+
+    def add_cover(self, day: date, identity: Identity, *, billed: Decimal = ZERO, metered: Decimal = ZERO) -> None:
+        """Note what was billed and what was metered of a deployment's reached day; unallocated money has no metering."""
+        key = (day, identity.workspace, identity.deployment)
+        if identity.deployment is None:
+            metered = ZERO
+        pair = self.cover.get(key)
+        self.cover[key] = (billed, metered) if pair is None else (money.plus(pair[0], billed), money.plus(pair[1], metered))
 
     def figures(self, basis: Basis, currency: str | None) -> Figures:
         nothing_known = self.is_unpriced and not self.is_metered
@@ -117,12 +155,41 @@ class _Sums:
         return None if share is None else money.truncated(share, 4)
 
 
-@dataclass(frozen=True, slots=True)
-class _Spot:
-    """Where a cell goes: its bucket and groups."""
+_PRICED_BY = (
+    (MeterKind.INPUT, PriceMeter.INPUT_TOKENS),
+    (MeterKind.CACHED_INPUT, PriceMeter.CACHED_INPUT_TOKENS),
+    (MeterKind.OUTPUT, PriceMeter.OUTPUT_TOKENS),
+)
+_Groups = tuple[str | None, ...]
+_Spot = tuple[int, _Groups, str | None]  # bucket, groups, currency: a row
 
-    bucket: int
-    groups: tuple[str | None, ...]
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """What the tokens of one meter cost in one month: ``factor`` per token in ``currency``, or why there is none."""
+
+    meter: MeterKind
+    currency: str | None
+    factor: Decimal | None
+    reason: str | None
+    price: UnitPrice | None
+
+
+@dataclass(slots=True, eq=False)
+class Meaning:
+    """What a series is, whose it is and what its tokens cost, for a stretch of time in which none of it changes."""
+
+    identity: Identity
+    team: str | None
+    center: str | None
+    application: str | None
+    tags: Mapping[str, str]
+    is_training: bool
+    is_asked: bool
+    prices: Mapping[PriceMeter, UnitPrice | Unpriced]  # of tokens; of managed compute that of its hours
+    cell: int  # series that no row, price or bill tells apart share it
+    terms: dict[date, tuple[Term, ...]] = field(default_factory=dict)
+    groups: dict[MeterKind, _Groups] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,44 +206,60 @@ class _Bill:
     is_estimate: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class _Unit:
-    """One share of an amount: what it belongs to and how much it weighs."""
+@dataclass(slots=True)
+class _Used:
+    """The usage of a deployment on a day under one series and meaning, and how it lies over the buckets (-1: before the period)."""
 
-    bucket: int | None
-    identity: Identity
-    application: str | None
-    team: str | None
-    center: str | None
-    tags: Mapping[str, str]
-    weight: int
+    series: int
+    stretch: int
+    meaning: Meaning
+    requests: int = 0
+    tokens: dict[MeterKind, int] = field(default_factory=dict)
+    by_bucket: dict[int, list[int]] = field(default_factory=dict)  # requests, input, cached input, output tokens
+
+    def weight(self, kind: MeterKind | None, bucket: int | None = None) -> int:
+        """Its tokens of the kind, all of them for a kind that counts no tokens, its requests for None."""
+        requests, inputs, cached, outputs = self._sums() if bucket is None else self.by_bucket.get(bucket, (0, 0, 0, 0))
+        is_split = isinstance(self.meaning.prices.get(PriceMeter.CACHED_INPUT_TOKENS), UnitPrice)
+        match kind:
+            case None:
+                return requests
+            case MeterKind.TRAINING:
+                return inputs + outputs if self.meaning.is_training else 0
+            case MeterKind.INPUT | MeterKind.CACHED_INPUT | MeterKind.OUTPUT if self.meaning.is_training:
+                return 0
+            case MeterKind.INPUT:
+                return inputs - cached if is_split else inputs
+            case MeterKind.CACHED_INPUT:
+                return cached if is_split else 0
+            case MeterKind.OUTPUT:
+                return outputs
+            case _:
+                return inputs + outputs
+
+    def _sums(self) -> tuple[int, int, int, int]:
+        rows = self.by_bucket.values()
+        return sum(row[0] for row in rows), sum(row[1] for row in rows), sum(row[2] for row in rows), sum(row[3] for row in rows)
 
 
-_ByDay = dict[tuple[date, str | None, str | None], list[Use]]
+_Key = tuple[date, str, str]  # day, workspace and deployment without case
+_UsedBy = dict[_Key, dict[tuple[int, int], _Used]]  # by series and stretch
 
 
-def _all_tokens(counts: list[int]) -> int:
-    return counts[0] + counts[1]
+def _key(day: date, identity: Identity) -> _Key:
+    return day, (identity.workspace or "").casefold(), (identity.deployment or "").casefold()
 
 
-def _requests(counts: list[int]) -> int:
-    return counts[3]
-
-
-_WEIGHTS: Mapping[MeterKind, Callable[[list[int]], int]] = {
-    MeterKind.INPUT: lambda counts: counts[0],
-    MeterKind.OUTPUT: lambda counts: counts[1],
-    MeterKind.CACHED_INPUT: lambda counts: counts[2],
-}
-
-
-def _split_all(units: Sequence[_Unit], amounts: Sequence[Decimal | None]) -> list[tuple[Decimal | None, ...]]:
-    """Each amount split over the units by weight, as one tuple a unit."""
-    if len(units) == 1:
-        return [tuple(amounts)]
-    weights = [unit.weight for unit in units]
-    columns = [[None] * len(units) if amount is None else money.split(amount, weights) for amount in amounts]
-    return list(zip(*columns, strict=True))
+def _users(used: _UsedBy, day: date, identities: Sequence[Identity], kind: MeterKind) -> tuple[list[tuple[Identity, _Used]], list[int], MeterKind | None]:
+    """Who used these deployments on a day, in order of series, and by what an amount is cut over them: (users, weights, kind)."""
+    users = [(each, one) for each in identities for one in used.get(_key(day, each), {}).values()]
+    users.sort(key=lambda pair: (pair[1].series, pair[1].stretch))
+    by: MeterKind | None
+    for by in (kind, None):
+        weights = [one.weight(by) for _, one in users]
+        if any(weights):
+            return users, weights, by
+    return [], [], None
 
 
 def _common(identities: Sequence[Identity]) -> Identity:
@@ -208,49 +291,168 @@ class Answer:
         self.world = World(session, self.horizon)
         self.zone = zone_from(query.time_zone)
         self.buckets = buckets(query.period, query.granularity, self.zone)
-        self._starts = [bucket.start for bucket in self.buckets]
+        self._starts = [to_microseconds(bucket.start) for bucket in self.buckets]
+        self._end = to_microseconds(query.period.end)
         self.lens = Lens(self.world, query.filters)
         # Below the bill: what only requests know.
-        fine = {"application", "team", "cost_center", "model"}
-        self.is_fine = bool(fine & set(query.group_by) or any(name.startswith("tag:") for name in query.group_by)) or bool(
-            query.filters.applications or query.filters.teams or query.filters.tags or query.filters.models
+        labels = {"application", "team", "cost_center"}
+        self._asks_labels = bool(labels & set(query.group_by) or any(name.startswith("tag:") for name in query.group_by)) or bool(
+            query.filters.applications or query.filters.teams or query.filters.tags
         )
-        self.rows: dict[tuple[_Spot, str | None], _Sums] = {}
-        self.totals: dict[str | None, _Sums] = {}
+        self._is_fine = self._asks_labels or "model" in query.group_by or bool(query.filters.models)
+        self.rows: dict[_Spot, _Sums] = {}
         self._model_names: dict[str, str] = {}
-        self._segments: dict[int, list[datetime]] = {}
-        self._resolved: dict[tuple[int, int], tuple[Identity, str | None, str | None]] = {}
-        self._owner_changes = self.world.registry.owner_changes()
+        for model in self.world.registry.models():
+            self._model_names.setdefault(model_key(model), model_name(model))
+        for series in self.world.series.values():
+            if series.model:
+                self._model_names.setdefault(model_key(series.model), model_name(series.model))
+        self._timelines: dict[int, tuple[list[int], list[Meaning]]] = {}
+        self._cells: dict[tuple[object, ...], int] = {}
+        self._prices: dict[tuple[object, ...], UnitPrice | Unpriced] = {}
+        self._price_changes: dict[tuple[object, ...], set[datetime]] = {}
+        self._owners: dict[tuple[object, ...], tuple[str | None, str | None]] = {}
 
-    # -- where things belong --------------------------------------------------------------------
+    # -- what a series means --------------------------------------------------------------------
 
-    def bucket_of(self, at: datetime) -> int | None:
-        """The index of the bucket that holds the instant, None outside the period."""
-        if not self.query.period.start <= at < self.query.period.end:
-            return None
-        return bisect_right(self._starts, at) - 1
+    def _timeline(self, series: Series) -> tuple[list[int], list[Meaning]]:
+        """The stretches of the period's days in which nothing about the series changes: their first seconds, and what it then is.
 
-    def series_at(self, series: Series, at: datetime) -> tuple[Identity, str | None, str | None]:
-        """(identity, team, cost centre) of the series at the instant; the same within a stretch without changes."""
-        changes = self._segments.get(series.id)
-        if changes is None:
-            registry = self.world.registry
-            changes = sorted(registry.changes(workspace=series.workspace, endpoint=series.endpoint, deployment=series.deployment) | self._owner_changes)
-            self._segments[series.id] = changes
-        key = (series.id, bisect_right(changes, at))
-        found = self._resolved.get(key)
+        Usage is judged at the start of its quarter hour, so a change counts from the next one that begins.
+        """
+        found = self._timelines.get(series.id)
+        if found is not None:
+            return found
+        registry = self.world.registry
+        first = to_microseconds(self.query.period.start) // _DAY * DAY_SECONDS
+        last = -(-self._end // _DAY) * DAY_SECONDS
+        changes = registry.changes(workspace=series.workspace, endpoint=series.endpoint, deployment=series.deployment)
+        changes |= registry.owner_changes(application=series.application, tags=series.tags)
+        stretches: list[tuple[int, Identity, str | None, str | None]] = []
+        for at in [first, *_quarters(changes, first, last)]:
+            meant = self.resolved(series, from_microseconds(at * 1_000_000))
+            if not stretches or stretches[-1][1:] != meant:
+                stretches.append((at, *meant))
+        starts: list[int] = []
+        meanings: list[Meaning] = []
+        for index, (begin, identity, team, center) in enumerate(stretches):
+            finish = stretches[index + 1][0] if index + 1 < len(stretches) else last
+            for at in [begin, *_quarters(self._changes_of_prices(identity), begin, finish)]:
+                meaning = self._meaning(series, identity, team, center, at)
+                if not meanings or meanings[-1].cell != meaning.cell or meanings[-1].identity != identity:
+                    starts.append(at)
+                    meanings.append(meaning)
+        self._timelines[series.id] = starts, meanings
+        return starts, meanings
+
+    def resolved(self, series: Series, at: datetime) -> tuple[Identity, str | None, str | None]:
+        """(identity, team, cost centre) of the series at the instant."""
+        identity = self.world.registry.resolve(workspace=series.workspace, endpoint=series.endpoint, deployment=series.deployment, model=series.model, at=at)
+        team, center = self.world.registry.owner(
+            workspace=identity.workspace, deployment=identity.deployment, application=series.application, tags=series.tags, team=series.team, at=at
+        )
+        return identity, team, center
+
+    def meaning_at(self, series: Series, seconds: int) -> Meaning:
+        """What the series is at the start of a quarter hour of the period's days."""
+        starts, meanings = self._timeline(series)
+        return meanings[max(0, bisect_right(starts, seconds) - 1)]
+
+    def _meaning(self, series: Series, identity: Identity, team: str | None, center: str | None, at: int) -> Meaning:
+        is_training = series.operation == "fine_tuning"
+        prices = {meter: self._unit_price(meter, identity, at) for meter in _price_meters(identity)}
+        meaning = Meaning(
+            identity,
+            team,
+            center,
+            series.application,
+            series.tags,
+            is_training,
+            self.lens.passes(identity, application=series.application, team=team, tags=series.tags),
+            prices,
+            0,
+        )
+        rows = tuple(price.row.id if isinstance(price, UnitPrice) else None for price in prices.values())
+        key = (identity, is_training, meaning.is_asked, self._groups_of(meaning, MeterKind.INPUT), rows)
+        meaning.cell = self._cells.setdefault(key, len(self._cells))
+        return meaning
+
+    def _unit_price(self, meter: PriceMeter, identity: Identity, at: int) -> UnitPrice | Unpriced:
+        key = (meter, at, identity.model, identity.workspace, identity.sku, identity.region)
+        found = self._prices.get(key)
         if found is None:
-            registry = self.world.registry
-            identity = registry.resolve(workspace=series.workspace, endpoint=series.endpoint, deployment=series.deployment, model=series.model, at=at)
-            team, center = registry.owner(
-                workspace=identity.workspace, deployment=identity.deployment, application=series.application, tags=series.tags, team=series.team, at=at
+            found = self._prices[key] = self.world.prices.price(
+                meter=meter,
+                at=from_microseconds(at * 1_000_000),
+                model=identity.model,
+                workspace=identity.workspace,
+                sku=identity.sku,
+                region=identity.region,
             )
-            found = self._resolved[key] = (identity, team, center)
         return found
 
-    def groups(
+    def _changes_of_prices(self, identity: Identity) -> set[datetime]:
+        key = (identity.mode, identity.model, identity.workspace, identity.sku, identity.region)
+        found = self._price_changes.get(key)
+        if found is None:
+            found = self._price_changes[key] = self.world.prices.changes(
+                meters=_price_meters(identity), model=identity.model, workspace=identity.workspace, sku=identity.sku, region=identity.region
+            )
+        return found
+
+    def terms(self, meaning: Meaning, day: date) -> tuple[Term, ...]:
+        """What the tokens of a meaning cost on a day, meter by meter, in the billing currency at the bill's rate of that month."""
+        month = day.replace(day=1)
+        found = meaning.terms.get(month)
+        if found is None:
+            found = meaning.terms[month] = tuple(self._terms(meaning, month))
+        return found
+
+    def _terms(self, meaning: Meaning, month: date) -> Iterator[Term]:
+        identity = meaning.identity
+        billing = self.world.billing_currency(identity.subscription, month)
+        if identity.mode == Mode.MANAGED_COMPUTE:
+            hourly = meaning.prices[PriceMeter.INSTANCE_HOURS]
+            billing = billing or (hourly.currency if isinstance(hourly, UnitPrice) else None)
+            yield Term(MeterKind.INPUT, billing, None, None, None)
+            yield Term(MeterKind.OUTPUT, billing, None, None, None)
+            return
+        asked: Iterable[tuple[MeterKind, PriceMeter]] = _PRICED_BY
+        if meaning.is_training:
+            asked = [(MeterKind.TRAINING, PriceMeter.TRAINING_TOKENS)]
+        elif isinstance(meaning.prices[PriceMeter.CACHED_INPUT_TOKENS], Unpriced):
+            asked = [pair for pair in _PRICED_BY if pair[0] != MeterKind.CACHED_INPUT]
+        chosen = [(kind, meaning.prices[meter]) for kind, meter in asked]
+        # Tokens without a price stand beside those of the same calls that have one.
+        priced = {kind: price.currency for kind, price in chosen if isinstance(price, UnitPrice)}
+        beside = billing or next((priced[kind] for kind in (MeterKind.INPUT, MeterKind.OUTPUT, MeterKind.TRAINING) if kind in priced), None)
+        for kind, price in chosen:
+            if isinstance(price, Unpriced):
+                yield Term(kind, beside, None, price.reason, None)
+                continue
+            currency = billing or price.currency
+            rate = self._rate(identity.subscription, price.currency, currency, month)
+            if rate is None:
+                yield Term(kind, currency, None, _no_rate(price.currency, currency), price)
+            else:
+                yield Term(kind, currency, money.times(price.per_unit, rate), None, price)
+
+    def _rate(self, subscription: str | None, source: str, target: str, day: date) -> Decimal | None:
+        return Decimal(1) if subscription is None else self.world.rate(subscription, source, target, day)
+
+    # -- rows -----------------------------------------------------------------------------------
+
+    def _groups_of(self, meaning: Meaning, meter: MeterKind) -> _Groups:
+        found = meaning.groups.get(meter)
+        if found is None:
+            found = meaning.groups[meter] = self._groups(
+                meaning.identity, application=meaning.application, team=meaning.team, center=meaning.center, tags=meaning.tags, meter=meter
+            )
+        return found
+
+    def _groups(
         self, identity: Identity, *, application: str | None, team: str | None, center: str | None, tags: Mapping[str, str], meter: MeterKind
-    ) -> tuple[str | None, ...]:
+    ) -> _Groups:
         """The values of the asked groups."""
         values: list[str | None] = []
         for name in self.query.group_by:
@@ -278,327 +480,373 @@ class Answer:
         return tuple(values)
 
     def _model_name(self, model: str | None) -> str | None:
-        # Spellings of one model are one group, shown as the first one met (facts and series come in order of arrival).
+        # Spellings of one model are one group: the registry's, else the first one that usage had, else the bill's.
         return None if model is None else self._model_names.setdefault(model_key(model), model_name(model))
 
-    def sums(self, spot: _Spot, currency: str | None) -> tuple[_Sums, _Sums]:
-        """The row and the total that a cell adds to."""
-        row = self.rows.get((spot, currency))
+    def _row(self, bucket: int, groups: _Groups, currency: str | None) -> _Sums:
+        spot = (bucket, groups, currency)
+        row = self.rows.get(spot)
         if row is None:
-            row = self.rows[spot, currency] = _Sums()
-        total = self.totals.get(currency)
-        if total is None:
-            total = self.totals[currency] = _Sums()
-        return row, total
+            row = self.rows[spot] = _Sums()
+        return row
 
-    # -- the answer -----------------------------------------------------------------------------
-
-    def answer(self) -> CostTable:
-        if self.buckets:
-            billed = self._billed_days()
-            slot = self._slot()
-            uses = self._usage(slot, {bill.day for bill in billed})
-            for use in uses:
-                if use.is_inside:
-                    self._add_usage(use)
-            needs_shares = self.is_fine or self._cuts_days() or any(len(bill.identities) > 1 for bill in billed)
-            by_day = self._usage_by_day(uses) if needs_shares else {}
-            self._add_instances(by_day)
-            self._add_billed(billed, by_day)
-        wanted = self.query.currency
-        rows = [
-            CostRow(self.buckets[spot.bucket], dict(zip(self.query.group_by, spot.groups, strict=True)), sums.figures(self.query.basis, currency))
-            for (spot, currency), sums in self.rows.items()
-            if wanted is None or currency == wanted
-        ]
-        rows.sort(
-            key=lambda row: (
-                row.period.start,
-                tuple((value is None, value or "") for value in row.groups.values()),
-                row.figures.currency is None,
-                row.figures.currency or "",
-            )
-        )
-        totals = [
-            self.totals[currency].figures(self.query.basis, currency)
-            for currency in sorted(self.totals, key=lambda code: (code is None, code or ""))
-            if wanted is None or currency == wanted
-        ]
-        return CostTable(self.query, rows, totals)
-
-    def _cuts_days(self) -> bool:
-        """Whether some UTC day lies in more than one bucket, or partly outside the period."""
-        return any(not _is_midnight(bucket.start) for bucket in self.buckets) or not _is_midnight(self.query.period.end)
-
-    def _slot(self) -> int:
-        edges = [bucket.start for bucket in self.buckets] + [self.query.period.end]
-        inner = edges[1:-1]  # the outer two are met exactly by reading broken quarters from events
-        if all(_is_midnight(at) for at in inner):
-            return DAY_SECONDS
-        return 3600 if all(at.minute == at.second == at.microsecond == 0 for at in inner) else QUARTER_SECONDS
-
-    def _usage(self, slot: int, billed_days: set[date]) -> list[Use]:
-        period, as_of = self.query.period, self.query.as_of
-        coarse, fine = self._series_by_slot(slot)
-        uses: list[Use] = []
-        ranges = [(period, True)]
-        if not _is_midnight(period.start) and utc_day(period.start) in billed_days:
-            ranges.append((Period(day_start(utc_day(period.start)), period.start), False))
-        if not _is_midnight(period.end) and utc_day(period.end) in billed_days:
-            ranges.append((Period(period.end, day_start(utc_day(period.end) + DAY)), False))
-        for part, is_inside in ranges:
-            if coarse:
-                uses += read_usage(
-                    self.session,
-                    part,
-                    slot=slot,
-                    as_of=as_of,
-                    series=None if not fine and len(coarse) == len(self.world.series) else coarse,
-                    is_inside=is_inside,
-                )
-            if fine:
-                uses += read_usage(self.session, part, slot=QUARTER_SECONDS, as_of=as_of, series=fine, is_inside=is_inside)
-        # A slot that begins before the period is judged where the period begins, like every quarter hour at its start.
-        first = from_microseconds(to_microseconds(period.start) // _QUARTER * _QUARTER)
-        for use in uses:
-            if use.is_inside and use.at < first:
-                use.at = first
-        return uses
-
-    def _series_by_slot(self, slot: int) -> tuple[list[int], list[int]]:
-        """Series that may be summed by the slot, and those whose price, owner or meaning changes inside one."""
-        coarse: list[int] = []
-        fine: list[int] = []
-        period, visible = self.query.period, self.query.filters.visible
-        for series in self.world.series.values():
-            identity, _, _ = self.series_at(series, period.start)
-            if visible is not None and identity.workspace not in visible:
-                continue
-            own = [at for at in self._segments[series.id] if period.start < at < period.end]
-            changes = set(own)
-            for at in (period.start, *own):
-                found, _, _ = self.series_at(series, at)
-                changes |= self.world.prices.changes(meters=TOKEN_METERS, model=found.model, workspace=found.workspace, sku=found.sku, region=found.region)
-            moves = any(period.start < at < period.end and to_microseconds(at) % (slot * 1_000_000) for at in changes)
-            (fine if moves and slot != QUARTER_SECONDS else coarse).append(series.id)
-        return coarse, fine
-
-    # -- usage ----------------------------------------------------------------------------------
-
-    def _add_usage(self, use: Use) -> None:
-        series = self.world.series[use.series]
-        identity, team, center = self.series_at(series, use.at)
-        if not self.lens.passes(identity, application=series.application, team=team, tags=series.tags):
-            return
-        bucket = self.bucket_of(max(use.at, self.query.period.start))
-        if bucket is None:
-            return
-        day = utc_day(use.at)
-        route = identity.route if identity.mode != Mode.UNKNOWN else None
-        is_reached = self.world.is_reached(identity.subscription, route, day)
-        standing = self._standing(day, is_reached=is_reached)
-        currency, priced = self._price(use, series, identity, day)
-        for index, (meter, tokens, amount, reason) in enumerate(priced):
-            spot = _Spot(bucket, self.groups(identity, application=series.application, team=team, center=center, tags=series.tags, meter=meter))
-            for sums in self.sums(spot, currency):
-                if index == 0:
-                    sums.requests += use.requests
-                    sums.unknown_requests += use.unknown_requests
-                    sums.estimated_requests += use.estimated_requests
-                    sums.reasoning_output_tokens += use.reasoning_output_tokens
-                match meter:
-                    case MeterKind.OUTPUT:
-                        sums.output_tokens += tokens
-                    case MeterKind.TRAINING:
-                        sums.input_tokens += use.input_tokens
-                        sums.output_tokens += use.output_tokens
-                    case MeterKind.CACHED_INPUT:
-                        sums.input_tokens += tokens
-                        sums.cached_input_tokens += tokens
-                    case _:
-                        sums.input_tokens += tokens
-                        if len(priced) == 2:
-                            sums.cached_input_tokens += use.cached_input_tokens
-                sums.standing = min(sums.standing, standing)
-                sums.is_billed |= is_reached
-                sums.is_best |= is_reached
-                if reason is not None:
-                    if tokens:
-                        sums.unpriced_tokens += tokens
-                        sums.is_unpriced = True
-                        sums.reasons.add(reason)
-                elif amount is not None:
-                    sums.is_metered = True
-                    sums.metered = money.plus(sums.metered, amount)
-                    if is_reached:
-                        self._cover(sums, day, identity, metered=amount)
-                    else:
-                        sums.is_best = True
-                        sums.best = money.plus(sums.best, amount)
-
-    def _price(self, use: Use, series: Series, identity: Identity, day: date) -> tuple[str | None, list[tuple[MeterKind, int, Decimal | None, str | None]]]:
-        """(currency, [(meter, tokens, amount, why there is none)]): the tokens of a use at their prices, in the billing currency."""
-        billing = self.world.billing_currency(identity.subscription)
-        if identity.mode == Mode.MANAGED_COMPUTE:
-            if billing is None:
-                hourly = self.world.prices.price(
-                    meter=PriceMeter.INSTANCE_HOURS, at=use.at, model=identity.model, workspace=identity.workspace, sku=identity.sku, region=identity.region
-                )
-                billing = hourly.currency if isinstance(hourly, UnitPrice) else None
-            return billing, [(MeterKind.INPUT, use.input_tokens, None, None), (MeterKind.OUTPUT, use.output_tokens, None, None)]
-        if series.operation == "fine_tuning":
-            asked = [(MeterKind.TRAINING, PriceMeter.TRAINING_TOKENS, use.input_tokens + use.output_tokens)]
-        else:
-            cached = self._unit_price(PriceMeter.CACHED_INPUT_TOKENS, identity, use.at)
-            if isinstance(cached, UnitPrice):
-                asked = [
-                    (MeterKind.INPUT, PriceMeter.INPUT_TOKENS, use.input_tokens - use.cached_input_tokens),
-                    (MeterKind.CACHED_INPUT, PriceMeter.CACHED_INPUT_TOKENS, use.cached_input_tokens),
-                    (MeterKind.OUTPUT, PriceMeter.OUTPUT_TOKENS, use.output_tokens),
-                ]
-            else:
-                asked = [(MeterKind.INPUT, PriceMeter.INPUT_TOKENS, use.input_tokens), (MeterKind.OUTPUT, PriceMeter.OUTPUT_TOKENS, use.output_tokens)]
-        priced: list[tuple[MeterKind, int, Decimal | None, str | None]] = []
-        currency = billing
-        for kind, meter, tokens in asked:
-            price = self._unit_price(meter, identity, use.at)
-            if isinstance(price, Unpriced):
-                priced.append((kind, tokens, None, price.reason))
-                continue
-            rate = Decimal(1) if billing is None or identity.subscription is None else self.world.rate(identity.subscription, price.currency, billing, day)
-            currency = currency or price.currency
-            if rate is None:
-                priced.append((kind, tokens, None, f"no exchange rate from {price.currency} to {billing} is known from the bill"))
-            elif billing is None and price.currency != currency:
-                priced.append((kind, tokens, None, f"the prices of {identity.model} are in different currencies"))
-            else:
-                priced.append((kind, tokens, money.times(money.times(price.per_unit, tokens), rate), None))
-        return currency, priced
-
-    def _unit_price(self, meter: PriceMeter, identity: Identity, at: datetime) -> UnitPrice | Unpriced:
-        return self.world.prices.price(meter=meter, at=at, model=identity.model, workspace=identity.workspace, sku=identity.sku, region=identity.region)
+    def _bucket_of(self, at: int) -> int:
+        """The index of the bucket that holds an instant (microseconds); -1 before the period, the number of buckets after it."""
+        return len(self.buckets) if at >= self._end else bisect_right(self._starts, at) - 1
 
     def _standing(self, day: date, *, is_reached: bool) -> int:
         return 2 if self.horizon >= settles_at(day) else 1 if is_reached else 0
 
-    @staticmethod
-    def _cover(sums: _Sums, day: date, identity: Identity, *, billed: Decimal = ZERO, metered: Decimal = ZERO) -> None:
-        pair = sums.cover.setdefault((day, identity.workspace, identity.deployment), [ZERO, ZERO])
-        pair[0] = money.plus(pair[0], billed)
-        if identity.deployment is not None:
-            pair[1] = money.plus(pair[1], metered)
+    # -- the answer -----------------------------------------------------------------------------
+
+    def answer(self) -> CostTable:
+        """Rows and totals; sums are made by row first, so that a total is the sum of its rows."""
+        if self.buckets:
+            bills = self._bills()
+            cut = {bill.day for bill in bills if self._is_cut(bill.day)}
+            if self._is_fine:
+                cut |= {utc_day(self.query.period.start), utc_day(self.query.period.end - _MICROSECOND)}
+            needs_shares = bool(cut) or any(len(bill.identities) > 1 for bill in bills)
+            used: _UsedBy = {}
+            self._add_usage(cut, used if needs_shares else None)
+            self._add_instances(used)
+            self._add_bills(bills, used)
+        wanted = self.query.currency
+        chosen = {spot: sums for spot, sums in self.rows.items() if wanted is None or spot[2] == wanted}
+        totals: dict[str | None, _Sums] = {}
+        for (_, _, currency), sums in chosen.items():
+            totals.setdefault(currency, _Sums()).absorb(sums)
+        basis, names = self.query.basis, self.query.group_by
+        order = sorted(chosen, key=lambda spot: (spot[0], [(value is None, value or "") for value in spot[1]], spot[2] is None, spot[2] or ""))
+        return CostTable(
+            self.query,
+            [CostRow(self.buckets[spot[0]], dict(zip(names, spot[1], strict=True)), chosen[spot].figures(basis, spot[2])) for spot in order],
+            [totals[currency].figures(basis, currency) for currency in sorted(totals, key=lambda code: (code is None, code or ""))],
+        )
+
+    def _is_cut(self, day: date) -> bool:
+        """Whether a UTC day lies in more than one bucket, or partly outside the period."""
+        start = to_microseconds(day_start(day))
+        return self._bucket_of(start) != self._bucket_of(start + _DAY - 1)
+
+    # -- usage ----------------------------------------------------------------------------------
+
+    def _add_usage(self, cut: set[date], used: _UsedBy | None) -> None:
+        """Sum usage by cell (what no row, price or bill tells apart), then price each cell once."""
+        cells: dict[tuple[int, int, int], tuple[Meaning, list[int]]] = {}
+        opens = self._starts[0] // (QUARTER_SECONDS * 1_000_000) * QUARTER_SECONDS
+        for use, bucket in self._read(cut, is_whole=used is not None):
+            at, series_id, requests, inputs, outputs, cached, *_ = use
+            starts, meanings = self._timelines[series_id]
+            if bucket == 0 and at < opens:
+                at = opens  # of a slot that began before the period, only the part in it was read
+            index = 0 if len(starts) == 1 else max(0, bisect_right(starts, at) - 1)
+            meaning = meanings[index]
+            day = at // DAY_SECONDS
+            if 0 <= bucket < len(self.buckets) and meaning.is_asked:
+                key = (meaning.cell, day, bucket)
+                cell = cells.get(key)
+                if cell is None:
+                    cells[key] = (meaning, list(use[2:]))
+                else:
+                    sums = cell[1]
+                    for place, value in enumerate(use[2:]):
+                        sums[place] += value
+            if used is not None and meaning.identity.deployment is not None:
+                of_day = used.setdefault(_key(_date(day), meaning.identity), {})
+                one = of_day.get((series_id, index))
+                if one is None:
+                    one = of_day[series_id, index] = _Used(series_id, index, meaning)
+                into = one.by_bucket.setdefault(bucket, [0, 0, 0, 0])
+                into[0] += requests
+                into[1] += inputs
+                into[2] += cached
+                into[3] += outputs
+        for (_, day, bucket), (meaning, sums) in cells.items():
+            self._add_cell(meaning, _date(day), bucket, sums)
+
+    def _read(self, cut: set[date], *, is_whole: bool) -> Iterator[tuple[Use, int]]:
+        """The usage of the period with its bucket; of days that a bill has to be cut over also what lies outside the period.
+
+        ``is_whole`` reads what the caller may not see, too: a bill is shared with it.
+        """
+        period = self.query.period
+        parts = list(self._parts())
+        before = Period(day_start(utc_day(period.start)), period.start)
+        after = Period(period.end, max(period.end, day_start(utc_day(period.end - _MICROSECOND) + DAY)))
+        outside = [part for part in (before, after) if part.start < part.end and utc_day(part.start) in cut]
+        series = [one for one in self.world.series.values() if is_whole or self._may_be_seen(one)]
+        for part, slot, shift in [*parts, *((part, DAY_SECONDS, 0) for part in outside)]:
+            whole: list[int] = []
+            broken: list[int] = []
+            for one in series:
+                starts, _ = self._timeline(one)
+                moves = any((at % slot) not in (0, shift) for at in starts[1:])
+                (broken if moves and slot > QUARTER_SECONDS else whole).append(one.id)
+            for ids, width, cut_at in ((whole, slot, shift), (broken, QUARTER_SECONDS, 0)):
+                if not ids:
+                    continue
+                only = None if len(ids) == len(self.world.series) else ids
+                for use in read_usage(self.session, part, slot=width, shift=cut_at, as_of=self.query.as_of, series=only):
+                    at = max(use[0] * 1_000_000, to_microseconds(part.start))
+                    yield use, self._bucket_of(at)
+
+    def _parts(self) -> Iterator[tuple[Period, int, int]]:
+        """The period in runs whose inner cuts repeat daily or hourly: (part, slot, shift) to sum usage by."""
+        edges = self._starts[1:]
+        offsets = [edge % _DAY for edge in edges]
+        if self.query.granularity == "hour" or any(offset % (QUARTER_SECONDS * 1_000_000) for offset in offsets):
+            slot = 3600 if all(edge % _HOUR == 0 for edge in edges) else QUARTER_SECONDS
+            yield self.query.period, slot, 0
+            return
+        # Clocks change twice a year: a run ends where the local midnight moves.
+        begin = 0
+        for index in range(1, len(offsets) + 1):
+            if index == len(offsets) or offsets[index] != offsets[begin]:
+                left = self.query.period.start if begin == 0 else self.buckets[begin + 1].start
+                right = self.query.period.end if index == len(offsets) else self.buckets[index + 1].start
+                yield Period(left, right), DAY_SECONDS, offsets[begin] // 1_000_000
+                begin = index
+        if not offsets:
+            yield self.query.period, DAY_SECONDS, 0
+
+    def _may_be_seen(self, series: Series) -> bool:
+        """Whether the caller may see the series at some time of the period: others are not even read."""
+        visible = self.query.filters.visible
+        return visible is None or any(meaning.identity.workspace in visible for meaning in self._timeline(series)[1])
+
+    def _add_cell(self, meaning: Meaning, day: date, bucket: int, sums: Sequence[int]) -> None:
+        requests, inputs, outputs, cached, reasoning, unknown, estimated = sums
+        identity = meaning.identity
+        is_reached = self.world.is_reached(identity.subscription, identity.route if identity.mode != Mode.UNKNOWN else None, day)
+        standing = self._standing(day, is_reached=is_reached)
+        terms = self.terms(meaning, day)
+        is_split = len(terms) == 3
+        row: _Sums
+        for index, term in enumerate(terms):
+            kind = term.meter
+            if index == 0:
+                # A request counts in the row of the input (of training), whatever its tokens are.
+                row = self._row(bucket, self._groups_of(meaning, kind), term.currency)
+                row.requests += requests
+                row.unknown_requests += unknown
+                row.estimated_requests += estimated
+                row.standing = min(row.standing, standing)
+                row.is_billed |= is_reached
+                row.is_best |= is_reached
+            match kind:
+                case MeterKind.OUTPUT:
+                    tokens = outputs
+                case MeterKind.TRAINING:
+                    tokens = inputs + outputs
+                case MeterKind.CACHED_INPUT:
+                    tokens = cached
+                case _:
+                    tokens = inputs - cached if is_split else inputs
+            if not tokens:
+                continue
+            row = self._row(bucket, self._groups_of(meaning, kind), term.currency)
+            match kind:
+                case MeterKind.OUTPUT:
+                    row.output_tokens += outputs
+                    row.reasoning_output_tokens += reasoning
+                case MeterKind.TRAINING:
+                    row.input_tokens += inputs
+                    row.output_tokens += outputs
+                case MeterKind.CACHED_INPUT:
+                    row.input_tokens += cached
+                    row.cached_input_tokens += cached
+                case _:
+                    row.input_tokens += tokens
+                    if not is_split:
+                        row.cached_input_tokens += cached
+            row.standing = min(row.standing, standing)
+            row.is_billed |= is_reached
+            row.is_best |= is_reached
+            if term.factor is not None:
+                amount = money.times(term.factor, tokens)
+                row.is_metered = True
+                row.metered = money.plus(row.metered, amount)
+                if is_reached:
+                    row.add_cover(day, identity, metered=amount)
+                else:
+                    row.is_best = True
+                    row.best = money.plus(row.best, amount)
+            elif term.reason is not None:
+                row.unpriced_tokens += tokens
+                row.is_unpriced = True
+                row.reasons.add(term.reason)
 
     # -- instance hours of managed compute ------------------------------------------------------
 
-    def _add_instances(self, by_day: _ByDay) -> None:
+    def _add_instances(self, used: _UsedBy) -> None:
         start, end = self.query.period.start, min(self.query.period.end, self.horizon)
         if start >= end:
             return
-        for workspace, name, facts in self.world.registry.managed():
-            for begin, finish, fact in _stretches(facts, start, end):
-                self._add_instance_stretch(workspace, name, fact, begin, finish, by_day)
-
-    def _add_instance_stretch(self, workspace: str, name: str, fact: DeploymentFact, begin: datetime, finish: datetime, by_day: _ByDay) -> None:
-        identity = self.world.registry.identity(workspace, name, model=None, at=begin)
-        if self.lens.deployments is not None and name not in self.lens.deployments:
-            return
-        edges = {begin, finish, *(day_start(day) for day in days(Period(begin, finish))), *self._starts}
-        edges |= self.world.prices.changes(meters=(PriceMeter.INSTANCE_HOURS,), model=fact.model, workspace=workspace, sku=fact.sku, region=identity.region)
-        edges |= self._owner_changes
-        cuts = sorted(edge for edge in edges if begin <= edge <= finish)
-        for left, right in pairwise(cuts):
-            hours = money.times(instance_hours(left, right), fact.instance_count or 0)
-            day, bucket = utc_day(left), self.bucket_of(left)
-            if hours == 0 or bucket is None:
+        registry = self.world.registry
+        for workspace, name, facts in registry.managed():
+            if self.lens.deployments is not None and name not in self.lens.deployments:
                 continue
-            price = self.world.prices.price(
-                meter=PriceMeter.INSTANCE_HOURS, at=left, model=fact.model, workspace=workspace, sku=fact.sku, region=identity.region
-            )
-            billing = self.world.billing_currency(identity.subscription)
-            amount, currency, reason = self._in_billing_currency(price, hours, identity.subscription, billing, day)
-            per_instance = skus.cores(fact.sku or "")
-            cores = None if per_instance is None else money.times(hours, per_instance)
-            units = [unit for unit in self._units(by_day, day, (identity,), MeterKind.COMPUTE) if unit.bucket == bucket] if self.is_fine else []
-            if not units:
-                team, center = self._owner(identity, left)
-                units = [_Unit(bucket, identity, None, team, center, {}, 1)]
-            parts = _split_all(units, [amount, cores])
-            is_reached = self.world.is_reached(identity.subscription, Route.COMPUTE, day)
-            places = [self._place(unit, MeterKind.COMPUTE) for unit in units]
-            is_estimate = len(set(places)) > 1
-            for place, unit, (cost, core_hours) in zip(places, units, parts, strict=True):
-                if place is None:
-                    continue
-                for sums in self.sums(place, currency):
-                    sums.standing = min(sums.standing, self._standing(day, is_reached=is_reached))
-                    sums.is_billed |= is_reached
-                    sums.is_best |= is_reached
-                    sums.estimate |= is_estimate
-                    sums.metered_core_hours = _plus(sums.metered_core_hours, core_hours)
-                    if not is_reached:
-                        sums.best_core_hours = _plus(sums.best_core_hours, core_hours)
-                    if cost is None:
-                        sums.is_unpriced = True
-                        sums.reasons.add(reason or "")
-                        continue
-                    sums.is_metered = True
-                    sums.metered = money.plus(sums.metered, cost)
-                    if is_reached:
-                        self._cover(sums, day, unit.identity, metered=cost)
-                    else:
-                        sums.is_best = True
-                        sums.best = money.plus(sums.best, cost)
+            # From the day's start: hours and shares do not hang on where a question begins.
+            by_day: dict[date, list[_Run]] = {}
+            for begin, finish, fact in _stretches(facts, day_start(utc_day(start)), end):
+                region = registry.identity(workspace, name, model=None, at=begin).region
+                edges = {begin, finish, *(day_start(day) for day in days(Period(begin, finish)))}
+                edges |= self.world.prices.changes(meters=(PriceMeter.INSTANCE_HOURS,), model=fact.model, workspace=workspace, sku=fact.sku, region=region)
+                for left, right in pairwise(sorted(edge for edge in edges if begin <= edge <= finish)):
+                    price = self.world.prices.price(
+                        meter=PriceMeter.INSTANCE_HOURS, at=left, model=fact.model, workspace=workspace, sku=fact.sku, region=region
+                    )
+                    by_day.setdefault(utc_day(left), []).append(_Run(left, right, fact, price))
+            for day, runs in by_day.items():
+                self._add_instance_day(day, registry.identity(workspace, name, model=None, at=runs[0].start), runs, used)
 
-    def _in_billing_currency(
-        self, price: UnitPrice | Unpriced, quantity: Decimal | int, subscription: str | None, billing: str | None, day: date
-    ) -> tuple[Decimal | None, str | None, str | None]:
-        """(amount, currency, why there is none) of a quantity at a price."""
-        if isinstance(price, Unpriced):
-            return None, billing, price.reason
-        currency = billing or price.currency
-        rate = Decimal(1) if subscription is None else self.world.rate(subscription, price.currency, currency, day)
+    def _add_instance_day(self, day: date, identity: Identity, runs: Sequence[_Run], used: _UsedBy) -> None:
+        """A deployment's instance-hours of a UTC day: per bucket, and cut over who used it that day where only they know the answer."""
+        billing = self.world.billing_currency(identity.subscription, day)
+        cuts = [from_microseconds(at) for at in self._starts]
+        found: dict[tuple[str | None, str | None], dict[int, _Hours]] = {}
+        for run in runs:
+            currency = billing or (run.price.currency if isinstance(run.price, UnitPrice) else None)
+            of = found.setdefault((run.fact.model, currency), {})
+            before = ZERO
+            for left, right in pairwise([run.start, *(at for at in cuts if run.start < at < run.end), run.end]):
+                # Hours up to each cut, less those before: the parts of a run add up however it is cut.
+                until = instance_hours(run.start, right)
+                hours, before = money.times(money.minus(until, before), run.fact.instance_count or 0), until
+                if hours:
+                    into = of.setdefault(self._bucket_of(to_microseconds(left)), _Hours())
+                    into.add(*self._cost_of(run, hours, identity.subscription, currency, day))
+        users, weights, _ = _users(used, day, (identity,), MeterKind.COMPUTE) if self._is_fine else ([], [], None)
+        for (model, currency), by_bucket in found.items():
+            so_far = _Hours()
+            given = [_Hours() for _ in users]
+            for bucket in sorted(by_bucket):
+                part = by_bucket[bucket]
+                if not users:
+                    team, center = self._owner(identity, runs[0].start)
+                    whose = [_Share(bucket, replace(identity, model=model), None, team, center, {}, _NOTHING, by_usage=False)]
+                    self._add_hours(day, currency, whose, [part])
+                    continue
+                # What is due up to here is cut, less what was given before: hours add up to days, and shares to hours.
+                so_far = so_far.plus(part)
+                due = so_far.split(weights)
+                parts = [one.minus(earlier) for one, earlier in zip(due, given, strict=True)]
+                given = due
+                whose = [
+                    _Share(
+                        bucket, replace(who, model=seen.identity.model or model), seen.application, seen.team, seen.center, seen.tags, _NOTHING, by_usage=True
+                    )
+                    for who, one in users
+                    for seen in (one.meaning,)
+                ]
+                self._add_hours(day, currency, whose, parts)
+
+    def _cost_of(
+        self, run: _Run, hours: Decimal, subscription: str | None, currency: str | None, day: date
+    ) -> tuple[Decimal | None, Decimal | None, str | None]:
+        """(cost, core-hours, why there is no cost) of some hours of a run."""
+        cores = skus.cores(run.fact.sku or "")
+        core_hours = None if cores is None else money.times(hours, cores)
+        if isinstance(run.price, Unpriced):
+            return None, core_hours, run.price.reason
+        rate = self._rate(subscription, run.price.currency, currency or run.price.currency, day)
         if rate is None:
-            return None, currency, f"no exchange rate from {price.currency} to {currency} is known from the bill"
-        return money.times(money.times(price.per_unit, quantity), rate), currency, None
+            return None, core_hours, _no_rate(run.price.currency, currency)
+        return money.times(money.times(run.price.per_unit, hours), rate), core_hours, None
+
+    def _add_hours(self, day: date, currency: str | None, shares: Sequence[_Share], parts: Sequence[_Hours]) -> None:
+        spots = [self._spot(share, MeterKind.COMPUTE, currency) for share in shares]
+        is_estimate = len(set(spots)) > 1
+        for share, spot, part in zip(shares, spots, parts, strict=True):
+            if spot is None:
+                continue
+            is_reached = self.world.is_reached(share.identity.subscription, Route.COMPUTE, day)
+            row = self._row(*spot)
+            row.standing = min(row.standing, self._standing(day, is_reached=is_reached))
+            row.is_billed |= is_reached
+            row.is_best |= is_reached
+            row.estimate |= is_estimate or (share.by_usage and self._asks_labels)
+            row.metered_core_hours = _plus(row.metered_core_hours, part.core_hours)
+            if not is_reached:
+                row.best_core_hours = _plus(row.best_core_hours, part.core_hours)
+            if part.reason is not None:
+                row.is_unpriced = True
+                row.reasons.add(part.reason)
+            if part.cost is None:
+                continue
+            row.is_metered = True
+            row.metered = money.plus(row.metered, part.cost)
+            if is_reached:
+                row.add_cover(day, share.identity, metered=part.cost)
+            else:
+                row.is_best = True
+                row.best = money.plus(row.best, part.cost)
+
+    def _owner(self, identity: Identity, at: datetime) -> tuple[str | None, str | None]:
+        key = (identity.workspace, identity.deployment, at)
+        found = self._owners.get(key)
+        if found is None:
+            found = self._owners[key] = self.world.registry.owner(
+                workspace=identity.workspace, deployment=identity.deployment, application=None, tags={}, team=None, at=at
+            )
+        return found
 
     # -- the bill -------------------------------------------------------------------------------
 
-    def _billed_days(self) -> list[_Bill]:
+    def _bills(self) -> list[_Bill]:
+        """The charges of the days that the period touches, with whom they may belong to."""
         period = self.query.period
-        parts = [part.id for part in self.world.parts]
+        parts = {part.id: part.subscription_id for part in self.world.parts}
         if not parts:
             return []
+        last = utc_day(period.end - _MICROSECOND)
+        row = ChargeDay
+        columns = [col(row.charged_on), col(row.item_id), col(row.currency), col(row.quantity), col(row.billed_cost), col(row.effective_cost), col(row.part_id)]
         found = self.session.execute(
-            select(ChargeDay, ChargeItem)
-            .join(ChargeItem, col(ChargeItem.id) == col(ChargeDay.item_id))
-            .where(
-                col(ChargeDay.part_id).in_(parts),
-                col(ChargeDay.charged_on) >= utc_day(period.start),
-                col(ChargeDay.charged_on) <= utc_day(period.end),
-                col(ChargeItem.charge_class) != ChargeClass.OUT_OF_SCOPE,
-            )
-            .order_by(col(ChargeDay.charged_on), col(ChargeDay.item_id), col(ChargeDay.charge_type), col(ChargeDay.currency), col(ChargeDay.part_id))
+            sa.select(*columns)
+            .where(col(row.part_id).in_(list(parts)), col(row.charged_on) >= utc_day(period.start), col(row.charged_on) <= last)
+            .order_by(col(row.charged_on), col(row.item_id), col(row.charge_type), col(row.currency), col(row.part_id))
         ).all()
+        items = self._items({one.item_id for one in found})
+        changes = sorted(self.world.registry.every_change())
+        # Whom a charge belongs to changes with the registry only, at the start or in the middle of a day.
+        stamps = {day: (bisect_right(changes, day_start(day)), bisect_right(changes, day_start(day + DAY))) for day in {one.charged_on for one in found}}
+        targets: dict[tuple[int, tuple[int, int]], tuple[Identity, ...]] = {}
         bills: list[_Bill] = []
-        tagged: dict[tuple[date, str, str], Decimal] = {}
-        for row, item in found:
-            if day_start(row.charged_on) >= period.end:
+        tagged: dict[_Key, Decimal] = {}
+        for day, item_id, currency, quantity, billed, effective, part_id in found:
+            item = items.get(item_id)
+            if item is None:
                 continue
-            target = self.world.registry.target(item, day_start(row.charged_on))
+            stamp = (item_id, stamps[day])
+            identities = targets.get(stamp)
+            if identities is None:
+                identities = targets[stamp] = self.world.registry.target(item, day_start(day)).identities
+            if identities[0].subscription is None and parts[part_id]:
+                identities = tuple(replace(one, subscription=parts[part_id]) for one in identities)
             hours = None
-            if item.meter_kind == MeterKind.COMPUTE and row.quantity is not None and item.unit_size is not None:
-                hours = money.times(row.quantity, item.unit_size)
-                only = target.identities[0]
-                if only.workspace and only.deployment:
-                    key = (row.charged_on, only.workspace, only.deployment)
+            if item.meter_kind == MeterKind.COMPUTE and quantity is not None and item.unit_size is not None:
+                hours = money.times(quantity, item.unit_size)
+                if identities[0].deployment is not None:
+                    key = _key(day, identities[0])
                     tagged[key] = money.plus(tagged.get(key, ZERO), hours)
-            bills.append(_Bill(row.charged_on, item, row.currency, row.billed_cost, row.effective_cost, hours, target.identities))
+            bills.append(_Bill(day, item, currency, billed, effective, hours, identities))
         return self._with_untagged(bills, tagged)
 
-    def _with_untagged(self, bills: list[_Bill], tagged: dict[tuple[date, str, str], Decimal]) -> list[_Bill]:
+    def _items(self, ids: set[int]) -> dict[int, ChargeItem]:
+        """The items that count as model spend."""
+        wanted = sorted(ids)
+        found: dict[int, ChargeItem] = {}
+        for index in range(0, len(wanted), 500):
+            query = select(ChargeItem).where(col(ChargeItem.id).in_(wanted[index : index + 500]), col(ChargeItem.charge_class) != ChargeClass.OUT_OF_SCOPE)
+            found |= {item.id: item for item in self.session.exec(query) if item.id is not None}
+        return found
+
+    def _with_untagged(self, bills: list[_Bill], tagged: dict[_Key, Decimal]) -> list[_Bill]:
         """Give untagged VM rows to the only deployment of their size, up to its instance-hours."""
         managed = list(self.world.registry.managed())
-        left: dict[tuple[date, str, str], Decimal] = {}
+        left: dict[_Key, Decimal] = {}
         answer: list[_Bill] = []
         for bill in bills:
             only = bill.identities[0]
@@ -608,16 +856,18 @@ class Answer:
                 continue
             begin, finish = day_start(bill.day), min(day_start(bill.day + DAY), self.horizon)
             fitting = {
-                name: [stretch for stretch in _stretches(facts, begin, finish) if (stretch[2].sku or "").casefold() == sku]
+                name: stretches
                 for workspace, name, facts in managed
                 if workspace == only.workspace
+                if (stretches := [one for one in _stretches(facts, begin, finish) if (one[2].sku or "").casefold() == sku])
             }
-            fitting = {name: stretches for name, stretches in fitting.items() if stretches}
             if len(fitting) != 1:
                 answer.append(bill)
                 continue
             ((name, stretches),) = fitting.items()
-            key = (bill.day, only.workspace, name)
+            found = self.world.registry.identity(only.workspace, name, model=None, at=stretches[0][0])
+            given = replace(found, mode=Mode.MANAGED_COMPUTE, route=Route.COMPUTE, subscription=only.subscription or found.subscription)
+            key = _key(bill.day, given)
             if key not in left:
                 own = money.add(money.times(instance_hours(a, b), fact.instance_count or 0) for a, b, fact in stretches)
                 left[key] = max(ZERO, money.minus(own, tagged.get(key, ZERO)))
@@ -626,8 +876,6 @@ class Answer:
                 answer.append(bill)
                 continue
             left[key] = money.minus(left[key], taken)
-            found = self.world.registry.identity(only.workspace, name, model=None, at=begin)
-            given = replace(found, mode=Mode.MANAGED_COMPUTE, route=Route.COMPUTE, subscription=only.subscription or found.subscription)
             rest = money.minus(bill.hours, taken)
             weights = [taken, rest]
             (billed, billed_rest), (effective, effective_rest) = money.split(bill.billed, weights), money.split(bill.effective, weights)
@@ -636,83 +884,193 @@ class Answer:
                 answer.append(replace(bill, billed=billed_rest, effective=effective_rest, hours=rest))
         return answer
 
-    def _add_billed(self, bills: list[_Bill], by_day: _ByDay) -> None:
+    def _add_bills(self, bills: Sequence[_Bill], used: _UsedBy) -> None:
         for bill in bills:
-            start = day_start(bill.day)
-            bucket = self.bucket_of(start)
-            is_whole = bucket is not None and start + DAY <= self.buckets[bucket].end
-            kind = bill.item.meter_kind
-            units: list[_Unit] = []
-            if len(bill.identities) > 1 or not is_whole or self.is_fine:
-                units = self._units(by_day, bill.day, bill.identities, kind)
-            if not units:
-                identity = _common(bill.identities)
-                team, center = self._owner(identity, start)
-                if is_whole or kind != MeterKind.COMPUTE:
-                    units = [_Unit(bucket, identity, None, team, center, {}, 1)]
-                else:
-                    units = [_Unit(self.bucket_of(start + hour * HOUR), identity, None, team, center, {}, 1) for hour in range(24)]
             cores = bill.item.cores or skus.cores(bill.item.sku or "")
             core_hours = None if bill.hours is None or cores is None else money.times(bill.hours, cores)
-            places = [self._place(unit, kind) for unit in units]
-            is_estimate = bill.is_estimate or len(set(places)) > 1
-            standing = self._standing(bill.day, is_reached=True)
-            for place, unit, (billed, effective, hours) in zip(places, units, _split_all(units, [bill.billed, bill.effective, core_hours]), strict=True):
-                if place is None or billed is None or effective is None:
-                    continue
-                for sums in self.sums(place, bill.currency):
-                    sums.standing = min(sums.standing, standing)
-                    sums.is_billed = sums.is_best = True
-                    sums.estimate |= is_estimate
-                    sums.billed = money.plus(sums.billed, billed)
-                    sums.effective = money.plus(sums.effective, effective)
-                    sums.best = money.plus(sums.best, billed)
-                    sums.billed_core_hours = _plus(sums.billed_core_hours, hours)
-                    sums.best_core_hours = _plus(sums.best_core_hours, hours)
-                    self._cover(sums, bill.day, unit.identity, billed=billed)
+            amounts = _Amounts(bill.billed, bill.effective, core_hours)
+            is_cut = self._is_cut(bill.day)
+            shares = list(self._cut(bill, amounts, used, is_cut=is_cut))
+            self._add_shares(bill, shares, is_cut=is_cut)
 
-    def _owner(self, identity: Identity, at: datetime) -> tuple[str | None, str | None]:
-        return self.world.registry.owner(workspace=identity.workspace, deployment=identity.deployment, application=None, tags={}, team=None, at=at)
+    def _cut(self, bill: _Bill, amounts: _Amounts, used: _UsedBy, *, is_cut: bool) -> Iterator[_Share]:
+        """Cut a charge over the series that used its deployments that day, then each share over the buckets the day lies in.
 
-    # -- shares ---------------------------------------------------------------------------------
+        Always in this order, so that the rows of any finer question add up to those of a coarser one.
+        """
+        start = to_microseconds(day_start(bill.day))
+        identity = _common(bill.identities)
+        if len(bill.identities) == 1 and not is_cut and not self._is_fine:
+            yield _Share(self._bucket_of(start), identity, None, None, None, {}, amounts, by_usage=False)
+            return
+        users, weights, by = _users(used, bill.day, bill.identities, bill.item.meter_kind)
+        if users:
+            for (who, one), weight, part in zip(users, weights, amounts.split(weights), strict=True):
+                if weight:
+                    seen = one.meaning
+                    named = replace(who, model=seen.identity.model or who.model)
+                    steps = [(bucket, one.weight(by, bucket)) for bucket in sorted(one.by_bucket)] if is_cut else [(self._bucket_of(start), 1)]
+                    for (bucket, _), piece in zip(steps, part.spread([step for _, step in steps]), strict=True):
+                        yield _Share(bucket, named, seen.application, seen.team, seen.center, seen.tags, piece, by_usage=True)
+            return
+        team, center = self._owner(identity, day_start(bill.day))
+        edges, pieces = [start], [amounts]
+        if is_cut and bill.item.meter_kind == MeterKind.COMPUTE:
+            edges = [start, *(edge for edge in (*self._starts, self._end) if start < edge < start + _DAY)]
+            pieces = amounts.spread([right - left for left, right in pairwise([*edges, start + _DAY])])
+        for edge, piece in zip(edges, pieces, strict=True):
+            yield _Share(self._bucket_of(edge), identity, None, team, center, {}, piece, by_usage=False)
 
-    def _usage_by_day(self, uses: list[Use]) -> _ByDay:
-        by_day: _ByDay = {}
-        for use in uses:
-            identity, _, _ = self.series_at(self.world.series[use.series], use.at)
-            if identity.deployment is not None:
-                by_day.setdefault((utc_day(use.at), identity.workspace, identity.deployment), []).append(use)
-        return by_day
+    def _add_shares(self, bill: _Bill, shares: Sequence[_Share], *, is_cut: bool) -> None:
+        spots = [self._spot(share, bill.item.meter_kind, bill.currency) for share in shares]
+        standing = self._standing(bill.day, is_reached=True)
+        is_estimate = bill.is_estimate or is_cut or len(set(spots)) > 1
+        for spot, share in zip(spots, shares, strict=True):
+            if spot is None:
+                continue
+            row = self._row(*spot)
+            row.standing = min(row.standing, standing)
+            row.is_billed = row.is_best = True
+            row.estimate |= is_estimate or (share.by_usage and self._asks_labels)
+            row.billed = money.plus(row.billed, share.amounts.billed)
+            row.effective = money.plus(row.effective, share.amounts.effective)
+            row.best = money.plus(row.best, share.amounts.billed)
+            row.billed_core_hours = _plus(row.billed_core_hours, share.amounts.core_hours)
+            row.best_core_hours = _plus(row.best_core_hours, share.amounts.core_hours)
+            row.add_cover(bill.day, share.identity, billed=share.amounts.billed)
 
-    def _units(self, by_day: _ByDay, day: date, identities: Sequence[Identity], kind: MeterKind) -> list[_Unit]:
-        """The day's usage of the deployments as shares in order of series and bucket; none where there was no usage."""
-        sums: dict[tuple[int, int, int], tuple[_Unit, list[int]]] = {}
-        for identity in identities:
-            for use in by_day.get((day, identity.workspace, identity.deployment), ()):
-                series = self.world.series[use.series]
-                seen, team, center = self.series_at(series, use.at)
-                bucket = self.bucket_of(max(use.at, self.query.period.start)) if use.is_inside else None
-                key = (use.series, -1 if bucket is None else bucket, bisect_right(self._segments[use.series], use.at))
-                if key not in sums:
-                    billed = replace(seen, mode=identity.mode, route=identity.route, subscription=identity.subscription, model=seen.model or identity.model)
-                    sums[key] = (_Unit(bucket, billed, series.application, team, center, series.tags, 0), [0, 0, 0, 0])
-                into = sums[key][1]
-                into[0] += use.input_tokens
-                into[1] += use.output_tokens
-                into[2] += use.cached_input_tokens
-                into[3] += use.requests
-        units = [sums[key] for key in sorted(sums)]
-        for weigh in (_WEIGHTS.get(kind, _all_tokens), _requests):
-            weights = [weigh(counts) for _, counts in units]
-            if sum(weights):
-                return [replace(unit, weight=weight) for (unit, _), weight in zip(units, weights, strict=True)]
-        return []
-
-    def _place(self, unit: _Unit, kind: MeterKind) -> _Spot | None:
+    def _spot(self, share: _Share, meter: MeterKind, currency: str | None) -> _Spot | None:
         """The row a share goes to; None where it is outside the period or the filters."""
-        if unit.bucket is None or not self.lens.passes(unit.identity, application=unit.application, team=unit.team, tags=unit.tags):
+        if not 0 <= share.bucket < len(self.buckets):
             return None
-        return _Spot(unit.bucket, self.groups(unit.identity, application=unit.application, team=unit.team, center=unit.center, tags=unit.tags, meter=kind))
+        if not self.lens.passes(share.identity, application=share.application, team=share.team, tags=share.tags):
+            return None
+        groups = self._groups(
+            share.identity,
+            application=share.application,
+            team=share.team,
+            center=share.center,
+            tags=share.tags,
+            meter=meter,
+        )
+        return share.bucket, groups, currency
+
+
+@dataclass(frozen=True, slots=True)
+class _Amounts:
+    """What is split together: billed and effective cost, and core-hours where they are known."""
+
+    billed: Decimal
+    effective: Decimal
+    core_hours: Decimal | None
+
+    def split(self, weights: Sequence[int]) -> list[_Amounts]:
+        """Shares by weight that add up exactly (largest remainder)."""
+        if sum(map(bool, weights)) == 1:
+            return [self if weight else _NOTHING for weight in weights]
+        billed = money.split(self.billed, weights)
+        effective = billed if self.effective == self.billed else money.split(self.effective, weights)
+        hours: Sequence[Decimal | None] = [None] * len(weights) if self.core_hours is None else money.split(self.core_hours, weights)
+        return [_Amounts(*one) for one in zip(billed, effective, hours, strict=True)]
+
+    def spread(self, weights: Sequence[int]) -> list[_Amounts]:
+        """Shares in order of time that add up exactly: each is what is due up to its end less what was due before.
+
+        Cut anywhere else, the same stretch of time gets the same amount; a largest remainder would not promise that.
+        """
+        if len(weights) == 1:
+            return [self]
+        billed = _due(self.billed, weights)
+        effective = billed if self.effective == self.billed else _due(self.effective, weights)
+        hours: Sequence[Decimal | None] = [None] * len(weights) if self.core_hours is None else _due(self.core_hours, weights)
+        return [_Amounts(*one) for one in zip(billed, effective, hours, strict=True)]
+
+
+_NOTHING = _Amounts(ZERO, ZERO, None)
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """A time within a UTC day in which instances, their facts and their price stay the same."""
+
+    start: datetime
+    end: datetime
+    fact: DeploymentFact
+    price: UnitPrice | Unpriced
+
+
+@dataclass(slots=True)
+class _Hours:
+    """Core-hours and what they cost, None where not known; ``reason`` says why some of it is not."""
+
+    cost: Decimal | None = None
+    core_hours: Decimal | None = None
+    reason: str | None = None
+
+    def add(self, cost: Decimal | None, core_hours: Decimal | None, reason: str | None) -> None:
+        self.cost, self.core_hours, self.reason = _plus(self.cost, cost), _plus(self.core_hours, core_hours), self.reason or reason
+
+    def plus(self, other: _Hours) -> _Hours:
+        return _Hours(_plus(self.cost, other.cost), _plus(self.core_hours, other.core_hours), self.reason or other.reason)
+
+    def minus(self, other: _Hours) -> _Hours:
+        return _Hours(_minus(self.cost, other.cost), _minus(self.core_hours, other.core_hours), self.reason)
+
+    def split(self, weights: Sequence[int]) -> list[_Hours]:
+        nothing: list[Decimal | None] = [None] * len(weights)
+        costs: Sequence[Decimal | None] = nothing if self.cost is None else money.split(self.cost, weights)
+        hours: Sequence[Decimal | None] = nothing if self.core_hours is None else money.split(self.core_hours, weights)
+        # A user without tokens has no part in it, not one of nothing.
+        return [_Hours(cost, core_hours, self.reason) if weight else _Hours() for weight, cost, core_hours in zip(weights, costs, hours, strict=True)]
+
+
+@dataclass(frozen=True, slots=True)
+class _Share:
+    """A part of a billed amount and what it belongs to; ``by_usage`` where only requests told whose it is."""
+
+    bucket: int
+    identity: Identity
+    application: str | None
+    team: str | None
+    center: str | None
+    tags: Mapping[str, str]
+    amounts: _Amounts
+    by_usage: bool
+
+
+def _due(amount: Decimal, weights: Sequence[int]) -> list[Decimal]:
+    """The amount over time: cut to 12 digits (or its own last one) at each step, the last step taking what is left."""
+    exponent = amount.as_tuple().exponent
+    place = min(-12, exponent if isinstance(exponent, int) else -12)
+    units = int(amount.scaleb(-place, money.EXACT))
+    sign, units = (-1, -units) if units < 0 else (1, units)
+    whole, so_far, before = sum(weights), 0, 0
+    found: list[Decimal] = []
+    for weight in weights:
+        so_far += weight
+        due = units * so_far // whole
+        found.append(Decimal(sign * (due - before)).scaleb(place, money.EXACT))
+        before = due
+    return found
+
+
+def _price_meters(identity: Identity) -> Sequence[PriceMeter]:
+    return (PriceMeter.INSTANCE_HOURS,) if identity.mode == Mode.MANAGED_COMPUTE else sorted(TOKEN_METERS)
+
+
+def _quarters(changes: Iterable[datetime], first: int, last: int) -> list[int]:
+    """The quarter hours (seconds) within (first, last) from which the changes count, in order."""
+    starts = {-(-to_microseconds(at) // 1_000_000 // QUARTER_SECONDS) * QUARTER_SECONDS for at in changes}
+    return sorted(at for at in starts if first < at < last)
+
+
+def _date(day: int) -> date:
+    """The UTC day of that number since 1970."""
+    return (EPOCH + day * DAY).date()
+
+
+def _no_rate(source: str, target: str | None) -> str:
+    return f"no exchange rate from {source} to {target} is known from the bill"
 
 
 def instance_hours(start: datetime, end: datetime) -> Decimal:
@@ -730,18 +1088,25 @@ def _broken_hour(microseconds: int) -> Decimal:
 
 
 def _stretches(facts: Sequence[DeploymentFact], start: datetime, end: datetime) -> list[tuple[datetime, datetime, DeploymentFact]]:
-    """The stretches of [start, end) over which one row holds, by what was learnt last; gaps have none."""
+    """The stretches of [start, end) over which managed compute runs unchanged, by what was learnt last; gaps have none."""
     edges = {start, end, *(at for fact in facts for at in (fact.valid_from, fact.valid_to) if at is not None and start < at < end)}
     found: list[tuple[datetime, datetime, DeploymentFact]] = []
     for left, right in pairwise(sorted(edges)):
         holding = [fact for fact in facts if (fact.valid_from is None or fact.valid_from <= left) and (fact.valid_to is None or left < fact.valid_to)]
         if holding:
             fact = max(holding, key=lambda one: (one.known_from, one.id or 0))
-            if found and found[-1][2] is fact and found[-1][1] == left:
+            if fact.mode != Mode.MANAGED_COMPUTE or not fact.sku or fact.instance_count is None:
+                continue
+            if found and found[-1][1] == left and _runs_on(found[-1][2], fact):
                 found[-1] = (found[-1][0], right, fact)
             else:
                 found.append((left, right, fact))
     return found
+
+
+def _runs_on(before: DeploymentFact, after: DeploymentFact) -> bool:
+    """Whether nothing that hours or their price hang on differs."""
+    return before is after or all(getattr(before, name) == getattr(after, name) for name in ("sku", "instance_count", "region", "model"))
 
 
 def _plus(left: Decimal | None, right: Decimal | None) -> Decimal | None:
@@ -750,6 +1115,5 @@ def _plus(left: Decimal | None, right: Decimal | None) -> Decimal | None:
     return right if left is None else money.plus(left, right)
 
 
-def _is_midnight(at: datetime) -> bool:
-    """Whether the instant is a UTC midnight."""
-    return to_microseconds(at) % (DAY_SECONDS * 1_000_000) == 0
+def _minus(left: Decimal | None, right: Decimal | None) -> Decimal | None:
+    return left if left is None or right is None else money.minus(left, right)

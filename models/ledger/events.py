@@ -16,11 +16,9 @@ from models.columns import from_microseconds, to_microseconds
 from models.errors import Conflict, InvalidInput, NotFound
 from models.ledger.costs import Answer, costs
 from models.ledger.values import CostQuery, Filters, Receipt, ReceiptLine, UsagePage, UsageRecord
-from models.ledger.world import Lens, Use, World
-from models.matching import full_name
+from models.ledger.world import Lens, Series, World
 from models.money import ZERO
 from models.periods import DAY, Period, day_start, utc_day
-from models.prices import PriceMeter, UnitPrice
 from models.resources import Mode
 from models.usage import QUARTER_SECONDS, STATUS_OF_CODE, Quality, UsageEvent, UsageSeries, UsageSource, flag_names, identity_hash
 
@@ -31,23 +29,7 @@ def usage_list(session: Session, *, period: Period, filters: Filters, limit: int
     """Stored events of the period, newest first."""
     world = World(session, now)
     lens = Lens(world, filters)
-    allowed = [
-        series.id
-        for series in world.series.values()
-        if lens.passes(
-            world.registry.resolve(workspace=series.workspace, endpoint=series.endpoint, deployment=series.deployment, model=series.model, at=now),
-            application=series.application,
-            team=world.registry.owner(
-                workspace=series.workspace,
-                deployment=full_name(series.endpoint, series.deployment),
-                application=series.application,
-                tags=series.tags,
-                team=series.team,
-                at=now,
-            )[0],
-            tags=series.tags,
-        )
-    ]
+    allowed = [series.id for series in world.series.values() if _is_asked(world, lens, series, now=now)]
     statement = select(UsageEvent, UsageSource.name).join(UsageSource, col(UsageSource.id) == col(UsageEvent.source_id))
     statement = statement.where(col(UsageEvent.time) >= period.start, col(UsageEvent.time) < period.end)
     if len(allowed) < len(world.series):
@@ -59,6 +41,15 @@ def usage_list(session: Session, *, period: Period, filters: Filters, limit: int
     items = [_record(world, event, source) for event, source in found[:limit]]
     last = found[limit - 1][0] if len(found) > limit else None
     return UsagePage(items, None if last is None else f"{to_microseconds(last.time)}-{last.seq}")
+
+
+def _is_asked(world: World, lens: Lens, series: Series, *, now: datetime) -> bool:
+    """Whether the series, as it is known today, is what the filters ask for."""
+    identity = world.registry.resolve(workspace=series.workspace, endpoint=series.endpoint, deployment=series.deployment, model=series.model, at=now)
+    team, _ = world.registry.owner(
+        workspace=identity.workspace, deployment=identity.deployment, application=series.application, tags=series.tags, team=series.team, at=now
+    )
+    return lens.passes(identity, application=series.application, team=team, tags=series.tags)
 
 
 def _read_cursor(cursor: str) -> tuple[datetime, int]:
@@ -135,7 +126,7 @@ def receipt(session: Session, event_id: str, *, workspace: str | None, source: s
 
 
 def _identity_hashes(session: Session, event_id: str) -> list[int]:
-    pairs = session.execute(sa.select(col(UsageSeries.workspace_id), col(UsageSeries.source_id)).distinct()).tuples()
+    pairs = session.execute(sa.select(col(UsageSeries.workspace_id), col(UsageSeries.source_id)).distinct())
     return [identity_hash(workspace_id, source_id, event_id) for workspace_id, source_id in pairs]
 
 
@@ -144,34 +135,38 @@ def _explained(session: Session, world: World, event: UsageEvent, record: UsageR
     at = from_microseconds(to_microseconds(event.time) // _QUARTER * _QUARTER)
     day = Period(day_start(utc_day(event.time)), day_start(utc_day(event.time) + DAY))
     asker = Answer(session, CostQuery(day, "none"), now=now)
-    identity, _, _ = asker.series_at(series, at)
+    meaning = asker.meaning_at(series, to_microseconds(at) // 1_000_000)
+    terms = asker.terms(meaning, utc_day(event.time))
     counts = [value if event.billable and value is not None else 0 for value in (event.input_tokens, event.output_tokens, event.cached_input_tokens)]
-    use = Use(at, series.id, True, 1, counts[0], counts[1], counts[2], 0, 0, 0)
-    currency, priced = asker._price(use, series, identity, utc_day(event.time))  # noqa: SLF001
+    inputs, outputs, cached = counts[0], counts[1], min(counts[0], counts[2])
+    is_split = len(terms) == 3
     lines: list[ReceiptLine] = []
-    for meter, tokens, amount, unpriced in priced:
-        reason = unpriced
-        price = asker._unit_price(_PRICE_METER.get(meter, PriceMeter.INPUT_TOKENS), identity, at) if identity.mode != Mode.MANAGED_COMPUTE else None  # noqa: SLF001
-        row = price.row if isinstance(price, UnitPrice) else None
-        if identity.mode == Mode.MANAGED_COMPUTE:
+    for term in terms:
+        tokens = {MeterKind.OUTPUT: outputs, MeterKind.CACHED_INPUT: cached, MeterKind.TRAINING: inputs + outputs}.get(term.meter, inputs - cached * is_split)
+        reason = term.reason
+        if meaning.identity.mode == Mode.MANAGED_COMPUTE:
             reason = "managed compute is billed by instance-hours, not by tokens"
         elif not event.billable:
             reason = "the sender says this call is not billable"
+        row = term.price.row if term.price else None
         lines.append(
             ReceiptLine(
-                meter.value,
+                term.meter.value,
                 tokens,
                 row.unit_price if row else None,
                 row.unit if row else None,
                 row.currency if row else None,
-                amount,
+                None if term.factor is None else money.times(term.factor, tokens),
                 row.version if row else None,
                 row.source if row else None,
                 reason,
             )
         )
+    # Where the prices of a call are in several currencies, there is no one sum.
+    currencies = {term.currency for term, line in zip(terms, lines, strict=True) if line.amount is not None}
+    currency = terms[0].currency if len(currencies) != 1 else currencies.pop()
     amounts = [line.amount for line in lines if line.amount is not None]
-    expected = money.add(amounts) if amounts else None
+    expected = money.add(amounts) if amounts and len(currencies) < 2 else None
     share, why = _billed_share(session, record, lines, day, currency, now=now)
     return Receipt(record, lines, expected, currency, share, why, utc_day(event.time) if share is not None else None)
 
@@ -199,11 +194,3 @@ def _billed_share(
             portion = money.ratio(money.times(amount, mine), Decimal(whole)) or ZERO
             share = money.plus(share, money.truncated(portion, 12))
     return share, "its share, by tokens, of what was billed for this deployment on that day"
-
-
-_PRICE_METER = {
-    MeterKind.INPUT: PriceMeter.INPUT_TOKENS,
-    MeterKind.OUTPUT: PriceMeter.OUTPUT_TOKENS,
-    MeterKind.CACHED_INPUT: PriceMeter.CACHED_INPUT_TOKENS,
-    MeterKind.TRAINING: PriceMeter.TRAINING_TOKENS,
-}

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from sqlmodel import Session, col, select
 
 from models.charges import BillPart
-from models.columns import from_microseconds, to_microseconds
+from models.columns import to_microseconds
 from models.ledger.values import Filters
 from models.matching import Identity, Registry, full_name
 from models.periods import DAY, Period, day_start, month_start
@@ -54,7 +54,7 @@ class World:
         self.series: dict[int, Series] = {}
         for row, name in session.execute(
             sa.select(UsageSeries, col(Workspace.name)).join(Workspace, col(Workspace.id) == col(UsageSeries.workspace_id)).order_by(col(UsageSeries.id))
-        ).tuples():
+        ):
             if row.id is not None:
                 tags = json.loads(row.tags) if row.tags != "{}" else {}
                 self.series[row.id] = Series(
@@ -77,7 +77,8 @@ class World:
         )
         self._landed = {(part.subscription_id, part.period_start) for part in self.parts}
         self._reach: dict[tuple[str, str], date] = {}
-        self._currency: dict[str, str] = {}
+        self._reached: dict[tuple[str | None, Route | None, date], bool] = {}
+        self._currency: dict[str, list[tuple[date, str]]] = {}
         self._rates: dict[tuple[str, str, str], list[tuple[date, Decimal]]] = {}
         for part in self.parts:
             for route, day in part.reaches.items():
@@ -85,8 +86,8 @@ class World:
                 self._reach[key] = max(self._reach.get(key, date.min), date.fromisoformat(day))
             totals = part.in_scope_totals or part.totals
             if totals:
-                # Parts come in order of month: the latest month's main currency stands.
-                self._currency[part.subscription_id] = min(totals, key=lambda code: (-abs(Decimal(totals[code])), code))
+                main = min(totals, key=lambda code: (-abs(Decimal(totals[code])), code))
+                self._currency.setdefault(part.subscription_id, []).append((part.period_start, main))
             for pair, rate in part.exchange_rates.items():
                 source, _, target = pair.partition(">")
                 self._rates.setdefault((part.subscription_id, source, target), []).append((part.period_start, Decimal(rate)))
@@ -94,29 +95,40 @@ class World:
 
     def is_reached(self, subscription: str | None, route: Route | None, day: date) -> bool:
         """Whether the bill covers the day; an unknown subscription or route counts as covered where any could be."""
-        month = month_start(day)
-        routes = (route,) if route is not None else (Route.MARKETPLACE, Route.FOUNDRY)
-        among = self._subscriptions if subscription is None else (subscription,)
-        return any((name, month) in self._landed and any(self._reach.get((name, way), date.min) >= day for way in routes) for name in among)
+        key = (subscription, route, day)
+        found = self._reached.get(key)
+        if found is None:
+            month = month_start(day)
+            routes = (route,) if route is not None else (Route.MARKETPLACE, Route.FOUNDRY)
+            among = self._subscriptions if subscription is None else (subscription,)
+            found = self._reached[key] = any(
+                (name, month) in self._landed and any(self._reach.get((name, way), date.min) >= day for way in routes) for name in among
+            )
+        return found
 
-    def billing_currency(self, subscription: str | None) -> str | None:
-        """The currency the subscription is billed in, as far as its bills say."""
-        return self._currency.get(subscription) if subscription is not None else None
+    def billing_currency(self, subscription: str | None, day: date) -> str | None:
+        """The currency the subscription is billed in: as the bill of that month says, else of an earlier one, else of a later one."""
+        return None if subscription is None else _of_month(self._currency.get(subscription), day)
 
     def rate(self, subscription: str, source: str, target: str, day: date) -> Decimal | None:
         """The bill's own rate of that month, else of the latest earlier one, else of the first later one."""
-        if source == target:
-            return Decimal(1)
-        rates = self._rates.get((subscription, source, target))
-        if not rates:
-            return None
-        month = month_start(day)
-        earlier = [rate for start, rate in rates if start <= month]
-        return earlier[-1] if earlier else rates[0][1]
+        return Decimal(1) if source == target else _of_month(self._rates.get((subscription, source, target)), day)
 
     def billed_until(self) -> datetime | None:
         """The end of the last day that every route of every subscription has reached."""
         return day_start(min(self._reach.values()) + DAY) if self._reach else None
+
+
+_Value = TypeVar("_Value")
+
+
+def _of_month(dated: Sequence[tuple[date, _Value]] | None, day: date) -> _Value | None:
+    """The value of the day's month, else of the latest earlier one, else of the first later one; ``dated`` is in order."""
+    if not dated:
+        return None
+    month = month_start(day)
+    earlier = [value for start, value in dated if start <= month]
+    return earlier[-1] if earlier else dated[0][1]
 
 
 class Lens:
@@ -158,40 +170,33 @@ def _known(session: Session, table: type[_Known], known: datetime) -> Sequence[_
 
 # -- usage, from rollups --------------------------------------------------------------------------
 
+# (start of the slot in seconds since 1970, series, requests, input, output, cached input, reasoning output tokens,
+#  requests of unknown tokens, requests of estimated tokens)
+Use = tuple[int, int, int, int, int, int, int, int, int]
 
-@dataclass(slots=True)
-class Use:
-    """Sums of one series over one slot; ``is_inside`` tells the asked period from the rest of its edge days."""
-
-    at: datetime
-    series: int
-    is_inside: bool
-    requests: int
-    input_tokens: int
-    output_tokens: int
-    cached_input_tokens: int
-    reasoning_output_tokens: int
-    unknown_requests: int
-    estimated_requests: int
-
-
+# Cached tokens are part of the input; a sender that says otherwise cannot make the rest of the input negative.
 _SUMS = """SUM(requests), SUM(CASE WHEN outcome % 2 = 1 THEN input_tokens ELSE 0 END), SUM(CASE WHEN outcome % 2 = 1 THEN output_tokens ELSE 0 END),
-SUM(CASE WHEN outcome % 2 = 1 THEN cached_input_tokens ELSE 0 END), SUM(CASE WHEN outcome % 2 = 1 THEN reasoning_output_tokens ELSE 0 END),
-SUM(unknown_requests), SUM(estimated_requests)"""
+SUM(CASE WHEN outcome % 2 = 0 THEN 0 WHEN cached_input_tokens > input_tokens THEN input_tokens ELSE cached_input_tokens END),
+SUM(CASE WHEN outcome % 2 = 1 THEN reasoning_output_tokens ELSE 0 END), SUM(unknown_requests), SUM(estimated_requests)"""
 _EVENT_SUMS = """COUNT(*), SUM(CASE WHEN billable THEN COALESCE(input_tokens, 0) ELSE 0 END), SUM(CASE WHEN billable THEN COALESCE(output_tokens, 0) ELSE 0 END),
-SUM(CASE WHEN billable THEN COALESCE(cached_input_tokens, 0) ELSE 0 END), SUM(CASE WHEN billable THEN COALESCE(reasoning_output_tokens, 0) ELSE 0 END),
+SUM(CASE WHEN NOT billable THEN 0 WHEN COALESCE(cached_input_tokens, 0) > COALESCE(input_tokens, 0) THEN COALESCE(input_tokens, 0)
+ELSE COALESCE(cached_input_tokens, 0) END),
+SUM(CASE WHEN billable THEN COALESCE(reasoning_output_tokens, 0) ELSE 0 END),
 SUM(CASE WHEN is_unknown THEN 1 ELSE 0 END), SUM(CASE WHEN quality = 2 THEN 1 ELSE 0 END)"""
 
 
-def read_usage(session: Session, period: Period, *, slot: int, as_of: datetime | None, series: Sequence[int] | None, is_inside: bool = True) -> list[Use]:
+def read_usage(session: Session, period: Period, *, slot: int, shift: int = 0, as_of: datetime | None, series: Sequence[int] | None) -> list[Use]:
     """Usage of the period per slot (seconds) and series: rollups for whole quarter hours, events for the broken ones.
 
-    With ``as_of``, rollup rows of the days before its own count, and of its own day the events that had arrived by then.
+    ``shift`` cuts each slot once more, that many seconds after its start: the midnights of another zone beside those of
+    UTC. With ``as_of``, rollup rows of the days before its own count, and of its own day the events that had arrived by then.
     """
     start, end = to_microseconds(period.start), to_microseconds(period.end)
     whole_start, whole_end = -(-start // _QUARTER) * _QUARTER, end // _QUARTER * _QUARTER
     found: list[Any] = []
     only = "" if series is None else f" AND series_id IN ({','.join(map(str, series)) or 'NULL'})"
+    at = _slot_of("starts_at", slot, shift)
+    sources = 0
     if whole_start < whole_end:
         values = {"start": whole_start // 1_000_000, "end": whole_end // 1_000_000}
         known = ""
@@ -200,28 +205,47 @@ def read_usage(session: Session, period: Period, *, slot: int, as_of: datetime |
             known = " AND known_on < :known"
         found += session.execute(
             sa.text(
-                f"SELECT starts_at / {slot} * {slot}, series_id, {_SUMS} FROM usage_quarter "  # noqa: S608 - numbers of ours only
+                f"SELECT {at}, series_id, {_SUMS} FROM usage_quarter "  # noqa: S608 - numbers of ours only
                 f"WHERE starts_at >= :start AND starts_at < :end{known}{only} GROUP BY 1, 2"
             ),
             values,
         ).all()
+        sources += 1
         if as_of is not None:
             midnight = to_microseconds(as_of) // (DAY_SECONDS * 1_000_000) * DAY_SECONDS * 1_000_000
-            found += _read_events(session, whole_start, whole_end, slot=slot, only=only, arrived_from=midnight, arrived_by=to_microseconds(as_of))
+            cut = (whole_start, whole_end)
+            found += _read_events(session, cut, slot=slot, shift=shift, only=only, arrived_from=midnight, arrived_by=to_microseconds(as_of))
+            sources += 1
     arrived_by = None if as_of is None else to_microseconds(as_of)
     for left, right in ((start, min(whole_start, end)), (max(whole_end, whole_start, start), end)):
         if left < right:
-            found += _read_events(session, left, right, slot=slot, only=only, arrived_from=None, arrived_by=arrived_by)
+            found += _read_events(session, (left, right), slot=slot, shift=shift, only=only, arrived_from=None, arrived_by=arrived_by)
+            sources += 1
+    # PostgreSQL sums bigint to numeric.
+    if sources == 1:
+        uses: list[Any] = [tuple(map(int, row)) for row in found]
+        return sorted(uses, key=_slot_and_series)
     merged: dict[tuple[int, int], list[int]] = {}
-    for at, series_id, *sums in found:
-        into = merged.setdefault((int(at), series_id), [0] * 7)
-        for index, value in enumerate(sums):
+    for row in found:
+        into = merged.setdefault((int(row[0]), int(row[1])), [0] * 7)
+        for index, value in enumerate(row[2:]):
             into[index] += int(value)
-    return [Use(from_microseconds(at * 1_000_000), series_id, is_inside, *sums) for (at, series_id), sums in sorted(merged.items())]
+    return [(slot_at, series_id, *sums) for (slot_at, series_id), sums in sorted(merged.items())]  # type: ignore[misc]
 
 
-def _read_events(session: Session, start: int, end: int, *, slot: int, only: str, arrived_from: int | None, arrived_by: int | None) -> Sequence[Any]:
-    values = {"start": start, "end": end}
+def _slot_and_series(use: Use) -> tuple[int, int]:
+    return use[0], use[1]
+
+
+def _slot_of(seconds: str, slot: int, shift: int) -> str:
+    start = f"{seconds} / {slot} * {slot}"
+    return start if not shift else f"{start} + CASE WHEN {seconds} % {slot} >= {shift} THEN {shift} ELSE 0 END"
+
+
+def _read_events(
+    session: Session, cut: tuple[int, int], *, slot: int, shift: int, only: str, arrived_from: int | None, arrived_by: int | None
+) -> Sequence[Any]:
+    values = {"start": cut[0], "end": cut[1]}
     arrived = ""
     if arrived_from is not None:
         arrived += " AND received_at >= :arrived_from"
@@ -231,7 +255,7 @@ def _read_events(session: Session, start: int, end: int, *, slot: int, only: str
         values["arrived_by"] = arrived_by
     return session.execute(
         sa.text(
-            f"SELECT time / {slot * 1_000_000} * {slot}, series_id, {_EVENT_SUMS} FROM usage_event "  # noqa: S608 - numbers of ours only
+            f"SELECT {_slot_of('(time / 1000000)', slot, shift)}, series_id, {_EVENT_SUMS} FROM usage_event "  # noqa: S608 - numbers of ours only
             f"WHERE time >= :start AND time < :end{arrived}{only} GROUP BY 1, 2"
         ),
         values,

@@ -34,6 +34,7 @@ from models.usage import (
     UsageQuarter,
     UsageSeries,
     UsageSource,
+    identity_hash,
 )
 
 NOW = datetime(2026, 11, 20, 10, tzinfo=UTC)
@@ -102,7 +103,6 @@ def event(
     of = of or series(session)
     name = f"event-{next(_numbers)}"
     event_id = overrides.get("event_id", name)
-    digest = hashlib.sha256(f"{of.workspace_id}/{of.source_id}/{event_id}".encode()).digest()
     is_missing = input_tokens is None or (output_tokens is None and of.operation != Operation.EMBEDDINGS.value)
     is_answered = status in {Status.SUCCESS, Status.INCOMPLETE, Status.FILTERED}
     facts: dict[str, Any] = {
@@ -118,7 +118,7 @@ def event(
         "quality": int(Quality.MISSING if is_missing else Quality.REPORTED),
         "is_unknown": is_missing and is_answered and overrides.get("billable", True),
         "received_at": time,
-        "identity_hash": int.from_bytes(digest[:8], signed=True),
+        "identity_hash": identity_hash(of.workspace_id, of.source_id, event_id),
         "content_hash": hashlib.sha256(name.encode()).digest(),
     } | overrides
     row = _added(session, UsageEvent(**facts))

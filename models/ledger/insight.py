@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from datetime import date, datetime
 from decimal import Decimal
 
@@ -11,7 +10,7 @@ import sqlalchemy as sa
 from sqlmodel import Session
 
 from models import money
-from models.columns import from_microseconds
+from models.columns import EPOCH, from_microseconds, to_microseconds
 from models.ledger.costs import costs
 from models.ledger.values import Choices, CostQuery, DataAge, Filters, Forecast, Problem, SourceAge
 from models.ledger.world import World
@@ -24,37 +23,51 @@ from models.usage import QUARTER_SECONDS, UsageConflict
 def data_age(session: Session, *, visible: frozenset[str] | None, now: datetime) -> DataAge:
     """How old the figures are, per source of usage and per billed subscription and route."""
     world = World(session, now)
-    sources: list[SourceAge] = []
-    rows = session.execute(
-        sa.text(
-            "SELECT s.name, w.name, MAX(q.starts_at), MAX(q.known_on) FROM usage_quarter q JOIN usage_series u ON u.id = q.series_id "
-            "JOIN usage_source s ON s.id = u.source_id JOIN workspace w ON w.id = u.workspace_id GROUP BY s.name, w.name ORDER BY w.name, s.name"
-        )
-    ).all()
-    metered: datetime | None = None
-    for source, workspace, quarter, _ in rows:
-        if visible is not None and workspace not in visible:
-            continue
-        at = min(from_microseconds((int(quarter) + QUARTER_SECONDS) * 1_000_000), now)
-        metered = at if metered is None else max(metered, at)
-        sources.append(SourceAge("usage", f"{workspace} · {source}", at, None))
+    sources = _usage_ages(session, visible=visible, now=now)
+    metered = max((source.reaches for source in sources if source.reaches is not None), default=None)
     if metered is not None and visible is None:
-        newest, arrived = session.execute(sa.text("SELECT MAX(time), MAX(received_at) FROM usage_event")).one()
-        metered = min(from_microseconds(int(newest)), now)
-        sources = [replace(source, arrived_at=from_microseconds(int(arrived))) if len(rows) == 1 else source for source in sources]
-    billed: datetime | None = None
+        # The newest event itself, rather than the end of its quarter hour.
+        metered = min(from_microseconds(int(session.execute(sa.text("SELECT MAX(time) FROM usage_event")).scalar_one())), now)
+    seen = None if visible is None else {world.registry.subscription(workspace, now) for workspace in visible}
     latest: dict[tuple[str, str], tuple[date, datetime]] = {}
     for part in world.parts:
+        if part.landed_at is None or (seen is not None and part.subscription_id not in seen):
+            continue
         for route, day in part.reaches.items():
-            if part.landed_at is not None:
-                before = latest.get((part.subscription_id, route))
-                reach = date.fromisoformat(day)
-                latest[part.subscription_id, route] = (max(reach, before[0]), max(part.landed_at, before[1])) if before else (reach, part.landed_at)
+            reach, landed = date.fromisoformat(day), part.landed_at
+            before = latest.get((part.subscription_id, route), (reach, landed))
+            latest[part.subscription_id, route] = max(reach, before[0]), max(landed, before[1])
+    billed: datetime | None = None
     for (subscription, route), (reached_on, landed) in sorted(latest.items()):
         end = day_start(reached_on + DAY)
         billed = end if billed is None else min(billed, end)
         sources.append(SourceAge("bill", f"{route} · subscription {subscription or '(none)'}", end, landed))
     return DataAge(metered, billed, sources)
+
+
+def _usage_ages(session: Session, *, visible: frozenset[str] | None, now: datetime) -> list[SourceAge]:
+    """How far each sender's usage reaches in each workspace; looks at the newest days first, as that is mostly enough."""
+    senders = {
+        (str(workspace), str(source))
+        for workspace, source in session.execute(
+            sa.text("SELECT DISTINCT w.name, s.name FROM usage_series u JOIN usage_source s ON s.id = u.source_id JOIN workspace w ON w.id = u.workspace_id")
+        )
+        if visible is None or workspace in visible
+    }
+    found: dict[tuple[str, str], datetime] = {}
+    for since in (now - 2 * DAY, now - 60 * DAY, EPOCH):
+        rows = session.execute(
+            sa.text(
+                "SELECT w.name, s.name, MAX(q.starts_at) FROM usage_quarter q JOIN usage_series u ON u.id = q.series_id "
+                "JOIN usage_source s ON s.id = u.source_id JOIN workspace w ON w.id = u.workspace_id WHERE q.starts_at >= :since GROUP BY w.name, s.name"
+            ),
+            {"since": to_microseconds(since) // 1_000_000},
+        )
+        for workspace, source, quarter in rows:
+            found.setdefault((workspace, source), min(from_microseconds((int(quarter) + QUARTER_SECONDS) * 1_000_000), now))
+        if senders <= found.keys():
+            break
+    return [SourceAge("usage", f"{workspace} · {source}", found.get((workspace, source)), None) for workspace, source in sorted(senders)]
 
 
 def forecast(session: Session, filters: Filters, *, now: datetime) -> list[Forecast]:

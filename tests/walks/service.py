@@ -197,7 +197,8 @@ def run(database_url: str | None, *words: str, folder: Path, within: float = 120
 def verify(database_url: str | None, *, folder: Path) -> None:
     """The second pair of eyes finds that every figure is the one that the raw rows give."""
     found = run(database_url, "verify", folder=folder)
-    assert (found.code, found.out.rstrip().endswith("all agree")) == (0, True), f"{found.out}\n{found.err}"
+    said = found.out.strip().splitlines() or [found.err]
+    assert (found.code, said[-1].endswith("all agree")) == (0, True), "\n".join([*said[:12], "…", said[-1], found.err[-400:]])
 
 
 def environment(database_url: str | None) -> dict[str, str]:

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Never
+from typing import TYPE_CHECKING, Any, Never
 
 import httpx
 import uvicorn
@@ -34,12 +34,13 @@ from collector.auth import KeyRing, Principal
 from collector.ingest import Ingest
 from collector.locks import DatabaseLock, Running
 from collector.settings import Settings
-from dashboard.access import Viewer
-from dashboard.app import create_dashboard, ledger_over
 from models import audit, ledger
 from models.errors import Conflict, DomainError, InvalidInput, Unavailable
 from models.periods import rfc3339
 from models.store import Store
+
+if TYPE_CHECKING:
+    from dashboard.access import Viewer
 
 logger = logging.getLogger("meterbridge")
 
@@ -252,6 +253,9 @@ class _KeyAccess:
 
 
 def _viewer(principal: Principal | None) -> Viewer | None:
+    # Here and below: Dash and Plotly take longer to load than most commands take to run.
+    from dashboard.access import Viewer  # noqa: PLC0415
+
     if principal is None or principal.key_id is None:
         return None
     return Viewer(principal.key_id, principal.name, principal.scope, principal.visible)
@@ -371,6 +375,8 @@ def _interrupt(_number: int, _frame: object) -> Never:
 
 
 def _dashboard_app(store: Store, keys: KeyRing, *, is_loopback: bool) -> ASGIApp:
+    from dashboard.app import create_dashboard, ledger_over  # noqa: PLC0415
+
     access = _KeyAccess(keys, auth.cookie_secret(store), is_loopback=is_loopback)
     page = create_dashboard(open_ledger=ledger_over(store.read), access=access, now=_now, notice=_OPEN_NOTICE)
     return WSGIMiddleware(page.server, workers=10)  # type: ignore[return-value]  # an ASGI app by another spelling

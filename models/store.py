@@ -76,6 +76,7 @@ class Store:
                     "options": "-c timezone=UTC -c statement_timeout=60000 -c lock_timeout=10000",
                 },
             )
+            event.listen(self.engine, "connect", _prepare_postgresql)
         # SQLite's deferred transaction already sees one moment only.
         self._reader = self.engine if self.is_sqlite else self.engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
         self._writer = self.engine.execution_options(meterbridge_writes=True)
@@ -214,6 +215,14 @@ def _wait_for_migration_lock(connection: sa.Connection, *, timeout_seconds: floa
         if time.monotonic() > deadline:
             raise Unavailable("another process has been migrating the database for two minutes; look at it, then try again")
         time.sleep(0.2)
+    connection.commit()
+
+
+def _prepare_postgresql(connection: Any, _record: Any) -> None:
+    # With "off" a commit returns before it is on the disk, and what was acknowledged last is lost in a crash. Any other
+    # setting is at least as strong as "on" here or the operator's own choice about standbys.
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'")
     connection.commit()
 
 

@@ -30,6 +30,24 @@ _INGEST: dict[str, tuple[str, str]] = {
         "Send a raw inference response and let meterbridge read its usage",
         "A chat.completion, text_completion or embeddings body, a stream's text, an error body, or envelopes with request, response, status and headers.",
     ),
+    "/v1/usage/litellm": (
+        "Send LiteLLM's generic_api callback",
+        "Arrays, lines and single payloads of its json logger. Answers 200 once the usage is stored, with the verdicts in the body.",
+    ),
+    "/v1/usage/azure": (
+        "Send Azure Monitor, Event Hubs or Log Analytics batches",
+        "GatewayLlmLogs (rows of one call merged), AmlOnlineEndpointTrafficLog, API Management event-hub records; Application Insights metrics are ignored.",
+    ),
+    "/api/v1/events": (
+        "Send CloudEvents 1.0",
+        "Structured, batch and binary mode, and plain JSON as OpenMeter's clients send it. Answers 204; a refusal is a 400 that lists what was refused.",
+    ),
+    "/otlp/v1/traces": (
+        "Send OpenTelemetry spans (OTLP/HTTP)",
+        "Protobuf or JSON; spans of model calls are counted, all others ignored. Answers as OTLP asks.",
+    ),
+    "/otlp/v1/logs": ("Send OpenTelemetry log records (OTLP/HTTP)", "Protobuf or JSON; records of model calls are counted, all others ignored."),
+    "/otlp/v1/metrics": ("Send OpenTelemetry metrics (OTLP/HTTP)", "Protobuf or JSON; taken and not counted, as metrics repeat what spans say."),
 }
 
 

@@ -17,6 +17,7 @@ from models.ledger.world import World
 from models.money import ZERO
 from models.periods import DAY, Period, day_start, days, month_period, utc_day
 from models.prices import model_key, model_name
+from models.resources import Mode
 from models.usage import QUARTER_SECONDS, UsageConflict
 
 
@@ -155,7 +156,8 @@ def problems(session: Session, *, visible: frozenset[str] | None, now: datetime)
                         problem.get("count"),
                     )
                 )
-    recent = CostQuery(Period(now - 30 * DAY, now), "none", ("workspace", "deployment", "model"), "best", Filters(visible=visible))
+    recent = CostQuery(Period(now - 30 * DAY, now), "none", ("workspace", "deployment", "model", "mode"), "best", Filters(visible=visible))
+    untold: dict[str, int] = {}
     for row in costs(session, recent, now=now).rows:
         groups, figures = row.groups, row.figures
         name = f"{groups['workspace'] or '(no workspace)'} / {groups['deployment'] or '(no deployment)'}"
@@ -164,27 +166,20 @@ def problems(session: Session, *, visible: frozenset[str] | None, now: datetime)
             found.append(
                 Problem("unpriced_model", f"{name}: {groups['model'] or 'no model'}", detail, _REMEDY["unpriced_model"], count=figures.unpriced_tokens)
             )
-        if groups["deployment"] is None and figures.billed_cost:
-            found.append(
-                Problem(
-                    "unallocated_charge",
-                    name,
-                    "billed in the last 30 days, and no deployment is known for it",
-                    _REMEDY["unallocated_charge"],
-                    figures.currency,
-                    figures.billed_cost,
-                )
-            )
+        # A rounding adjustment (mode unknown) belongs to nobody for good; nothing can be done about it.
+        if groups["deployment"] is None and figures.billed_cost and groups["mode"] != Mode.UNKNOWN:
+            subject = f"{name}: {groups['model'] or groups['mode']}"
+            detail = "billed in the last 30 days, and no deployment is known for it"
+            found.append(Problem("unallocated_charge", subject, detail, _REMEDY["unallocated_charge"], figures.currency, figures.billed_cost))
         if figures.unknown_token_requests:
-            found.append(
-                Problem(
-                    "unknown_tokens",
-                    name,
-                    "calls of the last 30 days whose tokens were not reported (often streams without include_usage)",
-                    _REMEDY["unknown_tokens"],
-                    count=figures.unknown_token_requests,
-                )
-            )
+            untold[name] = untold.get(name, 0) + figures.unknown_token_requests
+    if untold:
+        most = sorted(untold, key=lambda name: (-untold[name], name))
+        subject = f"{len(untold)} deployments" if len(untold) > 1 else most[0]
+        detail = "calls of the last 30 days whose tokens were not reported (often streams without include_usage)"
+        if len(untold) > 1:
+            detail += "; most of them: " + ", ".join(f"{name} ({untold[name]})" for name in most[:3])
+        found.append(Problem("unknown_tokens", subject, detail, _REMEDY["unknown_tokens"], count=sum(untold.values())))
     confirmed = set(world.registry.deployments())
     unseen: dict[tuple[str, str], None] = {}
     for series in world.series.values():

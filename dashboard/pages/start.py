@@ -57,17 +57,26 @@ def steps(view: View) -> list[Component]:
             name="wide",
         ),
         card(
-            "3. Connect Azure",
-            html.P("With a billing scope and a credential that may read it, bills, inventory, quotas and prices are fetched by themselves:"),
-            html.Pre(
-                html.Code(
-                    "export METERBRIDGE_AZURE_SCOPES=/subscriptions/YOUR-SUBSCRIPTION-ID\n"
-                    "export METERBRIDGE_AZURE_SUBSCRIPTIONS=YOUR-SUBSCRIPTION-ID\n"
-                    "meterbridge sync costs\nmeterbridge sync inventory"
-                ),
-                tabIndex="0",
-            ),
+            "3. Point what you already run at it",
+            html.P("OpenTelemetry exporters, LiteLLM, CloudEvents senders (OpenMeter's clients too) and Azure log batches are read as they are:"),
+            html.Pre(html.Code(_environment(view)), tabIndex="0"),
+            html.P(["Every route is described at ", html.A("/docs", href=f"{view.origin}/docs"), ". Prompts and completions are never stored."]),
             html.P(["Or look at the sample world first: ", html.Code("make demo"), " runs everything on made-up data in its own database."]),
             name="wide",
         ),
     ]
+
+
+def _environment(view: View) -> str:
+    """What a process sets so that its telemetry comes here."""
+    key = "" if view.is_open else ",authorization=Bearer YOUR_INGEST_KEY"
+    otlp_key = key.replace(" ", "%20")
+    return (
+        "# OpenTelemetry (traces and logs of model calls)\n"
+        f"export OTEL_EXPORTER_OTLP_ENDPOINT={view.origin}/otlp\n"
+        "export OTEL_EXPORTER_OTLP_PROTOCOL=http/protobuf\n"
+        f'export OTEL_EXPORTER_OTLP_HEADERS="x-meterbridge-workspace=my-workspace{otlp_key}"\n'
+        '# LiteLLM proxy, with callbacks: ["generic_api"]\n'
+        f"export GENERIC_LOGGER_ENDPOINT={view.origin}/v1/usage/litellm\n"
+        f'export GENERIC_LOGGER_HEADERS="x-meterbridge-workspace=my-workspace{key}"'
+    )

@@ -260,7 +260,7 @@ def test_an_empty_service_says_how_to_begin(browser: Browser, origin: str, ledge
     ledger.facts = []
     with watched(browser, origin) as page:
         page.goto(f"{origin}/dashboard/")
-        expect(page.locator("main h2")).to_have_text(["1. Send usage", "2. Import a bill", "3. Connect Azure"])
+        expect(page.locator("main h2")).to_have_text(["1. Send usage", "2. Import a bill", "3. Point what you already run at it"])
         expect(page.locator("main")).to_contain_text(f"curl -X POST {origin}/v1/usage")
         expect(page.locator("main")).to_contain_text("meterbridge import charges cost-details.csv")
 
@@ -331,7 +331,7 @@ def test_a_real_and_empty_database_is_an_empty_service(browser: Browser, tmp_pat
             ("", "1. Send usage"),
             ("deployment", "No deployment in this period"),
             ("data", "None: every charge"),
-            ("start", "3. Connect Azure"),
+            ("start", "3. Point what you already run at it"),
         ):
             with watched(browser, origin) as page:
                 page.goto(f"{origin}/dashboard/{path}")

@@ -90,7 +90,7 @@ def _tiles(view: View, totals: Sequence[Total], forecasts: list[Forecast] | Fail
     rows: list[list[Component]] = []
     expected = {} if isinstance(forecasts, Failure) else {one.currency: one for one in forecasts}
     wanted = view.selection.currency
-    currencies = [total.currency for total in totals if total.currency is not None]
+    currencies = [total.currency for total in _busiest_first(totals) if total.currency is not None]
     currencies += sorted(currency for currency in expected if currency not in currencies and wanted in {None, currency})
     several = len(currencies) > 1
     month = month_period(utc_day(view.now))
@@ -179,7 +179,7 @@ def _uncurrencied_tile(total: Total) -> Component:
 
 
 def _charts(view: View, by_period: CostTable, by_group: CostTable | Failure, group: tuple[str, ...]) -> list[Component]:
-    currencies = [total.currency for total in by_period.totals if total.cost is not None] or [None]
+    currencies = [total.currency for total in _busiest_first(by_period.totals) if total.cost is not None] or [None]
     revision = view.here
     chosen = "deployment" if group == ("workspace", "deployment") else group[0]
     stacks = switch(
@@ -222,12 +222,18 @@ def _charts(view: View, by_period: CostTable, by_group: CostTable | Failure, gro
     return parts
 
 
-def _ordered(answer: CostTable) -> list[CostRow]:
-    """Dearest first within a currency; unknown amounts last."""
+def _busiest_first(totals: Sequence[Total]) -> list[Total]:
+    """Currencies in order of how much is going on in them: their amounts do not compare."""
+    return sorted(totals, key=lambda total: (-total.requests, total.currency or "~"))
 
-    def rank(row: CostRow) -> tuple[str, bool, Decimal]:
+
+def _ordered(answer: CostTable) -> list[CostRow]:
+    """Dearest first within a currency, the busiest currency first; unknown amounts last."""
+    place = {total.currency: index for index, total in enumerate(_busiest_first(answer.totals))}
+
+    def rank(row: CostRow) -> tuple[int, bool, Decimal]:
         cost = row.figures.cost
-        return (row.figures.currency or "~", cost is None, Decimal(0) if cost is None else -cost)
+        return (place.get(row.figures.currency, len(place)), cost is None, Decimal(0) if cost is None else -cost)
 
     return sorted(answer.rows, key=rank)
 
@@ -241,7 +247,7 @@ def _link(view: View, row: CostRow, *, length: int = 44) -> Component:
 
 def _top(view: View, answer: CostTable) -> Component:
     lists: list[Component] = []
-    for total in answer.totals:
+    for total in _busiest_first(answer.totals):
         rows = [row for row in _ordered(answer) if row.figures.currency == total.currency and row.figures.cost is not None][:_TOP]
         if not rows:
             continue

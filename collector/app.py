@@ -50,21 +50,23 @@ def create_app(
     if ingest is not None:
         api.include_router(control.router)
     docs.install(api)
-    _operations(api, version)
+    _operations(api, version, has_dashboard="/dashboard" in (mounts or {}))
     for path, mounted in (mounts or {}).items():
         api.mount(path, mounted)
     app: ASGIApp = api if ingest is None else IngestRoutes(api, ingest=ingest, clock=lambda: to_microseconds(now()))
     return Hardened(Gate(app, keys=keys, is_loopback=is_loopback))
 
 
-def _operations(api: FastAPI, version: str) -> None:
+def _operations(api: FastAPI, version: str, *, has_dashboard: bool) -> None:
     @api.get("/", include_in_schema=False)
     def home() -> RedirectResponse:
-        return RedirectResponse("/dashboard/", 307)
+        return RedirectResponse("/dashboard/" if has_dashboard else "/docs", 307)
 
-    @api.get("/dashboard", include_in_schema=False)
-    def dashboard() -> RedirectResponse:
-        return RedirectResponse("/dashboard/", 307)
+    if has_dashboard:
+
+        @api.get("/dashboard", include_in_schema=False)
+        def dashboard() -> RedirectResponse:
+            return RedirectResponse("/dashboard/", 307)
 
     @api.get("/livez", tags=["operations"], summary="The process is alive")
     def livez() -> PlainTextResponse:

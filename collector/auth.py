@@ -1,8 +1,8 @@
 """API keys: who a request is from and what it may do.
 
 A key is ``mb_`` + a public id + ``_`` + 43 characters of 256 random bits; the database keeps the id and the secret's
-SHA-256, so that a stolen database opens nothing. ``KeyRing`` remembers keys for two seconds at most: a new or
-revoked key is effective everywhere within five.
+SHA-256, so that a key cannot be read out of it. (It does hold what signs the dashboard's sessions, so the file is for no
+other eyes.) ``KeyRing`` remembers keys for two seconds at most: a new or revoked key is effective everywhere within five.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+import os
 import secrets
 import threading
 import time
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Literal
 
 import sqlalchemy as sa
+from sqlalchemy.exc import IntegrityError
 from sqlmodel import Session, col, select
 
 from models.errors import Conflict, InvalidInput, NotFound, Unavailable
@@ -121,7 +123,12 @@ def ensure_admin_key(store: Store, file: Path, *, now: datetime) -> str | None:
     with store.write() as session:
         found = session.exec(select(ApiKey).where(col(ApiKey.secret_hash) == _hash(secret)).limit(1)).first()
         if found is None:
-            create_key(session, name="admin key file", scope="admin", workspaces=(), now=now, secret=secret)
+            try:
+                create_key(session, name="admin key file", scope="admin", workspaces=(), now=now, secret=secret)
+            except IntegrityError:
+                # Another process that started at the same time was quicker.
+                session.rollback()
+                return None
             return f"the secret in {file} is an admin key now"
         if found.revoked_at is not None:
             return f"the secret in {file} is the key {found.id}, which was revoked and stays so; put a new secret into the file"
@@ -133,10 +140,16 @@ def _make_admin_key_file(store: Store, file: Path, *, now: datetime) -> str | No
         if session.exec(select(ApiKey).limit(1)).first() is not None:
             return None
         _, secret = create_key(session, name="admin key file", scope="admin", workspaces=(), now=now)
-        # Before the commit: a key whose secret was never written would lock everybody out.
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.touch(mode=0o600)
-        file.write_text(secret + "\n", encoding="utf-8")
+        try:
+            # Of several processes that start at once only one makes the file, and with it the key.
+            handle = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        except FileExistsError:
+            session.rollback()
+            return None
+        # Before the commit: a key whose secret was never written would lock everybody out.
+        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+            stream.write(secret + "\n")
     return f"made an admin key and wrote it to {file}"
 
 

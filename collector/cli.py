@@ -45,10 +45,15 @@ if TYPE_CHECKING:
 logger = logging.getLogger("meterbridge")
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
-_OPEN_NOTICE = (
-    "Open: no key has been created, so every program and page of this machine may read and write. "
-    "Close it with: meterbridge keys create --name NAME --scope admin"
-)
+
+
+def _open_notice(settings: Settings) -> str:
+    """What an open service says of itself, with the command that closes this very one."""
+    database = "" if settings.database_url == Settings().database_url else f" --database-url {settings.database_url}"
+    return (
+        "Open: no key has been created, so every program and page of this machine may read and write. "
+        f"Close it with: meterbridge keys create --name NAME --scope admin{database}"
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -314,7 +319,7 @@ def _run_service(
     ingest = Ingest(store, now=_now)
     mounts: dict[str, ASGIApp] = {}
     if has_dashboard:
-        mounts["/dashboard"] = _dashboard_app(store, keys, is_loopback=is_loopback)
+        mounts["/dashboard"] = _dashboard_app(store, keys, settings, is_loopback=is_loopback)
     token = lock.token if lock is not None else ""
     app = create_app(store=store, ingest=ingest, keys=keys, now=_now, version=software_version(), is_loopback=is_loopback, control_token=token, mounts=mounts)
     scheduler = jobs.create_scheduler(store, now=_now) if has_jobs else None
@@ -332,7 +337,7 @@ def _run_service(
     )
     _tell(f"database {store.name}")
     if keys.is_open():
-        _tell(_OPEN_NOTICE)
+        _tell(_open_notice(settings))
     if companion is not None:
         companion.start()
     try:
@@ -343,7 +348,7 @@ def _run_service(
             scheduler.shutdown(wait=False)
         ingest.stop()
         if companion is not None:
-            companion.join(timeout=8)
+            companion.join(timeout=2)
     return 0
 
 
@@ -374,11 +379,11 @@ def _interrupt(_number: int, _frame: object) -> Never:
     raise KeyboardInterrupt
 
 
-def _dashboard_app(store: Store, keys: KeyRing, *, is_loopback: bool) -> ASGIApp:
+def _dashboard_app(store: Store, keys: KeyRing, settings: Settings, *, is_loopback: bool) -> ASGIApp:
     from dashboard.app import create_dashboard, ledger_over  # noqa: PLC0415
 
     access = _KeyAccess(keys, auth.cookie_secret(store), is_loopback=is_loopback)
-    page = create_dashboard(open_ledger=ledger_over(store.read), access=access, now=_now, notice=_OPEN_NOTICE)
+    page = create_dashboard(open_ledger=ledger_over(store.read), access=access, now=_now, notice=_open_notice(settings), is_behind_tls=settings.secure_cookies)
     return WSGIMiddleware(page.server, workers=10)  # type: ignore[return-value]  # an ASGI app by another spelling
 
 
@@ -423,6 +428,7 @@ def _work(_options: argparse.Namespace, settings: Settings) -> int:
 
 def _dashboard(_options: argparse.Namespace, settings: Settings) -> int:
     store = Store(settings.database_url)
+    _refuse_missing(store)
     store.check_schema()
     keys = KeyRing(store)
     is_loopback = settings.host in _LOOPBACK
@@ -436,11 +442,11 @@ def _dashboard(_options: argparse.Namespace, settings: Settings) -> int:
         now=_now,
         version=software_version(),
         is_loopback=is_loopback,
-        mounts={"/dashboard": _dashboard_app(store, keys, is_loopback=is_loopback)},
+        mounts={"/dashboard": _dashboard_app(store, keys, settings, is_loopback=is_loopback)},
     )
     _tell(f"meterbridge {software_version()} dashboard on {url}/dashboard/")
     if keys.is_open():
-        _tell(_OPEN_NOTICE)
+        _tell(_open_notice(settings))
     _serve_until_signal(app, listener)
     store.close()
     return 0

@@ -119,8 +119,11 @@ def _data(store: Store, now: datetime) -> Iterator[Finding]:
 
 def _keys(store: Store, settings: Settings) -> Iterator[Finding]:
     with store.read() as session:
+        ever = session.execute(sa.text("SELECT COUNT(*) FROM api_key")).scalar() or 0
         keys = session.execute(sa.text("SELECT COUNT(*) FROM api_key WHERE revoked_at IS NULL")).scalar() or 0
-    if keys:
+    if ever and not keys:
+        yield Finding("failure", "every key is revoked: nobody can send, read or sign in", "meterbridge keys create --name NAME --scope admin")
+    elif keys:
         yield Finding("ok", f"{keys} key{'s' if keys != 1 else ''} in use")
     else:
         yield Finding(

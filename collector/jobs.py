@@ -1,6 +1,6 @@
 """What runs on a schedule, in UTC. Jobs live in code: a stored job would be a pickle that anyone with the database could swap.
 
-Every job may run twice with the same outcome; one that was missed runs once when the process is back.
+Every job may run twice with the same outcome; after a stall a missed one runs once. A restart begins the intervals anew.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from apscheduler.schedulers.background import BackgroundScheduler
 
 from collector import pricing
 from models.errors import DomainError
-from models.store import Store
+from models.store import Store, unavailable_as_such
 
 logger = logging.getLogger(__name__)
 
@@ -40,8 +40,10 @@ def _guarded(name: str, job: Callable[[], None]) -> None:
 
 def optimize(store: Store) -> None:
     """Let the database look at its own statistics."""
-    with store.connection() as connection:
+    with unavailable_as_such(), store.connection() as connection:
         if store.is_sqlite:
+            # Looks at a sample: the write lock is held meanwhile.
+            connection.exec_driver_sql("PRAGMA analysis_limit = 400")
             connection.exec_driver_sql("PRAGMA optimize")
         else:
             connection.execute(sa.text("ANALYZE"))

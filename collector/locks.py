@@ -39,7 +39,9 @@ class DatabaseLock:
         """Take the lock if it is free."""
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            # Not through a link, and for no other eyes: what is written here lets its reader command the service.
+            handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            os.fchmod(handle, 0o600)
         except OSError as fault:
             raise InvalidInput(f"the database's lock {self.path} cannot be made: {fault.strerror}; choose another place with --database-url") from fault
         try:
@@ -68,6 +70,8 @@ class DatabaseLock:
     def running(self) -> Running | None:
         """The service that holds the lock, as far as it has announced itself."""
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            if self.path.is_symlink() or self.path.stat().st_uid not in {0, os.getuid()}:
+                return None  # somebody else's word is not to be followed
             said = json.loads(self.path.read_text(encoding="utf-8"))
             return Running(int(said["pid"]), str(said["url"]), str(said["token"]))
         return None

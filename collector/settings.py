@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+import sqlalchemy as sa
+from sqlalchemy.exc import ArgumentError
+
 from models.errors import InvalidInput
 
 PREFIX = "METERBRIDGE_"
@@ -22,6 +25,7 @@ class Settings:
     log_level: str = "info"
     admin_key_file: Path | None = None
     secure_cookies: bool = False
+    database_password_file: Path | None = None
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str], **options: object) -> Settings:
@@ -34,14 +38,29 @@ class Settings:
         values.update({name: value for name, value in options.items() if value is not None})
         default = cls()
         return cls(
-            database_url=str(values.get("database_url", default.database_url)),
+            database_url=_with_password(str(values.get("database_url", default.database_url)), values.get("database_password_file")),
             host=str(values.get("host", default.host)),
             port=_integer(values.get("port", default.port), what="METERBRIDGE_PORT (--port)", low=0, high=65_535),
             log_format=_one_of(values.get("log_format", default.log_format), ("text", "json"), what="METERBRIDGE_LOG_FORMAT"),
             log_level=_one_of(values.get("log_level", default.log_level), ("debug", "info", "warning", "error"), what="METERBRIDGE_LOG_LEVEL"),
             admin_key_file=Path(str(values["admin_key_file"])) if values.get("admin_key_file") else None,
+            database_password_file=Path(str(values["database_password_file"])) if values.get("database_password_file") else None,
             secure_cookies=_flag(values.get("secure_cookies", default.secure_cookies), what="METERBRIDGE_SECURE_COOKIES"),
         )
+
+
+def _with_password(url: str, file: object) -> str:
+    """The URL with the password that a file holds, for secrets that containers get as files; SQLite has none."""
+    if not file or not url.startswith("postgresql"):
+        return url
+    try:
+        password = Path(str(file)).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as fault:
+        raise InvalidInput(f"METERBRIDGE_DATABASE_PASSWORD_FILE {file} cannot be read: {getattr(fault, 'strerror', None) or 'it is not text'}") from fault
+    try:
+        return sa.make_url(url).set(password=password).render_as_string(hide_password=False)
+    except ArgumentError as fault:
+        raise InvalidInput("the database URL is not one; use sqlite:///path/to/file.db or postgresql://user@host/name") from fault
 
 
 def _integer(value: object, *, what: str, low: int, high: int) -> int:

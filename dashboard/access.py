@@ -17,7 +17,7 @@ from urllib.parse import quote, urlsplit
 from flask import Flask, Response, g, jsonify, make_response, redirect, request
 from itsdangerous import BadSignature, URLSafeSerializer
 
-from models.errors import DomainError, Forbidden
+from models.errors import DomainError, Forbidden, told
 
 COOKIE = "meterbridge_session"
 SESSION_LASTS = timedelta(hours=12)
@@ -71,7 +71,7 @@ def viewer() -> Viewer:
     return found
 
 
-def guard(server: Flask, access: Access, *, prefix: str, now: Callable[[], datetime]) -> None:
+def guard(server: Flask, access: Access, *, prefix: str, now: Callable[[], datetime], is_behind_tls: bool = False) -> None:
     """Put the guard and the login routes before everything that ``server`` serves; ``prefix`` is where a browser sees it."""
     signer = URLSafeSerializer(access.cookie_secret, salt="meterbridge.dashboard.session")
     cookie_path = prefix.rstrip("/") or "/"
@@ -101,7 +101,7 @@ def guard(server: Flask, access: Access, *, prefix: str, now: Callable[[], datet
         except Forbidden as fault:
             return _refused(403, fault.message)
         except DomainError as fault:
-            return _refused(503, fault.message)
+            return _refused(503, told(fault))
         if found is not None:
             g.meterbridge_viewer = found
             return None
@@ -124,7 +124,7 @@ def guard(server: Flask, access: Access, *, prefix: str, now: Callable[[], datet
         try:
             found = access.authenticate(secret[:_LONGEST_KEY])
         except DomainError as fault:
-            return login_form(prefix, back=back, fault=fault.message, status=503)
+            return login_form(prefix, back=back, fault=told(fault), status=503)
         if found is None:
             return login_form(prefix, back=back, fault="This key does not work: it is unknown or was revoked.", status=401)
         if found.scope not in _SCOPES:
@@ -135,7 +135,7 @@ def guard(server: Flask, access: Access, *, prefix: str, now: Callable[[], datet
             str(signer.dumps({"key": found.key_id, "ends": (now() + SESSION_LASTS).isoformat()})),
             max_age=int(SESSION_LASTS.total_seconds()),
             path=cookie_path,
-            secure=request.is_secure,
+            secure=request.is_secure or is_behind_tls,
             httponly=True,
             samesite="Lax",
         )
@@ -144,7 +144,7 @@ def guard(server: Flask, access: Access, *, prefix: str, now: Callable[[], datet
     @server.post("/logout")
     def logout() -> Response:
         answer = redirect(f"{prefix}login", code=303)
-        answer.delete_cookie(COOKIE, path=cookie_path, secure=request.is_secure, httponly=True, samesite="Lax")
+        answer.delete_cookie(COOKIE, path=cookie_path, secure=request.is_secure or is_behind_tls, httponly=True, samesite="Lax")
         return _as_response(answer)
 
 

@@ -30,7 +30,7 @@ from dashboard.filters import Selection
 from dashboard.pages import data, deployment, overview, start
 from dashboard.shell import DROPDOWNS, Failure, Ledger, OpenLedger, View, address_panel, attempt, failure_panel
 from models import ledger
-from models.errors import DomainError, InvalidInput, Unavailable
+from models.errors import DomainError, InvalidInput, Unavailable, told
 from models.ledger import BASES, Choices, CostQuery, CostTable, DataAge, Filters, Forecast, Problem, UsagePage
 from models.periods import GRANULARITIES, Period, parse_bound, utc_day
 from models.resources import Mode
@@ -78,15 +78,21 @@ def ledger_over(open_session: Callable[[], AbstractContextManager[Session]]) -> 
 
 
 def create_dashboard(
-    *, open_ledger: OpenLedger, access: Access, url_prefix: str = "/dashboard/", now: Callable[[], datetime], notice: str | None = None
+    *,
+    open_ledger: OpenLedger,
+    access: Access,
+    url_prefix: str = "/dashboard/",
+    now: Callable[[], datetime],
+    notice: str | None = None,
+    is_behind_tls: bool = False,
 ) -> Dash:
     """A Dash app whose WSGI side (``app.server``) expects the mount to have taken ``url_prefix`` off the path.
 
-    ``notice`` is shown on every page that is served without a key.
+    ``notice`` is shown on every page that is served without a key; ``is_behind_tls`` says that a proxy speaks https for us.
     """
     server = Flask("meterbridge.dashboard", static_folder=None)
     server.config["MAX_CONTENT_LENGTH"] = _LARGEST_REQUEST
-    doors.guard(server, access, prefix=url_prefix, now=now)
+    doors.guard(server, access, prefix=url_prefix, now=now, is_behind_tls=is_behind_tls)
     app = Dash(
         __name__,
         server=server,  # type: ignore[arg-type]  # documented: a Flask server
@@ -105,7 +111,7 @@ def create_dashboard(
         add_log_handler=False,
         enable_mcp=False,
     )
-    screens = _Screens(open_ledger=open_ledger, now=now, prefix=url_prefix, notice=notice)
+    screens = _Screens(open_ledger=open_ledger, now=now, prefix=url_prefix, notice=notice, is_behind_tls=is_behind_tls)
     app.layout = screens.frame
     _register(app, screens)
 
@@ -167,6 +173,12 @@ class _Screens:
     now: Callable[[], datetime]
     prefix: str
     notice: str | None
+    is_behind_tls: bool = False
+
+    def _origin(self) -> str:
+        """Where a browser sees the service: what the commands on a page name."""
+        seen = request.host_url.rstrip("/")
+        return seen.replace("http://", "https://", 1) if self.is_behind_tls else seen
 
     def frame(self) -> Component:
         """The parts of the screen that stay while pages change."""
@@ -250,7 +262,7 @@ class _Screens:
                     visible=visible,
                     prefix=self.prefix,
                     path=path,
-                    origin=request.host_url.rstrip("/"),
+                    origin=self._origin(),
                     is_open=doors.viewer() == doors.OPEN,
                 )
                 children: list[Component] = module.layout(view)
@@ -326,7 +338,7 @@ class _Screens:
                 answer = opened.costs(query, now=self.now())
         except DomainError as fault:
             status = 503 if isinstance(fault, Unavailable) else 422 if isinstance(fault, InvalidInput) else 500
-            return make_response(f"{fault.message}\n", status, {"Content-Type": "text/plain; charset=utf-8"})
+            return make_response(f"{told(fault)}\n", status, {"Content-Type": "text/plain; charset=utf-8"})
         headers = {
             "Content-Type": "text/csv; charset=utf-8",
             "Content-Disposition": 'attachment; filename="meterbridge-costs.csv"',

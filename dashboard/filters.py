@@ -1,7 +1,7 @@
 """The address bar as the only state of a page: query text -> ``Selection`` -> the ledger's question, and back.
 
 The parameters are those of the read API (CONTRACT.md "Read"), so a page and ``GET /v1/costs`` with the same query show
-the same figures. Controls write the address and nothing else: a link shows the same screen, the back button works.
+the same figures (where no period is asked for, a page shows whole days: 30 with today, the API all since midnight 30 days ago). Controls write the address and nothing else: a link shows the same screen, the back button works.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from dash.development.base_component import Component
 
 from dashboard import text
 from dashboard.filters import PRESETS, Selection, month_to_date, preset
-from models.errors import DomainError, Unavailable
+from models.errors import DomainError, Unavailable, told
 from models.ledger import BASES, Choices, CostQuery, CostTable, DataAge, Filters, Forecast, Problem, UsagePage
 from models.periods import Period, utc_day
 from models.resources import Mode
@@ -103,7 +103,7 @@ def attempt(part: str, call: Callable[[], T]) -> T | Failure:
     try:
         return call()
     except DomainError as fault:
-        return Failure(part, fault.message, passes=isinstance(fault, Unavailable))
+        return Failure(part, told(fault), passes=isinstance(fault, Unavailable))
     except Exception:
         log.exception("the dashboard could not show %s", part)
         return Failure(part, "something went wrong that this page has no words for; the service's log has the details", passes=True)

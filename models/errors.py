@@ -79,6 +79,13 @@ class Unavailable(DomainError):
         self.retry_after_seconds = retry_after_seconds
 
 
+def told(fault: DomainError) -> str:
+    """What a person elsewhere may read of a fault: what a database says of itself (host, user, file) stays in the log."""
+    if isinstance(fault, Unavailable) and fault.__cause__ is not None:
+        return "the database does not answer; try again in a moment"
+    return fault.message
+
+
 class InvariantBroken(DomainError):
     """A rule that must always hold did not: a defect of ours, never of the data."""
 

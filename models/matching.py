@@ -41,10 +41,6 @@ class Target:
 
     identities: tuple[Identity, ...]
 
-    @property
-    def is_ambiguous(self) -> bool:
-        return len(self.identities) > 1
-
 
 def full_name(endpoint: str | None, deployment: str | None) -> str | None:
     """``endpoint/deployment``; one name where both are the same or one is not said."""

@@ -139,7 +139,7 @@ class ApiKey(SQLModel, table=True):
     name: str = Field(sa_column=Column(Text, nullable=False))
     scope: str = Field(sa_column=Column(Text, nullable=False))  # ingest | read | admin
     workspaces: str = Field(default="[]", sa_column=Column(Text, nullable=False))  # JSON list; [] is all
-    secret_hash: str = Field(sa_column=Column(Text, nullable=False))
+    secret_hash: str = Field(sa_column=Column(Text, nullable=False, unique=True))
     created_at: datetime = Field(sa_column=Column(Instant, nullable=False))
     revoked_at: datetime | None = Field(default=None, sa_column=Column(Instant))
 

@@ -124,6 +124,9 @@ class Store:
         """Bring the schema to this software's version; gives the revisions before and after."""
         if self.path is not None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
+            if not self.path.exists():
+                # Nobody else's eyes: it holds what signs the dashboard's sessions. SQLite gives its companions the same mode.
+                self.path.touch(mode=0o600)
         with unavailable_as_such(), self.engine.connect() as connection:
             if not self.is_sqlite:
                 # Several processes may start at once: one migrates, the others wait for it.
@@ -133,6 +136,10 @@ class Store:
                 self._refuse_newer(before)
                 config = _alembic_config()
                 config.attributes["connection"] = connection
+                if not self.is_sqlite:
+                    # A migration of a large table may take longer than any question.
+                    connection.execute(sa.text("SET LOCAL statement_timeout = 0"))
+                    connection.execute(sa.text("SET LOCAL lock_timeout = 0"))
                 command.upgrade(config, "head")
                 connection.commit()
                 return before, head_revision()

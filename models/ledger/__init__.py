@@ -4,8 +4,9 @@ Page, API, report, export and alert call these functions; two places that sum mo
 pair of eyes is ``models.audit``, which shares no code with this package.
 """
 
-from models.ledger.costs import costs, instance_hours
+from models.ledger.costs import costs
 from models.ledger.events import receipt, usage_list
+from models.ledger.hours import instance_hours
 from models.ledger.insight import choices, data_age, forecast, problems
 from models.ledger.values import (
     BASES,

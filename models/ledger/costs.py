@@ -16,7 +16,9 @@ from models import money, skus
 from models.charges import ChargeClass, ChargeDay, ChargeItem, MeterKind
 from models.columns import EPOCH, from_microseconds, to_microseconds
 from models.errors import InvalidInput
-from models.ledger.values import GROUPS, Basis, CostQuery, CostRow, CostTable, Figures, Standing
+from models.ledger.hours import instance_hours, stretches
+from models.ledger.sums import Sums, minus, plus
+from models.ledger.values import GROUPS, CostQuery, CostRow, CostTable
 from models.ledger.world import Lens, Series, Use, World, read_usage
 from models.matching import Identity
 from models.money import ZERO
@@ -33,126 +35,6 @@ _MICROSECOND = timedelta(microseconds=1)
 def costs(session: Session, query: CostQuery, *, now: datetime) -> CostTable:
     """Costs and usage of a period by any grouping, on any basis, as known now or at ``query.as_of``."""
     return Answer(session, query, now=now).answer()
-
-
-_STANDINGS: tuple[Standing, ...] = ("provisional", "settling", "settled")
-
-
-@dataclass(slots=True)
-class _Sums:
-    """A row or total while its cells arrive."""
-
-    metered: Decimal = ZERO
-    billed: Decimal = ZERO
-    effective: Decimal = ZERO
-    best: Decimal = ZERO
-    is_metered: bool = False
-    is_billed: bool = False
-    is_best: bool = False
-    is_unpriced: bool = False
-    input_tokens: int = 0
-    output_tokens: int = 0
-    cached_input_tokens: int = 0
-    reasoning_output_tokens: int = 0
-    requests: int = 0
-    unpriced_tokens: int = 0
-    unknown_requests: int = 0
-    estimated_requests: int = 0
-    metered_core_hours: Decimal | None = None
-    billed_core_hours: Decimal | None = None
-    best_core_hours: Decimal | None = None
-    standing: int = 2
-    estimate: bool = False
-    reasons: set[str] = field(default_factory=set)
-    # (day, workspace, deployment) -> (billed, metered) of reached days
-    cover: dict[tuple[date, str | None, str | None], tuple[Decimal, Decimal]] = field(default_factory=dict)
-
-    def absorb(self, other: _Sums) -> None:
-        """Add a row to a total."""
-        self.metered = money.plus(self.metered, other.metered)
-        self.billed = money.plus(self.billed, other.billed)
-        self.effective = money.plus(self.effective, other.effective)
-        self.best = money.plus(self.best, other.best)
-        self.is_metered |= other.is_metered
-        self.is_billed |= other.is_billed
-        self.is_best |= other.is_best
-        self.is_unpriced |= other.is_unpriced
-        self.input_tokens += other.input_tokens
-        self.output_tokens += other.output_tokens
-        self.cached_input_tokens += other.cached_input_tokens
-        self.reasoning_output_tokens += other.reasoning_output_tokens
-        self.requests += other.requests
-        self.unpriced_tokens += other.unpriced_tokens
-        self.unknown_requests += other.unknown_requests
-        self.estimated_requests += other.estimated_requests
-        self.metered_core_hours = _plus(self.metered_core_hours, other.metered_core_hours)
-        self.billed_core_hours = _plus(self.billed_core_hours, other.billed_core_hours)
-        self.best_core_hours = _plus(self.best_core_hours, other.best_core_hours)
-        self.standing = min(self.standing, other.standing)
-        self.estimate |= other.estimate
-        self.reasons |= other.reasons
-        for key, (billed, metered) in other.cover.items():
-            pair = self.cover.get(key)
-            self.cover[key] = (billed, metered) if pair is None else (money.plus(pair[0], billed), money.plus(pair[1], metered))
-
-    def add_cover(self, day: date, identity: Identity, *, billed: Decimal = ZERO, metered: Decimal = ZERO) -> None:
-        """Note what was billed and what was metered of a deployment's reached day; unallocated money has no metering."""
-        key = (day, identity.workspace, identity.deployment)
-        if identity.deployment is None:
-            metered = ZERO
-        pair = self.cover.get(key)
-        self.cover[key] = (billed, metered) if pair is None else (money.plus(pair[0], billed), money.plus(pair[1], metered))
-
-    def figures(self, basis: Basis, currency: str | None) -> Figures:
-        nothing_known = self.is_unpriced and not self.is_metered
-        metered = None if nothing_known else self.metered
-        billed = self.billed if self.is_billed else None
-        reasons: dict[str, str] = {}
-        if metered is None or self.unpriced_tokens or self.reasons:
-            reasons["metered_cost" if metered is None else "unpriced_tokens"] = "; ".join(sorted(self.reasons)[:3]) or "there is no price for this usage"
-        if billed is None:
-            reasons["billed_cost"] = "no bill reaches this period yet"
-        hours: Decimal | None
-        cost: Decimal | None
-        match basis:
-            case "metered":
-                cost, hours = metered, self.metered_core_hours
-            case "billed":
-                cost, hours = billed, self.billed_core_hours
-            case "amortized":
-                cost, hours = (self.effective if self.is_billed else None), self.billed_core_hours
-            case "best":
-                cost, hours = (self.best if self.is_best or not nothing_known else None), self.best_core_hours
-        if cost is None:
-            reasons["cost"] = reasons.get("billed_cost" if basis in ("billed", "amortized") else "metered_cost", "not known")
-        return Figures(
-            currency=currency,
-            cost=cost,
-            metered_cost=metered,
-            billed_cost=billed,
-            input_tokens=self.input_tokens,
-            output_tokens=self.output_tokens,
-            cached_input_tokens=self.cached_input_tokens,
-            reasoning_output_tokens=self.reasoning_output_tokens,
-            requests=self.requests,
-            core_hours=hours,
-            status=_STANDINGS[self.standing],
-            unpriced_tokens=self.unpriced_tokens,
-            unknown_token_requests=self.unknown_requests,
-            estimated_token_requests=self.estimated_requests,
-            coverage=self._coverage(),
-            estimate=self.estimate,
-            reasons=reasons,
-        )
-
-    def _coverage(self) -> Decimal | None:
-        billed = seen = ZERO
-        for amount, metered in self.cover.values():
-            if amount > 0:
-                billed = money.plus(billed, amount)
-                seen = money.plus(seen, max(ZERO, min(amount, metered)))
-        share = money.ratio(seen, billed)
-        return None if share is None else money.truncated(share, 4)
 
 
 _PRICED_BY = (
@@ -300,7 +182,7 @@ class Answer:
             query.filters.applications or query.filters.teams or query.filters.tags
         )
         self._is_fine = self._asks_labels or "model" in query.group_by or bool(query.filters.models)
-        self.rows: dict[_Spot, _Sums] = {}
+        self.rows: dict[_Spot, Sums] = {}
         self._model_names: dict[str, str] = {}
         for model in self.world.registry.models():
             self._model_names.setdefault(model_key(model), model_name(model))
@@ -328,15 +210,15 @@ class Answer:
         last = -(-self._end // _DAY) * DAY_SECONDS
         changes = registry.changes(workspace=series.workspace, endpoint=series.endpoint, deployment=series.deployment)
         changes |= registry.owner_changes(application=series.application, tags=series.tags)
-        stretches: list[tuple[int, Identity, str | None, str | None]] = []
+        meant_from: list[tuple[int, Identity, str | None, str | None]] = []
         for at in [first, *_quarters(changes, first, last)]:
             meant = self.resolved(series, from_microseconds(at * 1_000_000))
-            if not stretches or stretches[-1][1:] != meant:
-                stretches.append((at, *meant))
+            if not meant_from or meant_from[-1][1:] != meant:
+                meant_from.append((at, *meant))
         starts: list[int] = []
         meanings: list[Meaning] = []
-        for index, (begin, identity, team, center) in enumerate(stretches):
-            finish = stretches[index + 1][0] if index + 1 < len(stretches) else last
+        for index, (begin, identity, team, center) in enumerate(meant_from):
+            finish = meant_from[index + 1][0] if index + 1 < len(meant_from) else last
             for at in [begin, *_quarters(self._changes_of_prices(identity), begin, finish)]:
                 meaning = self._meaning(series, identity, team, center, at)
                 if not meanings or meanings[-1].cell != meaning.cell or meanings[-1].identity != identity:
@@ -483,11 +365,11 @@ class Answer:
         # Spellings of one model are one group: the registry's, else the first one that usage had, else the bill's.
         return None if model is None else self._model_names.setdefault(model_key(model), model_name(model))
 
-    def _row(self, bucket: int, groups: _Groups, currency: str | None) -> _Sums:
+    def _row(self, bucket: int, groups: _Groups, currency: str | None) -> Sums:
         spot = (bucket, groups, currency)
         row = self.rows.get(spot)
         if row is None:
-            row = self.rows[spot] = _Sums()
+            row = self.rows[spot] = Sums()
         return row
 
     def _bucket_of(self, at: int) -> int:
@@ -513,9 +395,9 @@ class Answer:
             self._add_bills(bills, used)
         wanted = self.query.currency
         chosen = {spot: sums for spot, sums in self.rows.items() if wanted is None or spot[2] == wanted}
-        totals: dict[str | None, _Sums] = {}
+        totals: dict[str | None, Sums] = {}
         for (_, _, currency), sums in chosen.items():
-            totals.setdefault(currency, _Sums()).absorb(sums)
+            totals.setdefault(currency, Sums()).absorb(sums)
         basis, names = self.query.basis, self.query.group_by
         order = sorted(chosen, key=lambda spot: (spot[0], [(value is None, value or "") for value in spot[1]], spot[2] is None, spot[2] or ""))
         return CostTable(
@@ -622,7 +504,7 @@ class Answer:
         standing = self._standing(day, is_reached=is_reached)
         terms = self.terms(meaning, day)
         is_split = len(terms) == 3
-        row: _Sums
+        row: Sums
         for index, term in enumerate(terms):
             kind = term.meter
             if index == 0:
@@ -689,7 +571,7 @@ class Answer:
                 continue
             # From the day's start: hours and shares do not hang on where a question begins.
             by_day: dict[date, list[_Run]] = {}
-            for begin, finish, fact in _stretches(facts, day_start(utc_day(start)), end):
+            for begin, finish, fact in stretches(facts, day_start(utc_day(start)), end):
                 region = registry.identity(workspace, name, model=None, at=begin).region
                 edges = {begin, finish, *(day_start(day) for day in days(Period(begin, finish)))}
                 edges |= self.world.prices.changes(meters=(PriceMeter.INSTANCE_HOURS,), model=fact.model, workspace=workspace, sku=fact.sku, region=region)
@@ -767,9 +649,9 @@ class Answer:
             row.is_billed |= is_reached
             row.is_best |= is_reached
             row.estimate |= is_estimate or (share.by_usage and self._asks_labels)
-            row.metered_core_hours = _plus(row.metered_core_hours, part.core_hours)
+            row.metered_core_hours = plus(row.metered_core_hours, part.core_hours)
             if not is_reached:
-                row.best_core_hours = _plus(row.best_core_hours, part.core_hours)
+                row.best_core_hours = plus(row.best_core_hours, part.core_hours)
             if part.reason is not None:
                 row.is_unpriced = True
                 row.reasons.add(part.reason)
@@ -856,20 +738,20 @@ class Answer:
                 continue
             begin, finish = day_start(bill.day), min(day_start(bill.day + DAY), self.horizon)
             fitting = {
-                name: stretches
+                name: runs
                 for workspace, name, facts in managed
                 if workspace == only.workspace
-                if (stretches := [one for one in _stretches(facts, begin, finish) if (one[2].sku or "").casefold() == sku])
+                if (runs := [one for one in stretches(facts, begin, finish) if (one[2].sku or "").casefold() == sku])
             }
             if len(fitting) != 1:
                 answer.append(bill)
                 continue
-            ((name, stretches),) = fitting.items()
-            found = self.world.registry.identity(only.workspace, name, model=None, at=stretches[0][0])
+            ((name, runs),) = fitting.items()
+            found = self.world.registry.identity(only.workspace, name, model=None, at=runs[0][0])
             given = replace(found, mode=Mode.MANAGED_COMPUTE, route=Route.COMPUTE, subscription=only.subscription or found.subscription)
             key = _key(bill.day, given)
             if key not in left:
-                own = money.add(money.times(instance_hours(a, b), fact.instance_count or 0) for a, b, fact in stretches)
+                own = money.add(money.times(instance_hours(a, b), fact.instance_count or 0) for a, b, fact in runs)
                 left[key] = max(ZERO, money.minus(own, tagged.get(key, ZERO)))
             taken = min(left[key], bill.hours)
             if taken <= 0:
@@ -935,8 +817,8 @@ class Answer:
             row.billed = money.plus(row.billed, share.amounts.billed)
             row.effective = money.plus(row.effective, share.amounts.effective)
             row.best = money.plus(row.best, share.amounts.billed)
-            row.billed_core_hours = _plus(row.billed_core_hours, share.amounts.core_hours)
-            row.best_core_hours = _plus(row.best_core_hours, share.amounts.core_hours)
+            row.billed_core_hours = plus(row.billed_core_hours, share.amounts.core_hours)
+            row.best_core_hours = plus(row.best_core_hours, share.amounts.core_hours)
             row.add_cover(bill.day, share.identity, billed=share.amounts.billed)
 
     def _spot(self, share: _Share, meter: MeterKind, currency: str | None) -> _Spot | None:
@@ -1008,13 +890,13 @@ class _Hours:
     reason: str | None = None
 
     def add(self, cost: Decimal | None, core_hours: Decimal | None, reason: str | None) -> None:
-        self.cost, self.core_hours, self.reason = _plus(self.cost, cost), _plus(self.core_hours, core_hours), self.reason or reason
+        self.cost, self.core_hours, self.reason = plus(self.cost, cost), plus(self.core_hours, core_hours), self.reason or reason
 
     def plus(self, other: _Hours) -> _Hours:
-        return _Hours(_plus(self.cost, other.cost), _plus(self.core_hours, other.core_hours), self.reason or other.reason)
+        return _Hours(plus(self.cost, other.cost), plus(self.core_hours, other.core_hours), self.reason or other.reason)
 
     def minus(self, other: _Hours) -> _Hours:
-        return _Hours(_minus(self.cost, other.cost), _minus(self.core_hours, other.core_hours), self.reason)
+        return _Hours(minus(self.cost, other.cost), minus(self.core_hours, other.core_hours), self.reason)
 
     def split(self, weights: Sequence[int]) -> list[_Hours]:
         nothing: list[Decimal | None] = [None] * len(weights)
@@ -1071,49 +953,3 @@ def _date(day: int) -> date:
 
 def _no_rate(source: str, target: str | None) -> str:
     return f"no exchange rate from {source} to {target} is known from the bill"
-
-
-def instance_hours(start: datetime, end: datetime) -> Decimal:
-    """The hours of [start, end): whole UTC hours, and each broken one rounded half-even to six digits."""
-    first, last = -(-to_microseconds(start) // _HOUR), to_microseconds(end) // _HOUR
-    if first > last:
-        return _broken_hour(to_microseconds(end) - to_microseconds(start))
-    whole = Decimal(last - first)
-    return money.add((whole, _broken_hour(first * _HOUR - to_microseconds(start)), _broken_hour(to_microseconds(end) - last * _HOUR)))
-
-
-def _broken_hour(microseconds: int) -> Decimal:
-    share = money.ratio(Decimal(microseconds), Decimal(_HOUR)) or ZERO
-    return share.quantize(Decimal("0.000001"))
-
-
-def _stretches(facts: Sequence[DeploymentFact], start: datetime, end: datetime) -> list[tuple[datetime, datetime, DeploymentFact]]:
-    """The stretches of [start, end) over which managed compute runs unchanged, by what was learnt last; gaps have none."""
-    edges = {start, end, *(at for fact in facts for at in (fact.valid_from, fact.valid_to) if at is not None and start < at < end)}
-    found: list[tuple[datetime, datetime, DeploymentFact]] = []
-    for left, right in pairwise(sorted(edges)):
-        holding = [fact for fact in facts if (fact.valid_from is None or fact.valid_from <= left) and (fact.valid_to is None or left < fact.valid_to)]
-        if holding:
-            fact = max(holding, key=lambda one: (one.known_from, one.id or 0))
-            if fact.mode != Mode.MANAGED_COMPUTE or not fact.sku or fact.instance_count is None:
-                continue
-            if found and found[-1][1] == left and _runs_on(found[-1][2], fact):
-                found[-1] = (found[-1][0], right, fact)
-            else:
-                found.append((left, right, fact))
-    return found
-
-
-def _runs_on(before: DeploymentFact, after: DeploymentFact) -> bool:
-    """Whether nothing that hours or their price hang on differs."""
-    return before is after or all(getattr(before, name) == getattr(after, name) for name in ("sku", "instance_count", "region", "model"))
-
-
-def _plus(left: Decimal | None, right: Decimal | None) -> Decimal | None:
-    if right is None:
-        return left
-    return right if left is None else money.plus(left, right)
-
-
-def _minus(left: Decimal | None, right: Decimal | None) -> Decimal | None:
-    return left if left is None or right is None else money.minus(left, right)

@@ -68,3 +68,15 @@ def test_a_lock_that_cannot_be_made_says_where(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InvalidInput, match=r"file/t\.db\.lock cannot be made"):
         DatabaseLock(tmp_path / "file" / "t.db").acquire()
+
+
+def test_a_lock_is_for_its_owners_eyes_and_not_made_through_a_link(tmp_path: Path) -> None:
+    (tmp_path / "old.db.lock").touch(mode=0o644)
+    assert DatabaseLock(tmp_path / "old.db").acquire()
+    assert (tmp_path / "old.db.lock").stat().st_mode & 0o777 == 0o600
+    victim = tmp_path / "victim.txt"
+    victim.write_text("mine", encoding="utf-8")
+    (tmp_path / "new.db.lock").symlink_to(victim)
+    with pytest.raises(InvalidInput, match="cannot be made"):
+        DatabaseLock(tmp_path / "new.db").acquire()
+    assert victim.read_text(encoding="utf-8") == "mine"

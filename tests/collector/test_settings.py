@@ -57,3 +57,13 @@ def test_an_empty_variable_is_one_that_is_not_set() -> None:
 def test_a_bad_value_is_refused_by_name(name: str, value: str, message: str) -> None:
     with pytest.raises(InvalidInput, match=message):
         Settings.from_environment({f"METERBRIDGE_{name}": value})
+
+
+def test_a_password_may_stand_in_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "password"
+    file.write_text("p@ss/word\n", encoding="utf-8")
+    said = {"METERBRIDGE_DATABASE_URL": "postgresql://me@host/name", "METERBRIDGE_DATABASE_PASSWORD_FILE": str(file)}
+    assert Settings.from_environment(said).database_url == "postgresql://me:p%40ss%2Fword@host/name"
+    with pytest.raises(InvalidInput, match="METERBRIDGE_DATABASE_PASSWORD_FILE"):
+        Settings.from_environment({**said, "METERBRIDGE_DATABASE_PASSWORD_FILE": str(tmp_path / "none")})
+    assert Settings.from_environment({"METERBRIDGE_DATABASE_PASSWORD_FILE": str(file)}).database_url == "sqlite:///meterbridge.db"

@@ -130,6 +130,12 @@ def test_the_cookie_is_not_for_scripts_or_other_sites_and_holds_no_secret(client
     assert "Secure" in client.post("/login", data={"key": "finance-secret"}, base_url="https://meter.example").headers["Set-Cookie"]
 
 
+def test_behind_a_proxy_that_speaks_https_the_cookie_is_for_https_only(ledger: fakes.FakeLedger, access: fakes.FakeAccess) -> None:
+    app = create_dashboard(open_ledger=fakes.open_ledger(ledger), access=access, now=lambda: fakes.NOW, is_behind_tls=True)
+    with app.server.test_client() as browser:
+        assert "Secure" in sign_in(browser).headers["Set-Cookie"]
+
+
 @pytest.mark.parametrize(
     ("secret", "status", "said"),
     [

@@ -97,7 +97,7 @@ def test_a_charge_of_a_replaced_deployment_is_for_the_one_that_was_there_that_da
     registry = Registry([home()], [fact("old", model="m", valid_to=at(10, 9)), fact("new", model="M", valid_from=at(10, 9))])
     found = {day: [each.deployment for each in registry.target(item(model="m"), at(day)).identities] for day in (9, 10, 11)}
     assert found == {9: ["old"], 10: ["new", "old"], 11: ["new"]}
-    assert registry.target(item(model="m"), at(10)).is_ambiguous
+    assert len(registry.target(item(model="m"), at(10)).identities) > 1
 
 
 @pytest.mark.parametrize("wrong", [{"subscription_id": "else"}, {"resource_group": "else"}, {"model": "else"}])

@@ -244,3 +244,12 @@ def test_an_older_schema_asks_to_be_migrated_and_a_newer_one_is_refused(store: S
         session.execute(sa.text("DELETE FROM alembic_version"))
     with pytest.raises(InvalidInput, match=r"is at schema none, this software needs .*; run: meterbridge migrate"):
         store.check_schema()
+
+
+def test_a_new_sqlite_file_is_for_its_owners_eyes(tmp_path: Path) -> None:
+    store = Store(f"sqlite:///{tmp_path}/new.db")
+    store.migrate()
+    with store.write() as session:
+        session.execute(sa.text("INSERT INTO setting (name, value) VALUES ('a', 'b')"))
+        assert {file.name: file.stat().st_mode & 0o777 for file in tmp_path.iterdir()} == {"new.db": 0o600, "new.db-shm": 0o600, "new.db-wal": 0o600}
+    store.close()

@@ -153,7 +153,7 @@ def test_a_scope_is_judged_before_the_body_is_read(service: Service) -> None:
 def test_docs_and_the_login_are_open_to_read_once_there_are_keys(service: Service) -> None:
     service.key()
     assert [service.client.get(path).status_code for path in ("/docs", "/openapi.json")] == [200, 200]
-    assert service.client.get("/").headers["location"] == "/dashboard/"
+    assert service.client.get("/").headers["location"] == "/docs"  # this one serves no dashboard
     assert service.client.get("/metrics").status_code == 401
 
 
@@ -195,3 +195,8 @@ def test_an_admin_key_file_opens_a_container(sqlite_store: Store, tmp_path: Path
     auth.ensure_admin_key(sqlite_store, tmp_path / "key", now=NOW)
     with serving(sqlite_store, is_loopback=False) as service:
         assert service.client.get("/v1/costs", headers=bearer((tmp_path / "key").read_text().strip())).status_code == 200
+
+
+def test_without_a_dashboard_the_root_leads_to_the_routes(service: Service) -> None:
+    answer = service.client.get("/", follow_redirects=True)
+    assert (answer.status_code, answer.url.path) == (200, "/docs")

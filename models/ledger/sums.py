@@ -1,0 +1,143 @@
+"""A row or total of costs in the making: what arrives cell by cell, and the figures it comes to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import date
+from decimal import Decimal
+
+from models import money
+from models.ledger.values import Basis, Figures, Standing
+from models.matching import Identity
+from models.money import ZERO
+
+_STANDINGS: tuple[Standing, ...] = ("provisional", "settling", "settled")
+
+
+@dataclass(slots=True)
+class Sums:
+    """A row or total while its cells arrive."""
+
+    metered: Decimal = ZERO
+    billed: Decimal = ZERO
+    effective: Decimal = ZERO
+    best: Decimal = ZERO
+    is_metered: bool = False
+    is_billed: bool = False
+    is_best: bool = False
+    is_unpriced: bool = False
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cached_input_tokens: int = 0
+    reasoning_output_tokens: int = 0
+    requests: int = 0
+    unpriced_tokens: int = 0
+    unknown_requests: int = 0
+    estimated_requests: int = 0
+    metered_core_hours: Decimal | None = None
+    billed_core_hours: Decimal | None = None
+    best_core_hours: Decimal | None = None
+    standing: int = 2
+    estimate: bool = False
+    reasons: set[str] = field(default_factory=set)
+    # (day, workspace, deployment) -> (billed, metered) of reached days
+    cover: dict[tuple[date, str | None, str | None], tuple[Decimal, Decimal]] = field(default_factory=dict)
+
+    def absorb(self, other: Sums) -> None:
+        """Add a row to a total."""
+        self.metered = money.plus(self.metered, other.metered)
+        self.billed = money.plus(self.billed, other.billed)
+        self.effective = money.plus(self.effective, other.effective)
+        self.best = money.plus(self.best, other.best)
+        self.is_metered |= other.is_metered
+        self.is_billed |= other.is_billed
+        self.is_best |= other.is_best
+        self.is_unpriced |= other.is_unpriced
+        self.input_tokens += other.input_tokens
+        self.output_tokens += other.output_tokens
+        self.cached_input_tokens += other.cached_input_tokens
+        self.reasoning_output_tokens += other.reasoning_output_tokens
+        self.requests += other.requests
+        self.unpriced_tokens += other.unpriced_tokens
+        self.unknown_requests += other.unknown_requests
+        self.estimated_requests += other.estimated_requests
+        self.metered_core_hours = plus(self.metered_core_hours, other.metered_core_hours)
+        self.billed_core_hours = plus(self.billed_core_hours, other.billed_core_hours)
+        self.best_core_hours = plus(self.best_core_hours, other.best_core_hours)
+        self.standing = min(self.standing, other.standing)
+        self.estimate |= other.estimate
+        self.reasons |= other.reasons
+        for key, (billed, metered) in other.cover.items():
+            pair = self.cover.get(key)
+            self.cover[key] = (billed, metered) if pair is None else (money.plus(pair[0], billed), money.plus(pair[1], metered))
+
+    def add_cover(self, day: date, identity: Identity, *, billed: Decimal = ZERO, metered: Decimal = ZERO) -> None:
+        """Note what was billed and what was metered of a deployment's reached day; unallocated money has no metering."""
+        key = (day, identity.workspace, identity.deployment)
+        if identity.deployment is None:
+            metered = ZERO
+        pair = self.cover.get(key)
+        self.cover[key] = (billed, metered) if pair is None else (money.plus(pair[0], billed), money.plus(pair[1], metered))
+
+    def figures(self, basis: Basis, currency: str | None) -> Figures:
+        nothing_known = self.is_unpriced and not self.is_metered
+        metered = None if nothing_known else self.metered
+        billed = self.billed if self.is_billed else None
+        reasons: dict[str, str] = {}
+        if metered is None or self.unpriced_tokens or self.reasons:
+            reasons["metered_cost" if metered is None else "unpriced_tokens"] = "; ".join(sorted(self.reasons)[:3]) or "there is no price for this usage"
+        if billed is None:
+            reasons["billed_cost"] = "no bill reaches this period yet"
+        hours: Decimal | None
+        cost: Decimal | None
+        match basis:
+            case "metered":
+                cost, hours = metered, self.metered_core_hours
+            case "billed":
+                cost, hours = billed, self.billed_core_hours
+            case "amortized":
+                cost, hours = (self.effective if self.is_billed else None), self.billed_core_hours
+            case "best":
+                cost, hours = (self.best if self.is_best or not nothing_known else None), self.best_core_hours
+        if cost is None:
+            reasons["cost"] = reasons.get("billed_cost" if basis in ("billed", "amortized") else "metered_cost", "not known")
+        return Figures(
+            currency=currency,
+            cost=cost,
+            metered_cost=metered,
+            billed_cost=billed,
+            input_tokens=self.input_tokens,
+            output_tokens=self.output_tokens,
+            cached_input_tokens=self.cached_input_tokens,
+            reasoning_output_tokens=self.reasoning_output_tokens,
+            requests=self.requests,
+            core_hours=hours,
+            status=_STANDINGS[self.standing],
+            unpriced_tokens=self.unpriced_tokens,
+            unknown_token_requests=self.unknown_requests,
+            estimated_token_requests=self.estimated_requests,
+            coverage=self._coverage(),
+            estimate=self.estimate,
+            reasons=reasons,
+        )
+
+    def _coverage(self) -> Decimal | None:
+        billed = seen = ZERO
+        for amount, metered in self.cover.values():
+            if amount > 0:
+                billed = money.plus(billed, amount)
+                seen = money.plus(seen, max(ZERO, min(amount, metered)))
+        share = money.ratio(seen, billed)
+        return None if share is None else money.truncated(share, 4)
+
+
+def plus(left: Decimal | None, right: Decimal | None) -> Decimal | None:
+    """The exact sum of what is known; None only where neither is."""
+    if right is None:
+        return left
+    return right if left is None else money.plus(left, right)
+
+
+def minus(left: Decimal | None, right: Decimal | None) -> Decimal | None:
+    """The exact difference; ``left`` as it is where ``right`` is not known."""
+    return left if left is None or right is None else money.minus(left, right)

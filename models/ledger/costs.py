@@ -235,6 +235,20 @@ class Answer:
         )
         return identity, team, center
 
+    def asked(self, series: Series) -> list[tuple[datetime | None, datetime | None]]:
+        """The stretches of the period in which the series is what the filters ask for; None where one has no end within it."""
+        starts, meanings = self._timeline(series)
+        found: list[tuple[datetime | None, datetime | None]] = []
+        for index, meaning in enumerate(meanings):
+            if meaning.is_asked:
+                begin = None if index == 0 else from_microseconds(starts[index] * 1_000_000)
+                end = None if index + 1 == len(starts) else from_microseconds(starts[index + 1] * 1_000_000)
+                if found and found[-1][1] is not None and found[-1][1] == begin:
+                    found[-1] = (found[-1][0], end)
+                else:
+                    found.append((begin, end))
+        return found
+
     def meaning_at(self, series: Series, seconds: int) -> Meaning:
         """What the series is at the start of a quarter hour of the period's days."""
         starts, meanings = self._timeline(series)

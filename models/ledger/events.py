@@ -16,7 +16,7 @@ from models.columns import from_microseconds, to_microseconds
 from models.errors import Conflict, InvalidInput, NotFound
 from models.ledger.costs import Answer, costs
 from models.ledger.values import CostQuery, Filters, Receipt, ReceiptLine, UsagePage, UsageRecord
-from models.ledger.world import Lens, Series, World
+from models.ledger.world import World
 from models.money import ZERO
 from models.periods import DAY, Period, day_start, utc_day
 from models.resources import Mode
@@ -27,13 +27,24 @@ _QUARTER = QUARTER_SECONDS * 1_000_000
 
 def usage_list(session: Session, *, period: Period, filters: Filters, limit: int, cursor: str | None, now: datetime) -> UsagePage:
     """Stored events of the period, newest first."""
-    world = World(session, now)
-    lens = Lens(world, filters)
-    allowed = [series.id for series in world.series.values() if _is_asked(world, lens, series, now=now)]
+    answer = Answer(session, CostQuery(period, filters=filters), now=now)
+    world = answer.world
     statement = select(UsageEvent, UsageSource.name).join(UsageSource, col(UsageSource.id) == col(UsageEvent.source_id))
     statement = statement.where(col(UsageEvent.time) >= period.start, col(UsageEvent.time) < period.end)
-    if len(allowed) < len(world.series):
-        statement = statement.where(col(UsageEvent.series_id).in_(allowed))
+    # As in costs, a series is what the filters ask for at the time of the event, not as it is known today.
+    whole: list[int] = []
+    parts: list[sa.ColumnElement[bool]] = []
+    for series in world.series.values():
+        stretches = answer.asked(series)
+        if stretches == [(None, None)]:
+            whole.append(series.id)
+        for begin, end in stretches if stretches != [(None, None)] else ():
+            of_series = [col(UsageEvent.series_id) == series.id]
+            of_series += [] if begin is None else [col(UsageEvent.time) >= begin]
+            of_series += [] if end is None else [col(UsageEvent.time) < end]
+            parts.append(sa.and_(*of_series))
+    if len(whole) < len(world.series):
+        statement = statement.where(sa.or_(col(UsageEvent.series_id).in_(whole), *parts))
     if cursor is not None:
         at, seq = _read_cursor(cursor)
         statement = statement.where(sa.or_(col(UsageEvent.time) < at, sa.and_(col(UsageEvent.time) == at, col(UsageEvent.seq) < seq)))
@@ -41,15 +52,6 @@ def usage_list(session: Session, *, period: Period, filters: Filters, limit: int
     items = [_record(world, event, source) for event, source in found[:limit]]
     last = found[limit - 1][0] if len(found) > limit else None
     return UsagePage(items, None if last is None else f"{to_microseconds(last.time)}-{last.seq}")
-
-
-def _is_asked(world: World, lens: Lens, series: Series, *, now: datetime) -> bool:
-    """Whether the series, as it is known today, is what the filters ask for."""
-    identity = world.registry.resolve(workspace=series.workspace, endpoint=series.endpoint, deployment=series.deployment, model=series.model, at=now)
-    team, _ = world.registry.owner(
-        workspace=identity.workspace, deployment=identity.deployment, application=series.application, tags=series.tags, team=series.team, at=now
-    )
-    return lens.passes(identity, application=series.application, team=team, tags=series.tags)
 
 
 def _read_cursor(cursor: str) -> tuple[datetime, int]:

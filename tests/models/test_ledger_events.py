@@ -104,3 +104,21 @@ def test_an_id_that_several_events_have_needs_to_be_narrowed(sqlite_store: Store
         assert ledger.receipt(session, "same", workspace="ws-b", source=None, visible=None, now=NOW).record.workspace == "ws-b"
         # Who sees one of them knows of no other.
         assert ledger.receipt(session, "same", workspace=None, source=None, visible=frozenset({"ws-a"}), now=NOW).record.workspace == "ws-a"
+
+
+def test_the_list_is_filtered_by_what_was_so_at_the_time_of_the_event(store: Store) -> None:
+    with store.write() as session:
+        series = make.series(session, application="chat")
+        make.owner(session, application="chat", team="red", valid_to=at(15))
+        make.owner(session, application="chat", team="blue", valid_from=at(15))
+        make.event(session, series, event_id="early", time=at(10))
+        make.event(session, series, event_id="late", time=at(16))
+    with store.read() as session:
+
+        def ids(team: str) -> list[str]:
+            page = ledger.usage_list(session, period=Period(at(1), at(20)), filters=Filters(teams=(team,)), limit=10, cursor=None, now=NOW)
+            return [item.id for item in page.items]
+
+        assert (ids("red"), ids("blue"), ids("green")) == (["early"], ["late"], [])
+        red = ledger.costs(session, ledger.CostQuery(Period(at(1), at(20)), "none", filters=Filters(teams=("red",))), now=NOW)
+        assert sum(total.requests for total in red.totals) == 1

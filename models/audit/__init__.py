@@ -30,6 +30,7 @@ from models.charges import IN_SCOPE, BillPart, ChargeDay, ChargeItem
 from models.columns import EPOCH
 from models.money import ZERO
 from models.periods import DAY, Granularity, Period, day_start, rfc3339, utc_day
+from models.prices import model_key
 from models.usage import (
     DAY_SECONDS,
     MINUTE_SECONDS,
@@ -372,12 +373,19 @@ _AnswerKey = tuple[str, ...]
 def _keyed(question: Question, rows: Iterable[RowLike], found: Verification) -> dict[_AnswerKey, FiguresLike]:
     keyed: dict[_AnswerKey, FiguresLike] = {}
     for row in rows:
-        groups = (f"{name}={'null' if row.groups[name] is None else row.groups[name]!r}" for name in question.group_by)
+        groups = (f"{name}={_compared(name, row.groups[name])}" for name in question.group_by)
         key = (rfc3339(row.period.start.astimezone(UTC)), *groups, row.figures.currency or "null")
         if key in keyed:
             found.note(f"{question}: row", " ".join(key), "twice", "once")
         keyed[key] = row.figures
     return keyed
+
+
+def _compared(name: str, value: str | None) -> str:
+    """A group's value as it is compared: which of a model's spellings is shown is no figure."""
+    if value is None:
+        return "null"
+    return repr(model_key(value) if name == "model" else value)
 
 
 def _by_currency(totals: Iterable[FiguresLike]) -> dict[_AnswerKey, FiguresLike]:

@@ -12,6 +12,7 @@ from typing import Protocol
 from models import money
 from models.money import ZERO
 from models.periods import Granularity, Period, buckets, days, rfc3339, settles_at
+from models.prices import model_key
 
 STANDINGS = ("provisional", "settling", "settled")  # from the least settled up
 
@@ -240,12 +241,16 @@ class Books:
         """The cells of a question's period added up per (start of the row, groups, currency)."""
         start_of = {day: cut.start for cut in buckets(question.period, question.granularity) for day in days(cut)}
         found: dict[tuple[datetime, tuple[str | None, ...], str | None], Sums] = {}
+        # Models compare without case and spelling: one of the spellings stands for all.
+        spelling = {model_key(model): model for model in sorted({place.model for place in self.cells if place.model is not None}, reverse=True)}
         with localcontext(money.EXACT):
             for place, sums in self.cells.items():
                 start = start_of.get(place.day)
                 if start is None:
                     continue
-                key = (start, tuple(getattr(place, name) for name in question.group_by), place.currency)
+                model = None if place.model is None else spelling[model_key(place.model)]
+                groups = tuple(model if name == "model" else getattr(place, name) for name in question.group_by)
+                key = (start, groups, place.currency)
                 if key not in found:
                     found[key] = Sums()
                 found[key].absorb(sums)

@@ -700,3 +700,14 @@ def test_verify_keeps_two_hundred_differences_and_counts_the_rest(sqlite_store: 
     assert len(found.differences) == 200
     assert found.lines()[-1] == f"and {found.more} more"
     assert found.more > 0
+
+
+def test_spellings_of_one_model_are_one_group_for_both(sqlite_store: Store) -> None:
+    with sqlite_store.write() as session:
+        make.token_prices(session, "1.00", "1.00")
+        for number, model in enumerate(("Llama-3.3-70B-Instruct", "llama-3-3-70b-instruct", "Meta-Llama-3.3-70B-Instruct")):
+            make.event(session, make.series(session, deployment=f"d{number}", model=model), time=at(10, number))
+    with sqlite_store.read() as session:
+        (only,) = costs(session, "model").values()
+        assert only.requests == 3
+        assert verified(session).lines() == []

@@ -15,7 +15,7 @@ from sqlmodel import Session, col, select
 from models.charges import BillPart
 from models.columns import to_microseconds
 from models.ledger.values import Filters
-from models.matching import Identity, Registry, full_name
+from models.matching import Identity, Registry
 from models.periods import DAY, Period, day_start, month_start
 from models.prices import Price, PriceBook, model_key
 from models.resources import DeploymentFact, Owner, Route, Workspace, WorkspaceFact
@@ -139,8 +139,23 @@ class Lens:
         self.models = {model_key(model) for model in filters.models}
         self.deployments: set[str] | None = None
         if filters.deployments:
-            known = {name for _, name in world.registry.deployments()}
-            known |= {name for series in world.series.values() if (name := full_name(series.endpoint, series.deployment))}
+            # What names mean, not as they were sent: a short name that a sender uses stays the short name of what it means.
+            meant = {
+                (found.workspace, found.deployment)
+                for series in world.series.values()
+                for found in (
+                    world.registry.resolve(
+                        workspace=series.workspace, endpoint=series.endpoint, deployment=series.deployment, model=series.model, at=world.known
+                    ),
+                )
+            }
+            known = {
+                name
+                for workspace, name in meant | set(world.registry.deployments())
+                if name is not None
+                and (not filters.workspaces or workspace in filters.workspaces)
+                and (filters.visible is None or workspace in filters.visible)
+            }
             self.deployments = set()
             for name in filters.deployments:
                 # The short name of managed compute is accepted where it is unique.

@@ -791,3 +791,21 @@ def test_files_and_events_make_the_figures(store: Store, tmp_path: Path) -> None
     }
     # The cluster's row is no model spend.
     assert [(each.currency, each.cost, each.billed_cost) for each in totals] == [("EUR", dec("152.47"), dec("76.24"))]
+
+
+def test_a_short_name_stays_accepted_while_senders_use_it_and_is_unique_within_the_workspaces_asked_about(sqlite_store: Store) -> None:
+    with sqlite_store.write() as session:
+        make.managed(session, "ep/blue", workspace="ws-east")
+        make.managed(session, "other/blue", workspace="ws-west")
+        make.event(session, make.series(session, workspace_name="ws-east", deployment="blue"), time=datetime(2026, 11, 10, 9, tzinfo=UTC))
+    with sqlite_store.read() as session:
+        period = Period(datetime(2026, 11, 10, tzinfo=UTC), datetime(2026, 11, 11, tzinfo=UTC))
+
+        def requests(name: str, *workspaces: str) -> int:
+            filters = Filters(deployments=(name,), workspaces=workspaces)
+            answer = ledger.costs(session, CostQuery(period, "none", basis="metered", filters=filters), now=make.NOW)
+            return sum(total.requests for total in answer.totals)
+
+        assert requests("blue", "ws-east") == 1
+        assert requests("ep/blue") == 1
+        assert requests("blue") == 0  # two workspaces have one

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from datetime import UTC, datetime
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 
 import sqlalchemy as sa
 from apscheduler.schedulers.background import BackgroundScheduler
@@ -19,6 +20,23 @@ from models.store import Store, unavailable_as_such
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class Job:
+    """Something to do every so often; ``run`` takes the store and the time."""
+
+    name: str
+    every: timedelta
+    run: Callable[[Store, datetime], None]
+
+
+def standing() -> list[Job]:
+    """Every job of this software."""
+    return [
+        Job("optimize", timedelta(hours=6), lambda store, _now: optimize(store)),
+        Job("bundled_prices", timedelta(hours=24), lambda store, now: bundled_prices(store, now=now)),
+    ]
+
+
 def create_scheduler(store: Store, *, now: Callable[[], datetime]) -> BackgroundScheduler:
     """The schedule of a process, not started yet."""
     scheduler = BackgroundScheduler(
@@ -26,16 +44,16 @@ def create_scheduler(store: Store, *, now: Callable[[], datetime]) -> Background
         # The default grace of one second would skip a run after any stall.
         job_defaults={"coalesce": True, "max_instances": 1, "misfire_grace_time": None},
     )
-    scheduler.add_job(_guarded, "interval", hours=6, args=("optimize", lambda: optimize(store)), id="optimize")
-    scheduler.add_job(_guarded, "interval", hours=24, args=("bundled prices", lambda: bundled_prices(store, now=now())), id="bundled_prices")
+    for job in standing():
+        scheduler.add_job(_guarded, "interval", seconds=job.every.total_seconds(), args=(job, store, now), id=job.name)
     return scheduler
 
 
-def _guarded(name: str, job: Callable[[], None]) -> None:
+def _guarded(job: Job, store: Store, now: Callable[[], datetime]) -> None:
     try:
-        job()
+        job.run(store, now())
     except DomainError as fault:
-        logger.warning("job %s did not run: %s; it is tried again at its next time", name, fault.message)
+        logger.warning("job %s did not run: %s; it is tried again at its next time", job.name, fault.message)
 
 
 def optimize(store: Store) -> None:

@@ -24,7 +24,7 @@ from sqlalchemy import event, exc
 from sqlmodel import Session
 
 # The tables must be known to the metadata before anything asks for it.
-from models import charges, prices, resources, usage  # noqa: F401
+from models import alerts, charges, corrections, notices, prices, quotas, resources, sources, usage, witnesses  # noqa: F401
 from models.errors import InvalidInput, Unavailable
 
 _NETWORK_FILE_SYSTEMS = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "fuse.sshfs", "fuse.rclone", "glusterfs", "ceph", "lustre", "afs"})

@@ -23,6 +23,11 @@ def _reading(store: Annotated[Store, Depends(_store)]) -> Iterator[Session]:
         yield session
 
 
+def _writing(store: Annotated[Store, Depends(_store)]) -> Iterator[Session]:
+    with store.write() as session:
+        yield session
+
+
 def _principal(request: Request) -> Principal:
     found: Principal = getattr(request.state, "principal", OPEN)
     return found
@@ -35,5 +40,7 @@ def _clock(request: Request) -> datetime:
 
 
 Reading = Annotated[Session, Depends(_reading)]
+# Committed before the answer is sent: a dependency's end would come after it.
+Writing = Annotated[Session, Depends(_writing, scope="function")]
 Caller = Annotated[Principal, Depends(_principal)]
 Now = Annotated[datetime, Depends(_clock)]

@@ -21,6 +21,8 @@ from models.errors import DomainError, Forbidden, Unauthorized
 _LOCAL_HOST = re.compile(r"(?:127\.0\.0\.1|localhost|\[::1\])(?::\d{1,5})?", re.ASCII)
 _PROXY_HEADERS = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-forwarded-port", "x-forwarded-prefix", "x-real-ip", "via")
 _ALWAYS = frozenset({"/livez", "/readyz", "/version"})
+# A gateway asks before a call, with the ingest key it reports the call with.
+_ANY_SCOPE = frozenset({"/v1/admission", "/v1/admission/denied"})
 _PUBLIC = frozenset({"/", "/docs", "/openapi.json", "/docs/oauth2-redirect", "/favicon.ico"})
 
 
@@ -113,6 +115,8 @@ def _needed(path: str, method: str) -> auth.Scope | None:
         return None
     if method == "POST" and path.startswith(("/v1/usage", "/otlp/", "/api/v1/events")):
         return "admin" if path == "/v1/usage/void" else "ingest"
+    if path in _ANY_SCOPE:
+        return None  # the route itself looks at the workspace
     if method in ("GET", "HEAD", "OPTIONS"):
         return "read"
     return "admin"

@@ -1,0 +1,7 @@
+"""Receivers of notices and their deliveries."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+
+router = APIRouter(tags=["receivers"])

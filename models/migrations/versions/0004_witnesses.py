@@ -1,0 +1,10 @@
+"""Aggregate witnesses of usage: counters and metrics that are compared, never counted."""
+
+revision = "0004"
+down_revision = "0003"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    pass

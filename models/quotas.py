@@ -1,0 +1,3 @@
+"""Limits of pools and where each was learnt."""
+
+from __future__ import annotations

@@ -119,6 +119,10 @@ class Hardened:
             return
 
         is_begun = is_whole = False
+        is_head = scope["method"] == "HEAD"
+        if is_head:
+            # What GET would answer, without its body: routes know GET only.
+            scope = {**scope, "method": "GET"}
 
         async def hardened(message: Message) -> None:
             nonlocal is_begun, is_whole
@@ -127,6 +131,8 @@ class Hardened:
                 is_begun = True
                 said = {name.lower() for name, _ in message.get("headers", ())}
                 message = {**message, "headers": [*message.get("headers", ()), *((name, value) for name, value in self._HEADERS if name not in said)]}
+            elif is_head:
+                message = {**message, "body": b""}
             await send(message)
 
         try:

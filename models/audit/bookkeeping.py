@@ -60,13 +60,15 @@ class _Counts:
 
 @dataclass(slots=True)
 class _Used:
-    """The usage of one deployment and day under one series: what a billed amount is split by."""
+    """The usage of one deployment and day under one series: what a billed amount is split by. Its input includes the cached part."""
 
     requests: int = 0
     tokens: Counter[str] = field(default_factory=Counter)
 
-    def weight(self, kind: MeterKind) -> int:
-        return self.tokens[kind] if kind in _TOKEN_KINDS else sum(self.tokens.values())
+    def weight(self, kind: MeterKind, *, is_cached_billed: bool) -> int:
+        if kind is MeterKind.INPUT and is_cached_billed:
+            return self.tokens[kind] - self.tokens[MeterKind.CACHED_INPUT]
+        return self.tokens[kind] if kind in _TOKEN_KINDS else sum(self.tokens.values()) - self.tokens[MeterKind.CACHED_INPUT]
 
 
 _MODE_OF = {ChargeClass.MARKETPLACE: Mode.SERVERLESS, ChargeClass.FOUNDRY: Mode.SERVERLESS, ChargeClass.COMPUTE: Mode.MANAGED_COMPUTE}
@@ -190,6 +192,7 @@ class _Bookkeeper:
         self.bills = Bills(session, moment)
         self.result = Books(period, moment)
         self.used: dict[tuple[date, _Spot], dict[_Named, _Used]] = {}
+        self.cached_billed: set[tuple[date, _Spot]] = set()  # days on which the bill has cached input as a meter of its own
 
     def books(self) -> Books:
         """Usage first: a bill is split by it."""
@@ -313,16 +316,23 @@ class _Bookkeeper:
         requests.is_reached |= is_reached
         requests.requests += counts.requests
         requests.unknown_token_requests += counts.unknown
+        if counts.unknown and view.mode is not Mode.MANAGED_COMPUTE:
+            requests.add_metered(None, is_reached=is_reached)
 
         named = (series_id, view.application, view.team, view.cost_center, view.model)
         used = self.used.setdefault((day, _spot(view.workspace, view.deployment)), {}).setdefault(named, _Used())
         used.requests += counts.requests
+        if view.is_training:
+            used.tokens[MeterKind.TRAINING] += counts.input + counts.output
+        else:
+            used.tokens[MeterKind.INPUT] += counts.input
+            used.tokens[MeterKind.CACHED_INPUT] += counts.cached
+            used.tokens[MeterKind.OUTPUT] += counts.output
 
         for meter, input_tokens, output_tokens, price in quantities:
             tokens = input_tokens + output_tokens
             if not tokens:
                 continue
-            used.tokens[meter] += tokens
             sums = sums_of(meter, price)
             sums.is_reached |= is_reached
             sums.input_tokens += input_tokens
@@ -469,10 +479,14 @@ class _Bookkeeper:
                 workspace = self.registry.workspace_name(item.workspace)
                 spot = (day, _spot(workspace, self.registry.name(workspace, item.endpoint, item.deployment)))
                 tagged[spot] = tagged.get(spot, ZERO) + (_hours(item, line.quantity) or ZERO)
-        for part, (day, _, _, currency), line, item in lines:
+        shares = [(part, day, currency, item, share) for part, (day, _, _, currency), line, item in lines for share in self._shares(item, day, line, tagged)]
+        for _, day, _, item, share in shares:
+            if item.meter_kind is MeterKind.CACHED_INPUT:
+                own = ((share.workspace, share.deployment),) if share.workspace and share.deployment else ()
+                self.cached_billed |= {(day, _spot(*names)) for names in share.candidates or own}
+        for part, day, currency, item, share in shares:
             subscription = item.subscription_id or part.subscription_id or None
-            for share in self._shares(item, day, line, tagged):
-                self._enter_share(share, item=item, day=day, currency=currency, subscription=subscription)
+            self._enter_share(share, item=item, day=day, currency=currency, subscription=subscription)
 
     def _is_counted(self, key: LineKey) -> bool:
         item = self.bills.items.get(key[1])  # a charge without an item is reported by the check of the bills
@@ -561,7 +575,8 @@ class _Bookkeeper:
         """How an amount of these deployments is cut on a day: over the series that used them, by tokens, else by requests."""
         used = [(named, each, names) for names in deployments for named, each in self.used.get((day, _spot(*names)), {}).items()]
         used.sort(key=lambda one: one[0][0])
-        weights = [each.weight(kind) for _, each, _ in used]
+        is_cached_billed = any((day, _spot(*names)) in self.cached_billed for names in deployments)
+        weights = [each.weight(kind, is_cached_billed=is_cached_billed) for _, each, _ in used]
         if not any(weights):
             weights = [each.requests for _, each, _ in used]
         if not any(weights):

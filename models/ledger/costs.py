@@ -99,10 +99,12 @@ class _Used:
     tokens: dict[MeterKind, int] = field(default_factory=dict)
     by_bucket: dict[int, list[int]] = field(default_factory=dict)  # requests, input, cached input, output tokens
 
-    def weight(self, kind: MeterKind | None, bucket: int | None = None) -> int:
-        """Its tokens of the kind, all of them for a kind that counts no tokens, its requests for None."""
+    def weight(self, kind: MeterKind | None, *, is_split: bool, bucket: int | None = None) -> int:
+        """Its tokens of the kind, all of them for a kind that counts no tokens, its requests for None.
+
+        ``is_split`` where the bill has cached input as a meter of its own: only then is it no part of the input billed.
+        """
         requests, inputs, cached, outputs = self._sums() if bucket is None else self.by_bucket.get(bucket, (0, 0, 0, 0))
-        is_split = isinstance(self.meaning.prices.get(PriceMeter.CACHED_INPUT_TOKENS), UnitPrice)
         match kind:
             case None:
                 return requests
@@ -113,7 +115,7 @@ class _Used:
             case MeterKind.INPUT:
                 return inputs - cached if is_split else inputs
             case MeterKind.CACHED_INPUT:
-                return cached if is_split else 0
+                return cached
             case MeterKind.OUTPUT:
                 return outputs
             case _:
@@ -132,13 +134,15 @@ def _key(day: date, identity: Identity) -> _Key:
     return day, (identity.workspace or "").casefold(), (identity.deployment or "").casefold()
 
 
-def _users(used: _UsedBy, day: date, identities: Sequence[Identity], kind: MeterKind) -> tuple[list[tuple[Identity, _Used]], list[int], MeterKind | None]:
+def _users(
+    used: _UsedBy, day: date, identities: Sequence[Identity], kind: MeterKind, *, is_split: bool = False
+) -> tuple[list[tuple[Identity, _Used]], list[int], MeterKind | None]:
     """Who used these deployments on a day, in order of series, and by what an amount is cut over them: (users, weights, kind)."""
     users = [(each, one) for each in identities for one in used.get(_key(day, each), {}).values()]
     users.sort(key=lambda pair: (pair[1].series, pair[1].stretch))
     by: MeterKind | None
     for by in (kind, None):
-        weights = [one.weight(by) for _, one in users]
+        weights = [one.weight(by, is_split=is_split) for _, one in users]
         if any(weights):
             return users, weights, by
     return [], [], None
@@ -183,12 +187,11 @@ class Answer:
         )
         self._is_fine = self._asks_labels or "model" in query.group_by or bool(query.filters.models)
         self.rows: dict[_Spot, Sums] = {}
-        self._model_names: dict[str, str] = {}
-        for model in self.world.registry.models():
-            self._model_names.setdefault(model_key(model), model_name(model))
-        for series in self.world.series.values():
-            if series.model:
-                self._model_names.setdefault(model_key(series.model), model_name(series.model))
+        # Of several spellings in a row the first of these is shown: the registry's, then usage's in order of arrival, then a bill's.
+        self._ranks: dict[str, int] = {}
+        for model in (*self.world.registry.models(), *(series.model for series in self.world.series.values() if series.model)):
+            self._ranks.setdefault(model_name(model), len(self._ranks))
+        self._spelled: dict[_Groups, str] = {}
         self._timelines: dict[int, tuple[list[int], list[Meaning]]] = {}
         self._cells: dict[tuple[object, ...], int] = {}
         self._prices: dict[tuple[object, ...], UnitPrice | Unpriced] = {}
@@ -358,7 +361,7 @@ class Answer:
                 case "deployment":
                     values.append(identity.deployment)
                 case "model":
-                    values.append(self._model_name(identity.model))
+                    values.append(None if identity.model is None else model_key(identity.model))
                 case "meter":
                     values.append(meter.value)
                 case "mode":
@@ -373,11 +376,18 @@ class Answer:
                     values.append(identity.subscription)
                 case _:
                     values.append(tags.get(name[4:]))
-        return tuple(values)
+        groups = tuple(values)
+        if identity.model is not None and "model" in self.query.group_by:
+            # Spellings of one model are one row, which shows one that is in it: a deployment's model comes back as inventory has it.
+            spelled = model_name(identity.model)
+            shown = self._spelled.setdefault(groups, spelled)
+            if shown != spelled and self._ranks.setdefault(spelled, len(self._ranks)) < self._ranks.setdefault(shown, len(self._ranks)):
+                self._spelled[groups] = spelled
+        return groups
 
-    def _model_name(self, model: str | None) -> str | None:
-        # Spellings of one model are one group: the registry's, else the first one that usage had, else the bill's.
-        return None if model is None else self._model_names.setdefault(model_key(model), model_name(model))
+    def _shown(self, groups: _Groups) -> _Groups:
+        """The groups of a row as people read them: the model by a spelling of its own."""
+        return tuple(self._spelled[groups] if name == "model" and value is not None else value for name, value in zip(self.query.group_by, groups, strict=True))
 
     def _row(self, bucket: int, groups: _Groups, currency: str | None) -> Sums:
         spot = (bucket, groups, currency)
@@ -413,10 +423,11 @@ class Answer:
         for (_, _, currency), sums in chosen.items():
             totals.setdefault(currency, Sums()).absorb(sums)
         basis, names = self.query.basis, self.query.group_by
-        order = sorted(chosen, key=lambda spot: (spot[0], [(value is None, value or "") for value in spot[1]], spot[2] is None, spot[2] or ""))
+        shown = {groups: self._shown(groups) for groups in {spot[1] for spot in chosen}}
+        order = sorted(chosen, key=lambda spot: (spot[0], [(value is None, value or "") for value in shown[spot[1]]], spot[2] is None, spot[2] or ""))
         return CostTable(
             self.query,
-            [CostRow(self.buckets[spot[0]], dict(zip(names, spot[1], strict=True)), chosen[spot].figures(basis, spot[2])) for spot in order],
+            [CostRow(self.buckets[spot[0]], dict(zip(names, shown[spot[1]], strict=True)), chosen[spot].figures(basis, spot[2])) for spot in order],
             [totals[currency].figures(basis, currency) for currency in sorted(totals, key=lambda code: (code is None, code or ""))],
         )
 
@@ -527,6 +538,8 @@ class Answer:
                 row.requests += requests
                 row.unknown_requests += unknown
                 row.estimated_requests += estimated
+                # Of managed compute tokens cost nothing by themselves.
+                row.is_unknown |= bool(unknown) and identity.mode != Mode.MANAGED_COMPUTE
                 row.standing = min(row.standing, standing)
                 row.is_billed |= is_reached
                 row.is_best |= is_reached
@@ -781,15 +794,17 @@ class Answer:
         return answer
 
     def _add_bills(self, bills: Sequence[_Bill], used: _UsedBy) -> None:
+        cached = {_key(bill.day, each) for bill in bills if bill.item.meter_kind == MeterKind.CACHED_INPUT for each in bill.identities}
         for bill in bills:
             cores = bill.item.cores or skus.cores(bill.item.sku or "")
             core_hours = None if bill.hours is None or cores is None else money.times(bill.hours, cores)
             amounts = _Amounts(bill.billed, bill.effective, core_hours)
             is_cut = self._is_cut(bill.day)
-            shares = list(self._cut(bill, amounts, used, is_cut=is_cut))
+            is_split = any(_key(bill.day, each) in cached for each in bill.identities)
+            shares = list(self._cut(bill, amounts, used, is_cut=is_cut, is_split=is_split))
             self._add_shares(bill, shares, is_cut=is_cut)
 
-    def _cut(self, bill: _Bill, amounts: _Amounts, used: _UsedBy, *, is_cut: bool) -> Iterator[_Share]:
+    def _cut(self, bill: _Bill, amounts: _Amounts, used: _UsedBy, *, is_cut: bool, is_split: bool) -> Iterator[_Share]:
         """Cut a charge over the series that used its deployments that day, then each share over the buckets the day lies in.
 
         Always in this order, so that the rows of any finer question add up to those of a coarser one.
@@ -799,13 +814,17 @@ class Answer:
         if len(bill.identities) == 1 and not is_cut and not self._is_fine:
             yield _Share(self._bucket_of(start), identity, None, None, None, {}, amounts, by_usage=False)
             return
-        users, weights, by = _users(used, bill.day, bill.identities, bill.item.meter_kind)
+        users, weights, by = _users(used, bill.day, bill.identities, bill.item.meter_kind, is_split=is_split)
         if users:
             for (who, one), weight, part in zip(users, weights, amounts.split(weights), strict=True):
                 if weight:
                     seen = one.meaning
                     named = replace(who, model=seen.identity.model or who.model)
-                    steps = [(bucket, one.weight(by, bucket)) for bucket in sorted(one.by_bucket)] if is_cut else [(self._bucket_of(start), 1)]
+                    steps = (
+                        [(bucket, one.weight(by, is_split=is_split, bucket=bucket)) for bucket in sorted(one.by_bucket)]
+                        if is_cut
+                        else [(self._bucket_of(start), 1)]
+                    )
                     for (bucket, _), piece in zip(steps, part.spread([step for _, step in steps]), strict=True):
                         yield _Share(bucket, named, seen.application, seen.team, seen.center, seen.tags, piece, by_usage=True)
             return

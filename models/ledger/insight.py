@@ -198,8 +198,12 @@ def problems(session: Session, *, visible: frozenset[str] | None, now: datetime)
             "seen in usage, not in the inventory or a bill: its mode and route are not known",
             _REMEDY["unconfirmed_deployment"],
         )
-        for workspace, name in sorted(unseen)[:100]
+        for workspace, name in sorted(unseen)[:_MOST_UNCONFIRMED]
     ]
+    if len(unseen) > _MOST_UNCONFIRMED:
+        rest = f"{len(unseen) - _MOST_UNCONFIRMED} more deployments"
+        detail = "like those named above, which are the first by name"
+        found.append(Problem("unconfirmed_deployment", rest, detail, _REMEDY["unconfirmed_deployment"], count=len(unseen) - _MOST_UNCONFIRMED))
     if visible is None:
         conflicts = session.scalar(sa.select(sa.func.count()).select_from(UsageConflict)) or 0
         if conflicts:
@@ -216,6 +220,7 @@ def problems(session: Session, *, visible: frozenset[str] | None, now: datetime)
     return sorted(found, key=lambda problem: (order.get(problem.kind, 0), problem.kind == "out_of_scope", problem.kind, problem.subject))
 
 
+_MOST_UNCONFIRMED = 100
 _REMEDY = {
     "unknown_unit": "tell us the unit: until then the money counts and the quantity is not known",
     "unmapped_meter": "the money counts under meter 'other'; a meter mapping will say what it counts",

@@ -26,6 +26,7 @@ class Sums:
     is_billed: bool = False
     is_best: bool = False
     is_unpriced: bool = False
+    is_unknown: bool = False  # holds calls that cost something by tokens that nobody told
     input_tokens: int = 0
     output_tokens: int = 0
     cached_input_tokens: int = 0
@@ -53,6 +54,7 @@ class Sums:
         self.is_billed |= other.is_billed
         self.is_best |= other.is_best
         self.is_unpriced |= other.is_unpriced
+        self.is_unknown |= other.is_unknown
         self.input_tokens += other.input_tokens
         self.output_tokens += other.output_tokens
         self.cached_input_tokens += other.cached_input_tokens
@@ -80,12 +82,14 @@ class Sums:
         self.cover[key] = (billed, metered) if pair is None else (money.plus(pair[0], billed), money.plus(pair[1], metered))
 
     def figures(self, basis: Basis, currency: str | None) -> Figures:
-        nothing_known = self.is_unpriced and not self.is_metered
+        nothing_known = (self.is_unpriced or self.is_unknown) and not self.is_metered
         metered = None if nothing_known else self.metered
         billed = self.billed if self.is_billed else None
         reasons: dict[str, str] = {}
         if metered is None or self.unpriced_tokens or self.reasons:
-            reasons["metered_cost" if metered is None else "unpriced_tokens"] = "; ".join(sorted(self.reasons)[:3]) or "there is no price for this usage"
+            reasons["metered_cost" if metered is None else "unpriced_tokens"] = "; ".join(sorted(self.reasons)[:3]) or (
+                "the tokens of these requests are not known" if self.is_unknown else "there is no price for this usage"
+            )
         if billed is None:
             reasons["billed_cost"] = "no bill reaches this period yet"
         hours: Decimal | None

@@ -157,10 +157,12 @@ class Lens:
                 and (filters.visible is None or workspace in filters.visible)
             }
             self.deployments = set()
-            for name in filters.deployments:
+            for said in filters.deployments:
+                name = said.casefold()  # Azure's names are compared without case
+                same = {full for full in known if full.casefold() == name}
                 # The short name of managed compute is accepted where it is unique.
-                short = {full for full in known if full.rsplit("/", 1)[-1] == name}
-                self.deployments.add(name if name in known or len(short) != 1 else next(iter(short)))
+                short = {full for full in known if full.rsplit("/", 1)[-1].casefold() == name}
+                self.deployments |= same or (short if len(short) == 1 else {said})
 
     def passes(self, identity: Identity, *, application: str | None, team: str | None, tags: Mapping[str, str]) -> bool:
         """Whether something belongs to what was asked."""

@@ -7,6 +7,7 @@ from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 
+import pytest
 import sqlalchemy as sa
 from sqlmodel import Session, col
 
@@ -711,3 +712,31 @@ def test_spellings_of_one_model_are_one_group_for_both(sqlite_store: Store) -> N
         (only,) = costs(session, "model").values()
         assert only.requests == 3
         assert verified(session).lines() == []
+
+
+@pytest.mark.parametrize("has_meter", [False, True])
+def test_billed_input_is_cut_by_all_input_unless_the_bill_has_cached_input_apart(sqlite_store: Store, has_meter: bool) -> None:
+    with sqlite_store.write() as session:
+        make.foundry(session)
+        make.token_prices(session, "1.00", "2.00")
+        make.price(session, PriceMeter.CACHED_INPUT_TOKENS, "0.10")
+        for application, inputs, cached in (("chat", 3000, 2000), ("batch", 1000, 0)):
+            of = make.series(session, deployment="llama-foundry", application=application)
+            make.event(session, of, time=at(10, 8), input_tokens=inputs, cached_input_tokens=cached, output_tokens=0)
+        part = make.bill_part(session)
+        make.charge(session, part, make.charge_item(session, ChargeClass.FOUNDRY), "1.00")
+        if has_meter:
+            make.charge(session, part, make.charge_item(session, ChargeClass.FOUNDRY, MeterKind.CACHED_INPUT), "0.08")
+    with sqlite_store.read() as session:
+        found = costs(session, "meter", "application", basis="billed")
+    shares = ("0.5", "0.5") if has_meter else ("0.75", "0.25")
+    assert tuple(found["input", name, "USD"].billed_cost for name in ("chat", "batch")) == tuple(map(Decimal, shares))
+
+
+def test_calls_of_which_nothing_is_known_cost_an_unknown_amount(sqlite_store: Store) -> None:
+    with sqlite_store.write() as session:
+        make.token_prices(session, "1.00", "2.00")
+        make.event(session, time=at(10), input_tokens=None, output_tokens=None)
+    with sqlite_store.read() as session:
+        found = costs(session, "meter")
+    assert [(key, figures.cost, figures.unknown_token_requests) for key, figures in found.items()] == [(("input", "USD"), None, 1)]

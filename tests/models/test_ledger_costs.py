@@ -809,3 +809,57 @@ def test_a_short_name_stays_accepted_while_senders_use_it_and_is_unique_within_t
         assert requests("blue", "ws-east") == 1
         assert requests("ep/blue") == 1
         assert requests("blue") == 0  # two workspaces have one
+
+
+# -- spellings and what is not known --------------------------------------------------------------
+
+
+def test_a_model_comes_back_as_its_own_deployment_spells_it_and_is_one_model_still(sqlite_store: Store) -> None:
+    with sqlite_store.write() as session:
+        make.serverless(session, "first", model="Llama-3.3-70B-Instruct")
+        make.serverless(session, "second", model="llama-3.3-70b-instruct")
+        for name in ("first", "second"):
+            make.event(session, make.series(session, deployment=name, model="whatever"), time=at(10))
+    with sqlite_store.read() as session:
+        apart, together = costs(session, "deployment", "model"), costs(session, "model")
+        asked = costs(session, "deployment", filters=Filters(models=("LLAMA-3.3-70b-instruct",)))
+        named = costs(session, "deployment", filters=Filters(deployments=("FIRST",)))
+    assert {key[:2] for key in apart} == {("first", "Llama-3.3-70B-Instruct"), ("second", "llama-3.3-70b-instruct")}
+    assert [(key[0], figures.requests) for key, figures in together.items()] == [("Llama-3.3-70B-Instruct", 2)]
+    assert {key[0] for key in asked} == {"first", "second"}
+    assert {key[0] for key in named} == {"first"}
+
+
+@pytest.mark.parametrize(("has_meter", "expected"), [(False, ("0.75", "0.25")), (True, ("0.5", "0.5"))])
+def test_billed_input_is_cut_by_all_input_unless_the_bill_has_cached_input_apart(sqlite_store: Store, has_meter: bool, expected: tuple[str, str]) -> None:
+    with sqlite_store.write() as session:
+        make.foundry(session)
+        make.token_prices(session, "1.00", "2.00")
+        make.price(session, PriceMeter.CACHED_INPUT_TOKENS, "0.10")
+        for application, inputs, cached in (("chat", 3000, 2000), ("batch", 1000, 0)):
+            of = make.series(session, deployment="llama-foundry", application=application)
+            make.event(session, of, time=at(10, 8), input_tokens=inputs, cached_input_tokens=cached, output_tokens=0)
+        part = make.bill_part(session)
+        make.charge(session, part, make.charge_item(session, ChargeClass.FOUNDRY), "1.00")
+        if has_meter:
+            make.charge(session, part, make.charge_item(session, ChargeClass.FOUNDRY, MeterKind.CACHED_INPUT), "0.08")
+    with sqlite_store.read() as session:
+        found = costs(session, "meter", "application", basis="billed")
+    assert tuple(found["input", name, "USD"].billed_cost for name in ("chat", "batch")) == tuple(map(dec, expected))
+    assert not has_meter or found["cached_input", "chat", "USD"].billed_cost == dec("0.08")
+
+
+def test_calls_of_which_nothing_is_known_cost_an_unknown_amount_and_not_nothing(sqlite_store: Store) -> None:
+    with sqlite_store.write() as session:
+        make.token_prices(session, "1.00", "2.00")
+        make.event(session, make.series(session, model=""), time=at(10), input_tokens=None, output_tokens=None)
+        make.event(session, time=at(11), input_tokens=None, output_tokens=None)
+        make.managed(session)
+        make.event(session, make.series(session, endpoint="llama-online", deployment="blue"), time=at(11), input_tokens=None, output_tokens=None)
+    with sqlite_store.read() as session:
+        first, second = (costs(session, "meter", "mode", period=day(number), now=at(12)) for number in (10, 11))
+    for figures in (first["input", "unknown", None], second["input", "unknown", "USD"]):
+        assert (figures.cost, figures.metered_cost, figures.unknown_token_requests) == (None, None, 1)
+        assert "not known" in figures.reasons["metered_cost"] or "price" in figures.reasons["metered_cost"]
+    # Managed compute is paid by the hour: what its calls held is no part of its cost.
+    assert [figures.metered_cost for key, figures in second.items() if key[:2] == ("input", "managed_compute")] == [dec("0")]

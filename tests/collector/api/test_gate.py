@@ -200,3 +200,13 @@ def test_an_admin_key_file_opens_a_container(sqlite_store: Store, tmp_path: Path
 def test_without_a_dashboard_the_root_leads_to_the_routes(service: Service) -> None:
     answer = service.client.get("/", follow_redirects=True)
     assert (answer.status_code, answer.url.path) == (200, "/docs")
+
+
+def test_head_answers_what_get_would_without_its_body(service: Service) -> None:
+    asked, told = (
+        service.client.get("/v1/costs?granularity=none&to=2026-11-20T00:00:00Z"),
+        service.client.head("/v1/costs?granularity=none&to=2026-11-20T00:00:00Z"),
+    )
+    assert (told.status_code, told.content) == (200, b"")
+    assert (told.headers["content-type"], told.headers["content-length"]) == (asked.headers["content-type"], str(len(asked.content)))
+    assert service.client.head("/v1/no-such-route").status_code == 404

@@ -22,7 +22,7 @@ from models.periods import DAY, GRANULARITIES, Period, floor, parse_bound, rfc33
 from models.resources import Mode
 
 router = APIRouter(tags=["figures"])
-_FILTERS = ("from", "to", "workspace", "deployment", "model", "application", "team", "mode")
+FILTERS = ("from", "to", "workspace", "deployment", "model", "application", "team", "mode")
 _MAX_PERIOD = timedelta(days=3700)
 _MAX_BUCKETS = 20_000
 # Far around everything that can be metered or billed, and away from the ends of the calendar.
@@ -46,6 +46,7 @@ _DOCUMENTED: Mapping[str, tuple[str, bool]] = {
     "limit": ("rows a page", False),
     "cursor": ("the next_cursor of the page before", False),
     "source": ("only events of this sender", False),
+    "month": ("a calendar month in UTC, as 2026-11", False),
 }
 
 
@@ -64,8 +65,8 @@ def documented(*names: str) -> dict[str, Any]:
     return {"parameters": parameters}
 
 
-_COSTS = (*_FILTERS, "granularity", "group_by", "basis", "currency", "as_of", "time_zone", "limit", "cursor")
-_USAGE = (*_FILTERS, "limit", "cursor")
+_COSTS = (*FILTERS, "granularity", "group_by", "basis", "currency", "as_of", "time_zone", "limit", "cursor")
+_USAGE = (*FILTERS, "limit", "cursor")
 
 
 @router.get("/v1/costs", summary="Costs and usage by period and group", openapi_extra=documented(*_COSTS))
@@ -186,8 +187,8 @@ def refuse_unknown(request: Request, known: Sequence[str]) -> None:
 def period_of(request: Request, *, now: datetime) -> Period:
     """``from`` and ``to``; by default the last 30 days (from a UTC midnight) up to now."""
     said_to, said_from = request.query_params.get("to"), request.query_params.get("from")
-    end = _instant_of(said_to, what="to") if said_to else now
-    start = _instant_of(said_from, what="from") if said_from else floor(max(end, _EARLIEST + 30 * DAY) - 30 * DAY, "day")
+    end = instant_of(said_to, what="to") if said_to else now
+    start = instant_of(said_from, what="from") if said_from else floor(max(end, _EARLIEST + 30 * DAY) - 30 * DAY, "day")
     if end < start:
         raise InvalidInput(f"to ({rfc3339(end)}) is before from ({rfc3339(start)})")
     if end - start > _MAX_PERIOD:
@@ -240,12 +241,13 @@ def cost_query(request: Request, caller: Principal, *, now: datetime) -> CostQue
         basis=basis,
         filters=filters_of(request, caller),
         currency=money.currency_from(currency, what="currency") if currency else None,
-        as_of=_instant_of(said["as_of"], what="as_of") if said.get("as_of") else None,
+        as_of=instant_of(said["as_of"], what="as_of") if said.get("as_of") else None,
         time_zone=said.get("time_zone") or "UTC",
     )
 
 
-def _instant_of(text: str, *, what: str) -> datetime:
+def instant_of(text: str, *, what: str) -> datetime:
+    """An instant or date among the parameters, within the years that can hold anything."""
     at = parse_bound(text, what=what)
     if not _EARLIEST <= at <= _LATEST:
         raise InvalidInput(f"{what} must lie between {rfc3339(_EARLIEST)} and {rfc3339(_LATEST)}")

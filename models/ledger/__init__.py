@@ -8,6 +8,7 @@ from models.ledger.costs import costs
 from models.ledger.events import receipt, usage_list
 from models.ledger.hours import instance_hours
 from models.ledger.insight import choices, data_age, forecast, problems
+from models.ledger.reconciliation import Reconciliation, ReconciliationRow, ReconciliationTotal, reconciliation
 from models.ledger.values import (
     BASES,
     GROUPS,
@@ -44,6 +45,9 @@ __all__ = [
     "Problem",
     "Receipt",
     "ReceiptLine",
+    "Reconciliation",
+    "ReconciliationRow",
+    "ReconciliationTotal",
     "SourceAge",
     "Standing",
     "UsagePage",
@@ -55,5 +59,6 @@ __all__ = [
     "instance_hours",
     "problems",
     "receipt",
+    "reconciliation",
     "usage_list",
 ]

@@ -17,14 +17,15 @@ from models.charges import ChargeClass, ChargeDay, ChargeItem, MeterKind
 from models.columns import EPOCH, from_microseconds, to_microseconds
 from models.errors import InvalidInput
 from models.ledger.hours import instance_hours, stretches
-from models.ledger.sums import Sums, minus, plus
+from models.ledger.shares import NO_AMOUNTS, Amounts, Hours, Run, Share
+from models.ledger.sums import Sums, plus
 from models.ledger.values import GROUPS, CostQuery, CostRow, CostTable
 from models.ledger.world import Lens, Series, Use, World, read_usage
 from models.matching import Identity
 from models.money import ZERO
 from models.periods import DAY, Period, buckets, day_start, days, settles_at, utc_day, zone_from
 from models.prices import TOKEN_METERS, PriceMeter, UnitPrice, Unpriced, model_key, model_name
-from models.resources import DeploymentFact, Mode, Route
+from models.resources import Mode, Route
 from models.usage import DAY_SECONDS, QUARTER_SECONDS
 
 _HOUR = 3_600_000_000
@@ -85,6 +86,9 @@ class _Bill:
     effective: Decimal
     hours: Decimal | None
     identities: tuple[Identity, ...]
+    units: Decimal | None = None  # tokens or hours, as many as were billed; None where the unit is unknown
+    is_credit: bool = False  # anything but usage: a refund, a credit, a correction
+    lines: int = 1
     is_estimate: bool = False
 
 
@@ -572,6 +576,7 @@ class Answer:
             row.standing = min(row.standing, standing)
             row.is_billed |= is_reached
             row.is_best |= is_reached
+            row.units = money.plus(row.units, Decimal(tokens))
             if term.factor is not None:
                 amount = money.times(term.factor, tokens)
                 row.is_metered = True
@@ -597,7 +602,7 @@ class Answer:
             if self.lens.deployments is not None and name not in self.lens.deployments:
                 continue
             # From the day's start: hours and shares do not hang on where a question begins.
-            by_day: dict[date, list[_Run]] = {}
+            by_day: dict[date, list[Run]] = {}
             for begin, finish, fact in stretches(facts, day_start(utc_day(start)), end):
                 region = registry.identity(workspace, name, model=None, at=begin).region
                 edges = {begin, finish, *(day_start(day) for day in days(Period(begin, finish)))}
@@ -606,15 +611,15 @@ class Answer:
                     price = self.world.prices.price(
                         meter=PriceMeter.INSTANCE_HOURS, at=left, model=fact.model, workspace=workspace, sku=fact.sku, region=region
                     )
-                    by_day.setdefault(utc_day(left), []).append(_Run(left, right, fact, price))
+                    by_day.setdefault(utc_day(left), []).append(Run(left, right, fact, price))
             for day, runs in by_day.items():
                 self._add_instance_day(day, registry.identity(workspace, name, model=None, at=runs[0].start), runs, used)
 
-    def _add_instance_day(self, day: date, identity: Identity, runs: Sequence[_Run], used: _UsedBy) -> None:
+    def _add_instance_day(self, day: date, identity: Identity, runs: Sequence[Run], used: _UsedBy) -> None:
         """A deployment's instance-hours of a UTC day: per bucket, and cut over who used it that day where only they know the answer."""
         billing = self.world.billing_currency(identity.subscription, day)
         cuts = [from_microseconds(at) for at in self._starts]
-        found: dict[tuple[str | None, str | None], dict[int, _Hours]] = {}
+        found: dict[tuple[str | None, str | None], dict[int, Hours]] = {}
         for run in runs:
             currency = billing or (run.price.currency if isinstance(run.price, UnitPrice) else None)
             of = found.setdefault((run.fact.model, currency), {})
@@ -624,17 +629,17 @@ class Answer:
                 until = instance_hours(run.start, right)
                 hours, before = money.times(money.minus(until, before), run.fact.instance_count or 0), until
                 if hours:
-                    into = of.setdefault(self._bucket_of(to_microseconds(left)), _Hours())
-                    into.add(*self._cost_of(run, hours, identity.subscription, currency, day))
+                    into = of.setdefault(self._bucket_of(to_microseconds(left)), Hours())
+                    into.add(*self._cost_of(run, hours, identity.subscription, currency, day), hours)
         users, weights, _ = _users(used, day, (identity,), MeterKind.COMPUTE) if self._is_fine else ([], [], None)
         for (model, currency), by_bucket in found.items():
-            so_far = _Hours()
-            given = [_Hours() for _ in users]
+            so_far = Hours()
+            given = [Hours() for _ in users]
             for bucket in sorted(by_bucket):
                 part = by_bucket[bucket]
                 if not users:
                     team, center = self._owner(identity, runs[0].start)
-                    whose = [_Share(bucket, replace(identity, model=model), None, team, center, {}, _NOTHING, by_usage=False)]
+                    whose = [Share(bucket, replace(identity, model=model), None, team, center, {}, NO_AMOUNTS, by_usage=False)]
                     self._add_hours(day, currency, whose, [part])
                     continue
                 # What is due up to here is cut, less what was given before: hours add up to days, and shares to hours.
@@ -643,8 +648,8 @@ class Answer:
                 parts = [one.minus(earlier) for one, earlier in zip(due, given, strict=True)]
                 given = due
                 whose = [
-                    _Share(
-                        bucket, replace(who, model=seen.identity.model or model), seen.application, seen.team, seen.center, seen.tags, _NOTHING, by_usage=True
+                    Share(
+                        bucket, replace(who, model=seen.identity.model or model), seen.application, seen.team, seen.center, seen.tags, NO_AMOUNTS, by_usage=True
                     )
                     for who, one in users
                     for seen in (one.meaning,)
@@ -652,7 +657,7 @@ class Answer:
                 self._add_hours(day, currency, whose, parts)
 
     def _cost_of(
-        self, run: _Run, hours: Decimal, subscription: str | None, currency: str | None, day: date
+        self, run: Run, hours: Decimal, subscription: str | None, currency: str | None, day: date
     ) -> tuple[Decimal | None, Decimal | None, str | None]:
         """(cost, core-hours, why there is no cost) of some hours of a run."""
         cores = skus.cores(run.fact.sku or "")
@@ -664,7 +669,7 @@ class Answer:
             return None, core_hours, _no_rate(run.price.currency, currency)
         return money.times(money.times(run.price.per_unit, hours), rate), core_hours, None
 
-    def _add_hours(self, day: date, currency: str | None, shares: Sequence[_Share], parts: Sequence[_Hours]) -> None:
+    def _add_hours(self, day: date, currency: str | None, shares: Sequence[Share], parts: Sequence[Hours]) -> None:
         spots = [self._spot(share, MeterKind.COMPUTE, currency) for share in shares]
         is_estimate = len(set(spots)) > 1
         for share, spot, part in zip(shares, spots, parts, strict=True):
@@ -677,6 +682,7 @@ class Answer:
             row.is_best |= is_reached
             row.estimate |= is_estimate or (share.by_usage and self._asks_labels)
             row.metered_core_hours = plus(row.metered_core_hours, part.core_hours)
+            row.units = money.plus(row.units, part.instance_hours)
             if not is_reached:
                 row.best_core_hours = plus(row.best_core_hours, part.core_hours)
             if part.reason is not None:
@@ -711,7 +717,8 @@ class Answer:
             return []
         last = utc_day(period.end - _MICROSECOND)
         row = ChargeDay
-        columns = [col(row.charged_on), col(row.item_id), col(row.currency), col(row.quantity), col(row.billed_cost), col(row.effective_cost), col(row.part_id)]
+        columns = [col(one) for one in (row.charged_on, row.item_id, row.currency, row.quantity, row.billed_cost, row.effective_cost, row.part_id)]
+        columns += [col(row.charge_type), col(row.rows)]
         found = self.session.execute(
             sa.select(*columns)
             .where(col(row.part_id).in_(list(parts)), col(row.charged_on) >= utc_day(period.start), col(row.charged_on) <= last)
@@ -724,7 +731,7 @@ class Answer:
         targets: dict[tuple[int, tuple[int, int]], tuple[Identity, ...]] = {}
         bills: list[_Bill] = []
         tagged: dict[_Key, Decimal] = {}
-        for day, item_id, currency, quantity, billed, effective, part_id in found:
+        for day, item_id, currency, quantity, billed, effective, part_id, charge_type, lines in found:
             item = items.get(item_id)
             if item is None:
                 continue
@@ -734,13 +741,12 @@ class Answer:
                 identities = targets[stamp] = self.world.registry.target(item, day_start(day)).identities
             if identities[0].subscription is None and parts[part_id]:
                 identities = tuple(replace(one, subscription=parts[part_id]) for one in identities)
-            hours = None
-            if item.meter_kind == MeterKind.COMPUTE and quantity is not None and item.unit_size is not None:
-                hours = money.times(quantity, item.unit_size)
-                if identities[0].deployment is not None:
-                    key = _key(day, identities[0])
-                    tagged[key] = money.plus(tagged.get(key, ZERO), hours)
-            bills.append(_Bill(day, item, currency, billed, effective, hours, identities))
+            units = None if quantity is None or item.unit_size is None else money.times(quantity, item.unit_size)
+            hours = units if item.meter_kind == MeterKind.COMPUTE else None
+            if hours is not None and identities[0].deployment is not None:
+                key = _key(day, identities[0])
+                tagged[key] = money.plus(tagged.get(key, ZERO), hours)
+            bills.append(_Bill(day, item, currency, billed, effective, hours, identities, units, charge_type.casefold() != "usage", lines))
         return self._with_untagged(bills, tagged)
 
     def _items(self, ids: set[int]) -> dict[int, ChargeItem]:
@@ -788,9 +794,9 @@ class Answer:
             rest = money.minus(bill.hours, taken)
             weights = [taken, rest]
             (billed, billed_rest), (effective, effective_rest) = money.split(bill.billed, weights), money.split(bill.effective, weights)
-            answer.append(replace(bill, billed=billed, effective=effective, hours=taken, identities=(given,), is_estimate=True))
+            answer.append(replace(bill, billed=billed, effective=effective, hours=taken, units=taken, identities=(given,), is_estimate=True))
             if rest > 0:
-                answer.append(replace(bill, billed=billed_rest, effective=effective_rest, hours=rest))
+                answer.append(replace(bill, billed=billed_rest, effective=effective_rest, hours=rest, units=rest))
         return answer
 
     def _add_bills(self, bills: Sequence[_Bill], used: _UsedBy) -> None:
@@ -798,13 +804,13 @@ class Answer:
         for bill in bills:
             cores = bill.item.cores or skus.cores(bill.item.sku or "")
             core_hours = None if bill.hours is None or cores is None else money.times(bill.hours, cores)
-            amounts = _Amounts(bill.billed, bill.effective, core_hours)
+            amounts = Amounts(bill.billed, bill.effective, core_hours, bill.units)
             is_cut = self._is_cut(bill.day)
             is_split = any(_key(bill.day, each) in cached for each in bill.identities)
             shares = list(self._cut(bill, amounts, used, is_cut=is_cut, is_split=is_split))
             self._add_shares(bill, shares, is_cut=is_cut)
 
-    def _cut(self, bill: _Bill, amounts: _Amounts, used: _UsedBy, *, is_cut: bool, is_split: bool) -> Iterator[_Share]:
+    def _cut(self, bill: _Bill, amounts: Amounts, used: _UsedBy, *, is_cut: bool, is_split: bool) -> Iterator[Share]:
         """Cut a charge over the series that used its deployments that day, then each share over the buckets the day lies in.
 
         Always in this order, so that the rows of any finer question add up to those of a coarser one.
@@ -812,7 +818,7 @@ class Answer:
         start = to_microseconds(day_start(bill.day))
         identity = _common(bill.identities)
         if len(bill.identities) == 1 and not is_cut and not self._is_fine:
-            yield _Share(self._bucket_of(start), identity, None, None, None, {}, amounts, by_usage=False)
+            yield Share(self._bucket_of(start), identity, None, None, None, {}, amounts, by_usage=False)
             return
         users, weights, by = _users(used, bill.day, bill.identities, bill.item.meter_kind, is_split=is_split)
         if users:
@@ -826,7 +832,7 @@ class Answer:
                         else [(self._bucket_of(start), 1)]
                     )
                     for (bucket, _), piece in zip(steps, part.spread([step for _, step in steps]), strict=True):
-                        yield _Share(bucket, named, seen.application, seen.team, seen.center, seen.tags, piece, by_usage=True)
+                        yield Share(bucket, named, seen.application, seen.team, seen.center, seen.tags, piece, by_usage=True)
             return
         team, center = self._owner(identity, day_start(bill.day))
         edges, pieces = [start], [amounts]
@@ -834,9 +840,9 @@ class Answer:
             edges = [start, *(edge for edge in (*self._starts, self._end) if start < edge < start + _DAY)]
             pieces = amounts.spread([right - left for left, right in pairwise([*edges, start + _DAY])])
         for edge, piece in zip(edges, pieces, strict=True):
-            yield _Share(self._bucket_of(edge), identity, None, team, center, {}, piece, by_usage=False)
+            yield Share(self._bucket_of(edge), identity, None, team, center, {}, piece, by_usage=False)
 
-    def _add_shares(self, bill: _Bill, shares: Sequence[_Share], *, is_cut: bool) -> None:
+    def _add_shares(self, bill: _Bill, shares: Sequence[Share], *, is_cut: bool) -> None:
         spots = [self._spot(share, bill.item.meter_kind, bill.currency) for share in shares]
         standing = self._standing(bill.day, is_reached=True)
         is_estimate = bill.is_estimate or is_cut or len(set(spots)) > 1
@@ -852,9 +858,10 @@ class Answer:
             row.best = money.plus(row.best, share.amounts.billed)
             row.billed_core_hours = plus(row.billed_core_hours, share.amounts.core_hours)
             row.best_core_hours = plus(row.best_core_hours, share.amounts.core_hours)
+            row.bill.add(share.amounts.billed, share.amounts.units, is_credit=bill.is_credit, lines=bill.lines)
             row.add_cover(bill.day, share.identity, billed=share.amounts.billed)
 
-    def _spot(self, share: _Share, meter: MeterKind, currency: str | None) -> _Spot | None:
+    def _spot(self, share: Share, meter: MeterKind, currency: str | None) -> _Spot | None:
         """The row a share goes to; None where it is outside the period or the filters."""
         if not 0 <= share.bucket < len(self.buckets):
             return None
@@ -869,104 +876,6 @@ class Answer:
             meter=meter,
         )
         return share.bucket, groups, currency
-
-
-@dataclass(frozen=True, slots=True)
-class _Amounts:
-    """What is split together: billed and effective cost, and core-hours where they are known."""
-
-    billed: Decimal
-    effective: Decimal
-    core_hours: Decimal | None
-
-    def split(self, weights: Sequence[int]) -> list[_Amounts]:
-        """Shares by weight that add up exactly (largest remainder)."""
-        if sum(map(bool, weights)) == 1:
-            return [self if weight else _NOTHING for weight in weights]
-        billed = money.split(self.billed, weights)
-        effective = billed if self.effective == self.billed else money.split(self.effective, weights)
-        hours: Sequence[Decimal | None] = [None] * len(weights) if self.core_hours is None else money.split(self.core_hours, weights)
-        return [_Amounts(*one) for one in zip(billed, effective, hours, strict=True)]
-
-    def spread(self, weights: Sequence[int]) -> list[_Amounts]:
-        """Shares in order of time that add up exactly: each is what is due up to its end less what was due before.
-
-        Cut anywhere else, the same stretch of time gets the same amount; a largest remainder would not promise that.
-        """
-        if len(weights) == 1:
-            return [self]
-        billed = _due(self.billed, weights)
-        effective = billed if self.effective == self.billed else _due(self.effective, weights)
-        hours: Sequence[Decimal | None] = [None] * len(weights) if self.core_hours is None else _due(self.core_hours, weights)
-        return [_Amounts(*one) for one in zip(billed, effective, hours, strict=True)]
-
-
-_NOTHING = _Amounts(ZERO, ZERO, None)
-
-
-@dataclass(frozen=True, slots=True)
-class _Run:
-    """A time within a UTC day in which instances, their facts and their price stay the same."""
-
-    start: datetime
-    end: datetime
-    fact: DeploymentFact
-    price: UnitPrice | Unpriced
-
-
-@dataclass(slots=True)
-class _Hours:
-    """Core-hours and what they cost, None where not known; ``reason`` says why some of it is not."""
-
-    cost: Decimal | None = None
-    core_hours: Decimal | None = None
-    reason: str | None = None
-
-    def add(self, cost: Decimal | None, core_hours: Decimal | None, reason: str | None) -> None:
-        self.cost, self.core_hours, self.reason = plus(self.cost, cost), plus(self.core_hours, core_hours), self.reason or reason
-
-    def plus(self, other: _Hours) -> _Hours:
-        return _Hours(plus(self.cost, other.cost), plus(self.core_hours, other.core_hours), self.reason or other.reason)
-
-    def minus(self, other: _Hours) -> _Hours:
-        return _Hours(minus(self.cost, other.cost), minus(self.core_hours, other.core_hours), self.reason)
-
-    def split(self, weights: Sequence[int]) -> list[_Hours]:
-        nothing: list[Decimal | None] = [None] * len(weights)
-        costs: Sequence[Decimal | None] = nothing if self.cost is None else money.split(self.cost, weights)
-        hours: Sequence[Decimal | None] = nothing if self.core_hours is None else money.split(self.core_hours, weights)
-        # A user without tokens has no part in it, not one of nothing.
-        return [_Hours(cost, core_hours, self.reason) if weight else _Hours() for weight, cost, core_hours in zip(weights, costs, hours, strict=True)]
-
-
-@dataclass(frozen=True, slots=True)
-class _Share:
-    """A part of a billed amount and what it belongs to; ``by_usage`` where only requests told whose it is."""
-
-    bucket: int
-    identity: Identity
-    application: str | None
-    team: str | None
-    center: str | None
-    tags: Mapping[str, str]
-    amounts: _Amounts
-    by_usage: bool
-
-
-def _due(amount: Decimal, weights: Sequence[int]) -> list[Decimal]:
-    """The amount over time: cut to 12 digits (or its own last one) at each step, the last step taking what is left."""
-    exponent = amount.as_tuple().exponent
-    place = min(-12, exponent if isinstance(exponent, int) else -12)
-    units = int(amount.scaleb(-place, money.EXACT))
-    sign, units = (-1, -units) if units < 0 else (1, units)
-    whole, so_far, before = sum(weights), 0, 0
-    found: list[Decimal] = []
-    for weight in weights:
-        so_far += weight
-        due = units * so_far // whole
-        found.append(Decimal(sign * (due - before)).scaleb(place, money.EXACT))
-        before = due
-    return found
 
 
 def _price_meters(identity: Identity) -> Sequence[PriceMeter]:

@@ -15,6 +15,28 @@ _STANDINGS: tuple[Standing, ...] = ("provisional", "settling", "settled")
 
 
 @dataclass(slots=True)
+class BillSums:
+    """What a bill says of one row beside its amount: for telling a gap in price from one in quantity."""
+
+    units: Decimal = ZERO  # tokens or hours of usage lines
+    is_unit_known: bool = True
+    credits: Decimal = ZERO  # what of the amount is no usage: refunds, credits, corrections
+    lines: int = 0
+    place: int = 0  # the finest decimal place among the amounts, as an exponent
+
+    def add(self, billed: Decimal, units: Decimal | None, *, is_credit: bool, lines: int) -> None:
+        exponent = billed.as_tuple().exponent
+        self.place = min(self.place, exponent if isinstance(exponent, int) else 0)
+        self.lines += lines
+        if is_credit:
+            self.credits = money.plus(self.credits, billed)
+        elif units is None:
+            self.is_unit_known = False
+        else:
+            self.units = money.plus(self.units, units)
+
+
+@dataclass(slots=True)
 class Sums:
     """A row or total while its cells arrive."""
 
@@ -41,6 +63,9 @@ class Sums:
     standing: int = 2
     estimate: bool = False
     reasons: set[str] = field(default_factory=set)
+    # Of rows that stand for one meter: metered tokens or instance-hours, priced or not, and what the bill says of them.
+    units: Decimal = ZERO
+    bill: BillSums = field(default_factory=BillSums)
     # (day, workspace, deployment) -> (billed, metered) of reached days
     cover: dict[tuple[date, str | None, str | None], tuple[Decimal, Decimal]] = field(default_factory=dict)
 
@@ -120,12 +145,13 @@ class Sums:
             unpriced_tokens=self.unpriced_tokens,
             unknown_token_requests=self.unknown_requests,
             estimated_token_requests=self.estimated_requests,
-            coverage=self._coverage(),
+            coverage=self.coverage(),
             estimate=self.estimate,
             reasons=reasons,
         )
 
-    def _coverage(self) -> Decimal | None:
+    def coverage(self) -> Decimal | None:
+        """The share of billed money that metering saw; None where nothing is billed."""
         billed = seen = ZERO
         for amount, metered in self.cover.values():
             if amount > 0:

@@ -1,0 +1,123 @@
+"""What is cut into shares: billed amounts and hours, over who used them and over time, so that the parts add up exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
+
+from models import money
+from models.ledger.sums import minus, plus
+from models.matching import Identity
+from models.money import ZERO
+from models.prices import UnitPrice, Unpriced
+from models.resources import DeploymentFact
+
+
+@dataclass(frozen=True, slots=True)
+class Amounts:
+    """What is split together: billed and effective cost, and core-hours and units (tokens, hours) where they are known."""
+
+    billed: Decimal
+    effective: Decimal
+    core_hours: Decimal | None
+    units: Decimal | None = None
+
+    def split(self, weights: Sequence[int]) -> list[Amounts]:
+        """Shares by weight that add up exactly (largest remainder)."""
+        if sum(map(bool, weights)) == 1:
+            return [self if weight else NO_AMOUNTS for weight in weights]
+        billed = money.split(self.billed, weights)
+        effective = billed if self.effective == self.billed else money.split(self.effective, weights)
+        unknown: list[Decimal | None] = [None] * len(weights)
+        hours: Sequence[Decimal | None] = unknown if self.core_hours is None else money.split(self.core_hours, weights)
+        units: Sequence[Decimal | None] = unknown if self.units is None else money.split(self.units, weights)
+        return [Amounts(*one) for one in zip(billed, effective, hours, units, strict=True)]
+
+    def spread(self, weights: Sequence[int]) -> list[Amounts]:
+        """Shares in order of time that add up exactly: each is what is due up to its end less what was due before.
+
+        Cut anywhere else, the same stretch of time gets the same amount; a largest remainder would not promise that.
+        """
+        if len(weights) == 1:
+            return [self]
+        billed = _due(self.billed, weights)
+        effective = billed if self.effective == self.billed else _due(self.effective, weights)
+        unknown: list[Decimal | None] = [None] * len(weights)
+        hours: Sequence[Decimal | None] = unknown if self.core_hours is None else _due(self.core_hours, weights)
+        units: Sequence[Decimal | None] = unknown if self.units is None else _due(self.units, weights)
+        return [Amounts(*one) for one in zip(billed, effective, hours, units, strict=True)]
+
+
+NO_AMOUNTS = Amounts(ZERO, ZERO, None)
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A time within a UTC day in which instances, their facts and their price stay the same."""
+
+    start: datetime
+    end: datetime
+    fact: DeploymentFact
+    price: UnitPrice | Unpriced
+
+
+@dataclass(slots=True)
+class Hours:
+    """Instance-hours and core-hours and what they cost, None where not known; ``reason`` says why some of it is not."""
+
+    cost: Decimal | None = None
+    core_hours: Decimal | None = None
+    reason: str | None = None
+    instance_hours: Decimal = ZERO
+
+    def add(self, cost: Decimal | None, core_hours: Decimal | None, reason: str | None, hours: Decimal) -> None:
+        self.cost, self.core_hours, self.reason = plus(self.cost, cost), plus(self.core_hours, core_hours), self.reason or reason
+        self.instance_hours = money.plus(self.instance_hours, hours)
+
+    def plus(self, other: Hours) -> Hours:
+        hours = money.plus(self.instance_hours, other.instance_hours)
+        return Hours(plus(self.cost, other.cost), plus(self.core_hours, other.core_hours), self.reason or other.reason, hours)
+
+    def minus(self, other: Hours) -> Hours:
+        hours = money.minus(self.instance_hours, other.instance_hours)
+        return Hours(minus(self.cost, other.cost), minus(self.core_hours, other.core_hours), self.reason, hours)
+
+    def split(self, weights: Sequence[int]) -> list[Hours]:
+        nothing: list[Decimal | None] = [None] * len(weights)
+        costs: Sequence[Decimal | None] = nothing if self.cost is None else money.split(self.cost, weights)
+        hours: Sequence[Decimal | None] = nothing if self.core_hours is None else money.split(self.core_hours, weights)
+        parts = zip(weights, costs, hours, money.split(self.instance_hours, weights), strict=True)
+        # A user without tokens has no part in it, not one of nothing.
+        return [Hours(cost, core_hours, self.reason, of_it) if weight else Hours() for weight, cost, core_hours, of_it in parts]
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """A part of a billed amount and what it belongs to; ``by_usage`` where only requests told whose it is."""
+
+    bucket: int
+    identity: Identity
+    application: str | None
+    team: str | None
+    center: str | None
+    tags: Mapping[str, str]
+    amounts: Amounts
+    by_usage: bool
+
+
+def _due(amount: Decimal, weights: Sequence[int]) -> list[Decimal]:
+    """The amount over time: cut to 12 digits (or its own last one) at each step, the last step taking what is left."""
+    exponent = amount.as_tuple().exponent
+    place = min(-12, exponent if isinstance(exponent, int) else -12)
+    units = int(amount.scaleb(-place, money.EXACT))
+    sign, units = (-1, -units) if units < 0 else (1, units)
+    whole, so_far, before = sum(weights), 0, 0
+    found: list[Decimal] = []
+    for weight in weights:
+        so_far += weight
+        due = units * so_far // whole
+        found.append(Decimal(sign * (due - before)).scaleb(place, money.EXACT))
+        before = due
+    return found

@@ -12,7 +12,7 @@ from fastapi.responses import PlainTextResponse, RedirectResponse
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from collector.api import alerts, control, corrections, docs, problems, quotas, reads, receivers, reconciliation, sources
+from collector.api import alerts, control, corrections, deployments, docs, problems, quotas, reads, receivers, reconciliation, sources
 from collector.api.deps import Reading
 from collector.api.gate import Gate
 from collector.api.ingest import IngestRoutes
@@ -46,7 +46,7 @@ def create_app(
     )
     api.state.store, api.state.ingest, api.state.keys, api.state.now, api.state.control_token = store, ingest, keys, now, control_token
     problems.install(api)
-    for part in (corrections, reads, reconciliation, quotas, alerts, receivers, sources):
+    for part in (corrections, reads, deployments, reconciliation, quotas, alerts, receivers, sources):
         api.include_router(part.router)
     if ingest is not None:
         api.include_router(control.router)

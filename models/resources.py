@@ -118,6 +118,25 @@ class Owner(SQLModel, table=True):
     known_to: datetime | None = Field(default=None, sa_column=Column(Instant))
 
 
+class DeploymentSetting(SQLModel, table=True):
+    """What an owner says of a deployment that Azure does not; bitemporal in knowledge, the open row is the current one."""
+
+    __tablename__ = "deployment_setting"
+
+    id: int | None = Field(default=None, sa_column=Column(BigInt, primary_key=True, autoincrement=True))
+    workspace: str = Field(sa_column=Column(Text, nullable=False))
+    name: str = Field(sa_column=Column(Text, nullable=False))  # the full name, as shown
+    # What all its instances together can serve; None: not measured.
+    capacity_tokens_per_minute: int | None = Field(default=None, sa_column=Column(BigInt))
+    # The one source whose events count where several witness the same calls; None: the best-informed one.
+    authoritative_source: str | None = Field(default=None, sa_column=Column(Text))
+    author: str = Field(default="", sa_column=Column(Text, nullable=False))
+    known_from: datetime = Field(sa_column=Column(Instant, nullable=False))
+    known_to: datetime | None = Field(default=None, sa_column=Column(Instant))
+
+    __table_args__ = (Index("ix_deployment_setting_name", "workspace", "name"),)
+
+
 class ShardBinding(SQLModel, table=True):
     """The workspace that a (source, endpoint, deployment) without one was first resolved to; it never moves."""
 

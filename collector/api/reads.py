@@ -46,6 +46,9 @@ _DOCUMENTED: Mapping[str, tuple[str, bool]] = {
     "limit": ("rows a page", False),
     "cursor": ("the next_cursor of the page before", False),
     "source": ("only events of this sender", False),
+    "sku": ("what if: the VM size of the instances", False),
+    "instances": ("what if: how many of them", False),
+    "hours_per_day": ("what if: how many hours a day they run", False),
     "month": ("a calendar month in UTC, as 2026-11", False),
 }
 

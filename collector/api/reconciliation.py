@@ -6,19 +6,21 @@ import base64
 import binascii
 import re
 from datetime import date
+from decimal import Decimal
 from typing import Any
 
 from fastapi import APIRouter, Request
 
 from collector.api.deps import Caller, Now, Reading
-from collector.api.reads import amount, documented, filters_of, instant_of, period_of, refuse_unknown, whole_number
-from models import ledger
+from collector.api.reads import FILTERS, amount, documented, filters_of, instant_of, period_of, refuse_unknown, whole_number
+from models import ledger, money
 from models.errors import InvalidInput
-from models.ledger import ReconciliationRow, ReconciliationTotal
+from models.ledger import ComparisonRow, ReconciliationRow, ReconciliationTotal, WhatIf
 from models.periods import Period, month_period, rfc3339, utc_day
 
 router = APIRouter(tags=["correlation"])
 _RECONCILIATION = ("month", "from", "to", "workspace", "deployment", "currency", "as_of", "limit", "cursor")
+_TWELVE = Decimal(1).scaleb(-12)
 _MONTH = re.compile(r"(\d{4})-(0[1-9]|1[0-2])", re.ASCII)
 
 
@@ -42,6 +44,86 @@ def reconciliation(request: Request, session: Reading, caller: Caller, now: Now)
         "next_cursor": base64.urlsafe_b64encode(str(start + size).encode()).decode().rstrip("=") if start + size < len(rows) else None,
         "from": rfc3339(period.start),
         "to": rfc3339(period.end),
+    }
+
+
+_COMPARISON = (*FILTERS, "currency", "sku", "instances", "hours_per_day")
+
+
+@router.get("/v1/comparison", summary="Serverless beside managed compute, per model", openapi_extra=documented(*_COMPARISON))
+def comparison(request: Request, session: Reading, caller: Caller, now: Now) -> dict[str, Any]:
+    """What a million tokens costs each way, idle time included, where they break even, and which is cheaper.
+
+    ``sku``, ``instances`` and ``hours_per_day`` together ask what another size or schedule would do.
+    """
+    refuse_unknown(request, _COMPARISON)
+    said = request.query_params
+    period = period_of(request, now=now)
+    rows = ledger.comparison(session, period, filters_of(request, caller), now=now, what_if=_what_if(request))
+    return {
+        "rows": [_comparison_row(row) for row in rows if said.get("currency") in (None, "", row.currency)],
+        "next_cursor": None,
+        "from": rfc3339(period.start),
+        "to": rfc3339(min(period.end, now)),
+    }
+
+
+def _what_if(request: Request) -> WhatIf | None:
+    said = request.query_params
+    asked = [name for name in ("sku", "instances", "hours_per_day") if said.get(name)]
+    if not asked:
+        return None
+    if len(asked) < 3:
+        raise InvalidInput("a what-if needs sku, instances and hours_per_day together")
+    hours = money.decimal_from(said["hours_per_day"], what="hours_per_day")
+    if not 0 < hours <= 24:
+        raise InvalidInput("hours_per_day must be above 0 and at most 24")
+    return WhatIf(said["sku"], whole_number(request, "instances", default=1, low=1, high=1000), hours)
+
+
+def _comparison_row(row: ComparisonRow) -> dict[str, Any]:
+    serverless, managed = row.serverless, row.managed
+    days = row.days
+    return {
+        "model": row.model,
+        "currency": row.currency,
+        "serverless": {
+            "effective_cost_per_1m": amount(serverless.effective_cost_per_1m),
+            "tokens": serverless.tokens,
+            "cost": amount(serverless.cost),
+            "feasible": serverless.feasible,
+            "reason": serverless.reason,
+        },
+        "managed_compute": {
+            "effective_cost_per_1m": {"allocation": amount(managed.per_1m_allocation), "usage": amount(managed.per_1m_usage)},
+            "tokens": managed.tokens,
+            "capacity_cost": amount(managed.capacity_cost),
+            "allocated_cost": amount(managed.allocated_cost),
+            "idle_cost": amount(managed.idle_cost),
+            "idle_cost_per_day": None if managed.idle_cost is None or not days else amount(money.QUOTIENT.divide(managed.idle_cost, days).quantize(_TWELVE)),
+            "utilisation": amount(managed.utilisation),
+            "utilisation_method": managed.utilisation_method,
+            "core_hours": amount(managed.core_hours),
+            "capacity_tokens_per_day": managed.capacity_tokens_per_day,
+            "instances": managed.instances,
+            "instances_needed": managed.instances_needed,
+            "reason": managed.reason,
+        },
+        "break_even_tokens_per_day": row.break_even_tokens_per_day,
+        "break_even_reachable": row.break_even_reachable,
+        "cheaper": row.advice.cheaper,
+        "saving_per_day": amount(row.advice.saving_per_day),
+        # A length of time, not money: a number, whole where it is.
+        "days": int(days) if days == int(days) else round(float(days), 4),
+        "standing": row.standing,
+        "reason": row.advice.reason,
+        "what_if": None
+        if row.what_if is None
+        else {
+            "capacity_cost_per_day": amount(row.what_if.capacity_cost_per_day),
+            "break_even_tokens_per_day": row.what_if.break_even_tokens_per_day,
+            "reason": row.what_if.reason,
+        },
     }
 
 

@@ -4,7 +4,9 @@ Page, API, report, export and alert call these functions; two places that sum mo
 pair of eyes is ``models.audit``, which shares no code with this package.
 """
 
+from models.ledger.comparison import ComparisonRow, WhatIf, comparison
 from models.ledger.costs import costs
+from models.ledger.deployments import Deployment, deployment, deployments, settings_known
 from models.ledger.events import receipt, usage_list
 from models.ledger.hours import instance_hours
 from models.ledger.insight import choices, data_age, forecast, problems
@@ -35,10 +37,12 @@ __all__ = [
     "GROUPS",
     "Basis",
     "Choices",
+    "ComparisonRow",
     "CostQuery",
     "CostRow",
     "CostTable",
     "DataAge",
+    "Deployment",
     "Figures",
     "Filters",
     "Forecast",
@@ -52,13 +56,18 @@ __all__ = [
     "Standing",
     "UsagePage",
     "UsageRecord",
+    "WhatIf",
     "choices",
+    "comparison",
     "costs",
     "data_age",
+    "deployment",
+    "deployments",
     "forecast",
     "instance_hours",
     "problems",
     "receipt",
     "reconciliation",
+    "settings_known",
     "usage_list",
 ]

@@ -389,7 +389,7 @@ class Answer:
                 self._spelled[groups] = spelled
         return groups
 
-    def _shown(self, groups: _Groups) -> _Groups:
+    def shown(self, groups: _Groups) -> _Groups:
         """The groups of a row as people read them: the model by a spelling of its own."""
         return tuple(self._spelled[groups] if name == "model" and value is not None else value for name, value in zip(self.query.group_by, groups, strict=True))
 
@@ -427,7 +427,7 @@ class Answer:
         for (_, _, currency), sums in chosen.items():
             totals.setdefault(currency, Sums()).absorb(sums)
         basis, names = self.query.basis, self.query.group_by
-        shown = {groups: self._shown(groups) for groups in {spot[1] for spot in chosen}}
+        shown = {groups: self.shown(groups) for groups in {spot[1] for spot in chosen}}
         order = sorted(chosen, key=lambda spot: (spot[0], [(value is None, value or "") for value in shown[spot[1]]], spot[2] is None, spot[2] or ""))
         return CostTable(
             self.query,

@@ -1,0 +1,146 @@
+"""Serverless or managed compute: which carries a load for less. Pure; docs/comparison.md derives it.
+
+A load is tokens over some days with its highest hour and minute. Serverless costs tokens x price and is bounded by a
+limit of tokens a minute; managed compute costs instances x hours x price, comes in whole instances and is bounded by
+what an instance can serve. ``advise`` names the cheaper mode only where both can be had and can carry the load.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from decimal import ROUND_CEILING, ROUND_HALF_EVEN, Decimal
+from typing import Literal
+
+from models import money
+from models.money import ZERO
+
+ChoiceOfMode = Literal["serverless", "managed_compute"]
+_DIGITS = 12
+MILLION = Decimal(1_000_000)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """What has to be served: tokens in all, and the most of them in one hour and in one minute."""
+
+    input_tokens: int
+    output_tokens: int
+    peak_hour_tokens: int
+    peak_minute_tokens: int
+
+    @property
+    def tokens(self) -> int:
+        return self.input_tokens + self.output_tokens
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Serverless:
+    """Token prices (per token) and the limit; ``reason`` why it cannot be had."""
+
+    input_price: Decimal | None
+    output_price: Decimal | None
+    tokens_per_minute_limit: int | None
+    reason: str | None = None
+
+    def cost(self, input_tokens: int, output_tokens: int) -> Decimal | None:
+        """What these tokens cost; None without a price."""
+        if self.input_price is None or self.output_price is None:
+            return None
+        return money.plus(money.times(self.input_price, input_tokens), money.times(self.output_price, output_tokens))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Managed:
+    """What the instances cost over the period and can serve; ``instances`` as they run now.
+
+    ``tokens_per_minute`` is of one instance, None where it is not known. ``carries`` is a load that they are known to
+    have carried (their own). ``reason`` why it cannot be had.
+    """
+
+    capacity_cost: Decimal | None
+    instances: int
+    tokens_per_minute: Decimal | None
+    carries: Load
+    reason: str | None = None
+
+    def instances_for(self, load: Load) -> int | None:
+        """How many instances the highest hour of a load needs; None where nobody knows what one serves."""
+        if self.tokens_per_minute is None or not self.tokens_per_minute:
+            return None
+        return max(1, int(money.QUOTIENT.divide(Decimal(load.peak_hour_tokens), self.tokens_per_minute * 60).to_integral_value(ROUND_CEILING)))
+
+    def cost_of(self, load: Load) -> Decimal | None:
+        """What carrying a load costs over the period, in whole instances, at least those that run; None where it is not known."""
+        if self.capacity_cost is None or not self.instances:
+            return None
+        needed = self.instances_for(load)
+        if needed is None:
+            is_its_own = load.tokens <= self.carries.tokens and load.peak_hour_tokens <= self.carries.peak_hour_tokens
+            return self.capacity_cost if is_its_own else None
+        if needed <= self.instances:
+            return self.capacity_cost
+        return _quotient(money.times(self.capacity_cost, needed), Decimal(self.instances))
+
+
+@dataclass(frozen=True, slots=True)
+class Advice:
+    """The cheaper mode and by how much a day; both None with a reason where they cannot be compared."""
+
+    cheaper: ChoiceOfMode | None
+    saving_per_day: Decimal | None
+    reason: str | None
+
+
+def break_even(capacity_cost: Decimal, days: Decimal, input_tokens: int, output_tokens: int, serverless: Serverless) -> int | None:
+    """Tokens a day at which serverless, at this mix of input and output, costs as much as the capacity does.
+
+    ``capacity_cost / days`` divided by the mean price of a token of the mix. None without prices or a mix.
+    """
+    cost = serverless.cost(input_tokens, output_tokens)
+    tokens = input_tokens + output_tokens
+    if cost is None or cost <= 0 or tokens <= 0 or days <= 0:
+        return None
+    with_days = money.QUOTIENT.divide(money.times(capacity_cost, tokens), money.EXACT.multiply(days, cost))
+    return int(with_days.to_integral_value(ROUND_HALF_EVEN))
+
+
+def per_million(cost: Decimal | None, tokens: int) -> Decimal | None:
+    """The effective cost of a million tokens; None where there is no cost or no token."""
+    return None if cost is None or tokens <= 0 else _quotient(money.times(cost, MILLION), Decimal(tokens))
+
+
+def allocated(capacity_cost: Decimal, tokens: int, capacity_tokens: Decimal) -> tuple[Decimal, Decimal, Decimal]:
+    """(utilisation, allocated cost, idle cost): the share of the capacity that was used; allocated + idle is the capacity cost exactly."""
+    if capacity_tokens <= 0:
+        return ZERO, ZERO, capacity_cost
+    share = min(Decimal(1), money.QUOTIENT.divide(Decimal(tokens), capacity_tokens))
+    used = money.truncated(money.EXACT.multiply(capacity_cost, share), _DIGITS)
+    return money.truncated(share, 6), used, money.minus(capacity_cost, used)
+
+
+def advise(load: Load, serverless: Serverless, managed: Managed, days: Decimal) -> Advice:
+    """Which mode carries the load for less; neither where one cannot be had, cannot carry it, or is not known well enough."""
+    for reason in (serverless.reason, managed.reason):
+        if reason is not None:
+            return Advice(None, None, reason)
+    if not load.tokens:
+        return Advice(None, None, "nothing was served in this period")
+    limit = serverless.tokens_per_minute_limit
+    if limit is not None and load.peak_minute_tokens > limit:
+        return Advice(None, None, f"serverless cannot carry it: {load.peak_minute_tokens:,} tokens in one minute, and its limit is {limit:,}")
+    by_token, by_hour = serverless.cost(load.input_tokens, load.output_tokens), managed.cost_of(load)
+    if by_token is None:
+        return Advice(None, None, "there is no serverless price of this model")
+    if by_hour is None:
+        return Advice(None, None, "what an instance can serve is not known; set capacity_tokens_per_minute of the deployment")
+    if days <= 0:
+        return Advice(None, None, "the period is empty")
+    gap = money.minus(by_hour, by_token)
+    saving = _quotient(abs(gap), days)
+    if not gap:
+        return Advice(None, ZERO, "both cost the same")
+    return Advice("serverless" if gap > 0 else "managed_compute", saving, None)
+
+
+def _quotient(left: Decimal, right: Decimal) -> Decimal:
+    return money.QUOTIENT.divide(left, right).quantize(Decimal(1).scaleb(-_DIGITS), rounding=ROUND_HALF_EVEN)

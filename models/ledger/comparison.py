@@ -1,0 +1,398 @@
+"""Serverless beside managed compute, per model: what a million tokens costs on each, idle time included. ``models.breakeven`` decides."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from decimal import Decimal
+
+import sqlalchemy as sa
+from sqlmodel import Session
+
+from models import money, skus
+from models.breakeven import Advice, Load, Managed, Serverless, advise, allocated, break_even, per_million
+from models.columns import to_microseconds
+from models.errors import InvalidInput
+from models.ledger.costs import Answer
+from models.ledger.deployments import settings_known
+from models.ledger.hours import instance_hours, stretches
+from models.ledger.sums import Sums
+from models.ledger.values import CostQuery, Filters, Standing
+from models.ledger.world import World, read_usage
+from models.money import ZERO
+from models.periods import Period
+from models.prices import PriceMeter, UnitPrice, model_key, model_name
+from models.resources import DeploymentFact, Mode
+from models.usage import STATUS_CODE, Status
+
+_HOUR = 3600
+_STANDINGS: tuple[Standing, ...] = ("provisional", "settling", "settled")
+# Azure ML's default for a serverless deployment where nobody says otherwise (DESIGN.md "Quotas").
+_DEFAULT_TOKENS_PER_MINUTE = 400_000
+# The highest minute lies in one of the highest hours: as many are looked into.
+_HOURS_LOOKED_INTO = 5
+
+
+@dataclass(frozen=True, slots=True)
+class WhatIf:
+    """Managed compute as it might be run: so many instances of a size, so many hours a day."""
+
+    sku: str
+    instances: int
+    hours_per_day: Decimal
+
+
+@dataclass(frozen=True, slots=True)
+class WhatIfAnswer:
+    """What that would cost a day, and from how many tokens a day it would be cheaper than serverless."""
+
+    capacity_cost_per_day: Decimal | None
+    break_even_tokens_per_day: int | None
+    reason: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class ServerlessSide:
+    """What serverless served and cost."""
+
+    tokens: int
+    cost: Decimal | None
+    effective_cost_per_1m: Decimal | None
+    feasible: bool
+    reason: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class ManagedSide:
+    """What the instances served and cost; allocated + idle is the capacity cost exactly, both None while utilisation is."""
+
+    tokens: int
+    capacity_cost: Decimal | None
+    allocated_cost: Decimal | None
+    idle_cost: Decimal | None
+    per_1m_allocation: Decimal | None
+    per_1m_usage: Decimal | None
+    utilisation: Decimal | None
+    utilisation_method: str | None
+    core_hours: Decimal | None
+    capacity_tokens_per_day: int | None
+    instances: int
+    instances_needed: int | None
+    reason: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class ComparisonRow:
+    """One model in one currency."""
+
+    model: str
+    currency: str | None
+    serverless: ServerlessSide
+    managed: ManagedSide
+    break_even_tokens_per_day: int | None
+    break_even_reachable: bool | None
+    advice: Advice
+    days: Decimal
+    standing: Standing
+    what_if: WhatIfAnswer | None
+
+
+def comparison(session: Session, period: Period, filters: Filters = Filters(), *, now: datetime, what_if: WhatIf | None = None) -> list[ComparisonRow]:  # noqa: B008 - a frozen value
+    """Every model with usage or capacity in the period, in order of name and currency."""
+    end = min(period.end, now)
+    if end <= period.start:
+        raise InvalidInput("the period has not begun yet")
+    query = CostQuery(Period(period.start, end), "none", ("workspace", "deployment", "model", "mode"), "best", filters)
+    answer = Answer(session, query, now=now)
+    answer.answer()
+    return _Comparison(session, answer, now=now, what_if=what_if).rows()
+
+
+@dataclass(slots=True)
+class _Side:
+    """One mode of one model while it is added up."""
+
+    sums: Sums = field(default_factory=Sums)
+    is_costed: bool = False
+
+    @property
+    def tokens(self) -> int:
+        return self.sums.input_tokens + self.sums.output_tokens
+
+    @property
+    def cost(self) -> Decimal | None:
+        """Best, with what is billed counted as amortized: a reservation pays for hours that are billed at nothing."""
+        sums = self.sums
+        if (sums.is_unpriced or sums.is_unknown) and not sums.is_metered and not sums.is_best:
+            return None
+        return money.plus(sums.best, money.minus(sums.effective, sums.billed))
+
+
+@dataclass(slots=True)
+class _Capacity:
+    """What the managed deployments of a model could serve over the period."""
+
+    instance_hours: Decimal = ZERO
+    tokens: Decimal | None = ZERO
+    instances: int = 0
+    per_instance: list[Decimal | None] = field(default_factory=list)
+    methods: set[str] = field(default_factory=set)
+    reasons: set[str] = field(default_factory=set)
+
+
+class _Comparison:
+    def __init__(self, session: Session, answer: Answer, *, now: datetime, what_if: WhatIf | None) -> None:
+        self._session = session
+        self._answer = answer
+        self._world: World = answer.world
+        self._period = answer.query.period
+        self._now = now
+        self._what_if = what_if
+        self._days = money.QUOTIENT.divide(
+            Decimal((self._period.end - self._period.start) // timedelta(microseconds=1)), Decimal(timedelta(days=1) // timedelta(microseconds=1))
+        )
+        self._settings = settings_known(session, now)
+        self._spelled: dict[str, str] = {}
+        # (model, mode) -> tokens by hour; deployment (without case) -> hour -> (tokens, throttles)
+        self._hours: dict[tuple[str, Mode], dict[int, int]] = {}
+        self._of_deployment: dict[tuple[str, str], dict[int, list[int]]] = {}
+
+    def rows(self) -> list[ComparisonRow]:
+        sides: dict[tuple[str, str | None], dict[Mode, _Side]] = {}
+        for (_, groups, currency), sums in self._answer.rows.items():
+            if groups[2] is None or not (sums.requests or sums.best or sums.effective or sums.metered or sums.metered_core_hours or sums.is_best):
+                continue
+            key = groups[2]
+            shown = self._answer.shown(groups)[2] or key
+            self._spelled.setdefault(key, shown)
+            mode = Mode.MANAGED_COMPUTE if groups[3] == Mode.MANAGED_COMPUTE else Mode.SERVERLESS
+            sides.setdefault((key, currency), {}).setdefault(mode, _Side()).sums.absorb(sums)
+        self._read_hours()
+        capacities = self._capacities()
+        found = [self._row(key, currency, of, capacities.get(key)) for (key, currency), of in sides.items()]
+        return sorted(found, key=lambda row: (row.model.casefold(), row.currency is None, row.currency or ""))
+
+    # -- loads ----------------------------------------------------------------------------------
+
+    def _read_hours(self) -> None:
+        for use in read_usage(self._session, self._period, slot=_HOUR, as_of=None, series=None):
+            at, series_id, _, inputs, outputs, *_ = use
+            series = self._world.series.get(series_id)
+            if series is None:
+                continue
+            identity = self._answer.meaning_at(series, at).identity
+            if identity.model is None or not self._answer.meaning_at(series, at).is_asked:
+                continue
+            mode = Mode.MANAGED_COMPUTE if identity.mode == Mode.MANAGED_COMPUTE else Mode.SERVERLESS
+            of = self._hours.setdefault((model_key(identity.model), mode), {})
+            of[at] = of.get(at, 0) + inputs + outputs
+            if mode == Mode.MANAGED_COMPUTE:
+                name = ((identity.workspace or "").casefold(), (identity.deployment or "").casefold())
+                self._of_deployment.setdefault(name, {}).setdefault(at, [0, 0])[0] += inputs + outputs
+        start, end = (to_microseconds(at) // 1_000_000 for at in (self._period.start, self._period.end))
+        throttled = STATUS_CODE[Status.THROTTLED]
+        rows = self._session.execute(
+            sa.text(
+                "SELECT starts_at / 3600 * 3600, series_id, SUM(requests) FROM usage_quarter "
+                "WHERE starts_at >= :start AND starts_at < :end AND outcome / 2 = :throttled GROUP BY 1, 2"
+            ),
+            {"start": start, "end": end, "throttled": throttled},
+        )
+        for at, series_id, requests in rows:
+            series = self._world.series.get(series_id)
+            if series is not None:
+                identity = self._answer.meaning_at(series, int(at)).identity
+                name = ((identity.workspace or "").casefold(), (identity.deployment or "").casefold())
+                if name in self._of_deployment:
+                    self._of_deployment[name].setdefault(int(at), [0, 0])[1] += int(requests)
+
+    def _load(self, key: str, modes: Sequence[Mode], sums: Sequence[Sums]) -> Load:
+        hours: dict[int, int] = {}
+        for mode in modes:
+            for at, tokens in self._hours.get((key, mode), {}).items():
+                hours[at] = hours.get(at, 0) + tokens
+        highest = sorted(hours, key=lambda at: (-hours[at], at))[:_HOURS_LOOKED_INTO]
+        return Load(
+            input_tokens=sum(one.input_tokens for one in sums),
+            output_tokens=sum(one.output_tokens for one in sums),
+            peak_hour_tokens=hours[highest[0]] if highest else 0,
+            peak_minute_tokens=max((self._peak_minute(key, modes, at) for at in highest), default=0),
+        )
+
+    def _peak_minute(self, key: str, modes: Sequence[Mode], hour: int) -> int:
+        minutes: dict[int, int] = {}
+        rows = self._session.execute(
+            sa.text(
+                "SELECT starts_at, series_id, SUM(CASE WHEN outcome % 2 = 1 THEN input_tokens + output_tokens ELSE 0 END) FROM usage_minute "
+                "WHERE starts_at >= :start AND starts_at < :end GROUP BY 1, 2"
+            ),
+            {"start": hour, "end": hour + _HOUR},
+        )
+        for at, series_id, tokens in rows:
+            series = self._world.series.get(series_id)
+            if series is None:
+                continue
+            identity = self._answer.meaning_at(series, int(at)).identity
+            mode = Mode.MANAGED_COMPUTE if identity.mode == Mode.MANAGED_COMPUTE else Mode.SERVERLESS
+            if identity.model is not None and model_key(identity.model) == key and mode in modes:
+                minutes[int(at)] = minutes.get(int(at), 0) + int(tokens)
+        return max(minutes.values(), default=0)
+
+    # -- capacity -------------------------------------------------------------------------------
+
+    def _capacities(self) -> dict[str, _Capacity]:
+        found: dict[str, _Capacity] = {}
+        filters = self._answer.query.filters
+        for workspace, name, facts in self._world.registry.managed():
+            runs = stretches(facts, self._period.start, self._period.end)
+            model = next((fact.model for _, _, fact in reversed(runs) if fact.model), None)
+            if not runs or model is None or (filters.visible is not None and workspace not in filters.visible):
+                continue
+            if (filters.workspaces and workspace not in filters.workspaces) or (
+                self._answer.lens.deployments is not None and name not in self._answer.lens.deployments
+            ):
+                continue
+            self._spelled.setdefault(model_key(model), model_name(model))
+            self._add_capacity(found.setdefault(model_key(model), _Capacity()), workspace, name, runs)
+        return found
+
+    def _add_capacity(self, into: _Capacity, workspace: str, name: str, runs: Sequence[tuple[datetime, datetime, DeploymentFact]]) -> None:
+        hours = money.add(money.times(instance_hours(left, right), fact.instance_count or 0) for left, right, fact in runs)
+        last = runs[-1][2].instance_count or 0
+        into.instance_hours = money.plus(into.instance_hours, hours)
+        into.instances += last
+        per_instance, method = self._per_instance(workspace, name, last, runs)
+        into.per_instance.append(per_instance)
+        if per_instance is None:
+            into.tokens = None
+            into.reasons.add(f"what {workspace} / {name} can serve is not known: set its capacity_tokens_per_minute")
+            return
+        into.methods.add(method)
+        if into.tokens is not None:
+            into.tokens = into.tokens + money.EXACT.multiply(per_instance, hours * 60)
+
+    def _per_instance(self, workspace: str, name: str, instances: int, runs: Sequence[tuple[datetime, datetime, DeploymentFact]]) -> tuple[Decimal | None, str]:
+        """Tokens a minute that one instance serves, and how we know."""
+        said = self._settings.get((workspace.casefold(), name.casefold()))
+        if said is not None and said.capacity_tokens_per_minute and instances:
+            return money.QUOTIENT.divide(Decimal(said.capacity_tokens_per_minute), Decimal(instances)), "configured"
+        hours = self._of_deployment.get((workspace.casefold(), name.casefold()), {})
+        full = [(tokens, at) for at, (tokens, throttles) in hours.items() if throttles and tokens]
+        for tokens, at in sorted(full, reverse=True):
+            running = [fact.instance_count for left, right, fact in runs if left.timestamp() < at + _HOUR and at < right.timestamp() and fact.instance_count]
+            if running:
+                return money.QUOTIENT.divide(Decimal(tokens), Decimal(60 * max(running))), "highest hour with throttled calls"
+        return None, ""
+
+    # -- rows -----------------------------------------------------------------------------------
+
+    def _row(self, key: str, currency: str | None, of: Mapping[Mode, _Side], capacity: _Capacity | None) -> ComparisonRow:
+        token_side, hour_side = of.get(Mode.SERVERLESS, _Side()), of.get(Mode.MANAGED_COMPUTE, _Side())
+        whole = self._load(key, (Mode.SERVERLESS, Mode.MANAGED_COMPUTE), [token_side.sums, hour_side.sums])
+        own = self._load(key, (Mode.MANAGED_COMPUTE,), [hour_side.sums])
+        serverless = self._serverless(key, currency)
+        has_managed = capacity is not None or hour_side.cost not in (None, ZERO)
+        capacity_cost = hour_side.cost if has_managed else None
+        known = capacity or _Capacity(tokens=None)
+        per_instance = [one for one in known.per_instance if one is not None]
+        managed = Managed(
+            capacity_cost=capacity_cost,
+            instances=known.instances,
+            tokens_per_minute=min(per_instance) if per_instance and len(per_instance) == len(known.per_instance) else None,
+            carries=own,
+            reason=None if capacity is not None else "no online deployment of this model is in the inventory",
+        )
+        utilisation = used = idle = None
+        if capacity_cost is not None and known.tokens is not None:
+            utilisation, used, idle = allocated(capacity_cost, own.tokens, known.tokens)
+        mix = own if own.tokens else whole
+        even = None if capacity_cost is None else break_even(capacity_cost, self._days, mix.input_tokens, mix.output_tokens, serverless)
+        per_day = None if known.tokens is None else int(money.QUOTIENT.divide(known.tokens, self._days))
+        limit = serverless.tokens_per_minute_limit
+        can_carry = limit is None or whole.peak_minute_tokens <= limit
+        return ComparisonRow(
+            model=self._spelled.get(key, key),
+            currency=currency,
+            serverless=ServerlessSide(
+                tokens=token_side.tokens,
+                cost=token_side.cost if Mode.SERVERLESS in of else ZERO,
+                effective_cost_per_1m=per_million(token_side.cost, token_side.tokens),
+                feasible=serverless.reason is None and can_carry,
+                reason=serverless.reason or (None if can_carry else "its highest minute is above the limit"),
+            ),
+            managed=ManagedSide(
+                tokens=own.tokens,
+                capacity_cost=capacity_cost,
+                allocated_cost=used,
+                idle_cost=idle,
+                per_1m_allocation=per_million(capacity_cost, own.tokens),
+                per_1m_usage=per_million(used, own.tokens),
+                utilisation=utilisation,
+                utilisation_method="; ".join(sorted(known.methods)) or None,
+                core_hours=hour_side.sums.best_core_hours,
+                capacity_tokens_per_day=per_day,
+                instances=known.instances,
+                instances_needed=managed.instances_for(whole),
+                reason="; ".join(sorted(known.reasons)[:3]) or managed.reason,
+            ),
+            break_even_tokens_per_day=even,
+            break_even_reachable=None if even is None or per_day is None else even <= per_day,
+            advice=advise(whole, serverless, managed, self._days),
+            days=self._days,
+            standing=_STANDINGS[min(side.sums.standing for side in of.values())],
+            what_if=self._imagined(key, currency, mix, serverless),
+        )
+
+    def _serverless(self, key: str, currency: str | None) -> Serverless:
+        """The model's token prices at the end of the period, where it is or would be deployed serverless, in the row's currency."""
+        places = self._places(key)
+        at = self._period.end - timedelta(microseconds=1)
+        model = self._spelled.get(key, key)
+        found: list[Decimal | None] = []
+        retired = [fact.retires_at for _, fact in places if fact is not None and fact.mode == Mode.SERVERLESS and fact.retires_at is not None]
+        for meter in (PriceMeter.INPUT_TOKENS, PriceMeter.OUTPUT_TOKENS):
+            prices = (
+                self._in_currency(price, currency, workspace)
+                for workspace, fact in places
+                for price in (self._world.prices.price(meter=meter, at=at, model=model, workspace=workspace, region=fact.region if fact is not None else None),)
+                if isinstance(price, UnitPrice)
+            )
+            found.append(next((price for price in prices if price is not None), None))
+        reason = None
+        if None in found:
+            reason = "there is no serverless price of this model" + (f" in {currency}" if currency else "")
+        elif retired and len(retired) == len([fact for _, fact in places if fact is not None and fact.mode == Mode.SERVERLESS]) and max(retired) <= self._now:
+            reason = "the model is retired from serverless"
+        return Serverless(input_price=found[0], output_price=found[1], tokens_per_minute_limit=_DEFAULT_TOKENS_PER_MINUTE, reason=reason)
+
+    def _places(self, key: str) -> list[tuple[str | None, DeploymentFact | None]]:
+        """Where the model runs, serverless deployments first; at the end nowhere in particular."""
+        found: list[tuple[str | None, DeploymentFact | None]] = []
+        for workspace, name in self._world.registry.deployments():
+            fact = self._world.registry.fact(workspace, name, self._now)
+            if fact is not None and fact.model and model_key(fact.model) == key:
+                found.append((workspace, fact))
+        found.sort(key=lambda place: place[1] is None or place[1].mode != Mode.SERVERLESS)
+        return [*found, (None, None)]
+
+    def _in_currency(self, price: UnitPrice, currency: str | None, workspace: str | None) -> Decimal | None:
+        if currency is None or price.currency == currency:
+            return price.per_unit
+        subscription = self._world.registry.subscription(workspace, self._now) if workspace else None
+        rate = None if subscription is None else self._world.rate(subscription, price.currency, currency, self._period.end.date())
+        return None if rate is None else money.times(price.per_unit, rate)
+
+    def _imagined(self, key: str, currency: str | None, mix: Load, serverless: Serverless) -> WhatIfAnswer | None:
+        asked = self._what_if
+        if asked is None:
+            return None
+        model, at = self._spelled.get(key, key), self._period.end - timedelta(microseconds=1)
+        candidates: Iterable[str | None] = dict.fromkeys([*(fact.region for _, fact in self._places(key) if fact is not None), None])
+        for region in candidates:
+            price = self._world.prices.price(meter=PriceMeter.INSTANCE_HOURS, at=at, model=model, sku=asked.sku, region=region)
+            if isinstance(price, UnitPrice) and (hourly := self._in_currency(price, currency, None)) is not None:
+                cost = money.times(money.times(hourly, asked.instances), asked.hours_per_day)
+                return WhatIfAnswer(cost, break_even(cost, Decimal(1), mix.input_tokens, mix.output_tokens, serverless), None)
+        known = "" if skus.cores(asked.sku) else "; the size is not one we know"
+        return WhatIfAnswer(None, None, f"there is no hourly price of {asked.sku[:60]} in this currency{known}")

@@ -1,0 +1,92 @@
+"""The routes of the correlation over HTTP: shapes, parameters, what is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from models.periods import parse_instant
+from models.store import Store
+from tests import factories as make
+from tests.collector.api.serving import Service, serving
+
+
+@pytest.fixture
+def service(sqlite_store: Store) -> Iterator[Service]:
+    with sqlite_store.write() as session:
+        make.foundry(session)
+        make.token_prices(session, "1.00", "2.00")
+        of = make.series(session, deployment="llama-foundry")
+        make.event(session, of, time=parse_instant("2026-11-10T08:00:00Z", what="time"), input_tokens=1_000_000, output_tokens=100_000)
+    with serving(sqlite_store) as running:
+        yield running
+
+
+def test_reconciliation_has_the_fields_of_the_contract(service: Service) -> None:
+    answer = service.client.get("/v1/reconciliation?month=2026-11")
+    assert answer.status_code == 200
+    body = answer.json()
+    assert [(row["meter"], row["expected"], row["billed"], row["variance"], row["causes"], row["state"]) for row in body["rows"]] == [
+        ("input", "1", "0", "-1", {"not_yet_billed": "-1"}, "open"),
+        ("output", "0.2", "0", "-0.2", {"not_yet_billed": "-0.2"}, "open"),
+    ]
+    assert (body["rows"][0]["workspace"], body["rows"][0]["deployment"], body["rows"][0]["day"]) == ("ws-east", "llama-foundry", "2026-11-10")
+    assert [(total["currency"], total["variance"], total["unexplained"]) for total in body["totals"]] == [("USD", "-1.2", "0")]
+    first = service.client.get("/v1/reconciliation?month=2026-11&limit=1").json()
+    second = service.client.get("/v1/reconciliation", params={"month": "2026-11", "limit": "1", "cursor": first["next_cursor"]}).json()
+    assert [*first["rows"], *second["rows"]] == body["rows"]
+    assert (first["totals"], second["next_cursor"]) == (body["totals"], None)
+
+
+@pytest.mark.parametrize(
+    ("query", "said"),
+    [
+        ("month=2026-13", "like 2026-11"),
+        ("month=2026-11&from=2026-11-01", "not both"),
+        ("month=2026-11&cursor=%C3%BC", "cursor"),
+        ("group_by=team", "no parameter"),
+        ("from=2026-11-01T05:00:00Z&to=2026-11-02", "midnights"),
+    ],
+)
+def test_a_question_that_reconciliation_cannot_answer_is_refused(service: Service, query: str, said: str) -> None:
+    answer = service.client.get(f"/v1/reconciliation?{query}")
+    assert (answer.status_code, said in answer.json()["detail"]) == (422, True)
+
+
+def test_comparison_has_the_fields_of_the_contract(service: Service) -> None:
+    (row,) = service.client.get("/v1/comparison?from=2026-11-01&to=2026-11-11").json()["rows"]
+    assert row["model"] == make.MODEL
+    assert row["serverless"] == {
+        "effective_cost_per_1m": "1.090909090909",
+        "tokens": 1_100_000,
+        "cost": "1.2",
+        "feasible": False,
+        "reason": row["serverless"]["reason"],
+    }
+    assert set(row["managed_compute"]) >= {
+        "effective_cost_per_1m",
+        "tokens",
+        "capacity_cost",
+        "allocated_cost",
+        "idle_cost",
+        "utilisation",
+        "core_hours",
+        "capacity_tokens_per_day",
+        "instances_needed",
+    }
+    assert (row["cheaper"], row["saving_per_day"], row["days"], row["standing"]) == (None, None, 10, "provisional")
+    assert "no online deployment" in row["reason"]
+    assert service.client.get("/v1/comparison?sku=Standard_X").status_code == 422
+
+
+def test_an_owner_says_what_a_deployment_can_serve(service: Service) -> None:
+    told = service.client.put("/v1/deployments/llama-foundry", json={"capacity_tokens_per_minute": 90_000})
+    assert (told.status_code, told.json()["capacity_tokens_per_minute"], told.json()["id"]) == (200, 90_000, "ws-east/llama-foundry")
+    (listed,) = service.client.get("/v1/deployments").json()["items"]
+    assert listed == told.json()
+    again = service.client.put("/v1/deployments/ws-east%2Fllama-foundry", json={"capacity_tokens_per_minute": None})
+    assert again.json()["capacity_tokens_per_minute"] is None
+    assert service.client.put("/v1/deployments/nowhere", json={}).status_code == 404
+    assert service.client.put("/v1/deployments/llama-foundry", json={"capacity_tokens_per_minute": 0}).status_code == 422
+    assert service.client.put("/v1/deployments/llama-foundry", json={"capacity": 5}).status_code == 422

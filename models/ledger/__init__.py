@@ -31,21 +31,25 @@ from models.ledger.values import (
     UsagePage,
     UsageRecord,
 )
+from models.ledger.weekly import Change, CurrencyWeek, Line, Waterfall, Week, WeeklyReport, week_of, weekly
 
 __all__ = [
     "BASES",
     "GROUPS",
     "Basis",
+    "Change",
     "Choices",
     "ComparisonRow",
     "CostQuery",
     "CostRow",
     "CostTable",
+    "CurrencyWeek",
     "DataAge",
     "Deployment",
     "Figures",
     "Filters",
     "Forecast",
+    "Line",
     "Problem",
     "Receipt",
     "ReceiptLine",
@@ -56,6 +60,9 @@ __all__ = [
     "Standing",
     "UsagePage",
     "UsageRecord",
+    "Waterfall",
+    "Week",
+    "WeeklyReport",
     "WhatIf",
     "choices",
     "comparison",
@@ -70,4 +77,6 @@ __all__ = [
     "reconciliation",
     "settings_known",
     "usage_list",
+    "week_of",
+    "weekly",
 ]

@@ -1,0 +1,310 @@
+"""The weekly cost report as figures: what was spent, what changed and why, what is not final yet. Renderers only write it down."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import date, datetime, timedelta
+from decimal import Decimal
+
+from sqlmodel import Session
+
+from models import money
+from models.errors import InvalidInput
+from models.ledger.costs import costs
+from models.ledger.insight import data_age, forecast
+from models.ledger.reconciliation import ReconciliationTotal, reconciliation
+from models.ledger.values import CostQuery, CostRow, DataAge, Figures, Filters, Forecast
+from models.money import ZERO
+from models.periods import DAY, Period, day_start, floor, following, utc_day, zone_from
+
+_MOST_MOVERS = 10
+_SAME_PRICE = Decimal("0.005")
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A figure of this week beside last week's; ``percent`` is of last week, None where there was nothing."""
+
+    now: Decimal | None
+    before: Decimal | None
+
+    @property
+    def difference(self) -> Decimal | None:
+        return None if self.now is None or self.before is None else money.minus(self.now, self.before)
+
+    @property
+    def percent(self) -> Decimal | None:
+        if self.difference is None or self.before is None or not self.before:
+            return None
+        return money.QUOTIENT.divide(self.difference * 100, abs(self.before)).quantize(Decimal("0.01"))
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One workspace, deployment, team or mode: its figures of this week and last (None where there were none)."""
+
+    names: Mapping[str, str | None]
+    figures: Figures
+    before: Figures | None
+
+    @property
+    def change(self) -> Change:
+        return Change(self.figures.cost, ZERO if self.before is None else self.before.cost)
+
+
+@dataclass(frozen=True, slots=True)
+class Waterfall:
+    """Last week's cost to this week's: the steps add up to the difference exactly.
+
+    ``volume``: more or fewer tokens at last week's mix and prices; ``mix``: other deployments and meters; ``price``: other
+    prices per token; ``capacity``: instance-hours, used or idle; ``corrections``: what no usage stands behind (credits,
+    adjustments, restatements, money without a deployment).
+    """
+
+    before: Decimal
+    volume: Decimal
+    mix: Decimal
+    price: Decimal
+    capacity: Decimal
+    corrections: Decimal
+    now: Decimal
+
+    @property
+    def steps(self) -> Mapping[str, Decimal]:
+        return {name: getattr(self, name) for name in ("volume", "mix", "price", "capacity", "corrections")}
+
+
+@dataclass(frozen=True, slots=True)
+class CurrencyWeek:
+    """Everything about one currency of the week. ``by_day`` has every day that has anything."""
+
+    currency: str | None
+    total: Figures
+    cost: Change
+    billed: Change
+    waterfall: Waterfall | None
+    by_day: Sequence[CostRow]
+    by_mode: Sequence[Line]
+    by_workspace: Sequence[Line]
+    by_deployment: Sequence[Line]
+    by_team: Sequence[Line]
+    movers: Sequence[tuple[Line, str]]
+    forecast: Forecast | None
+    reconciliation: ReconciliationTotal | None
+
+
+@dataclass(frozen=True, slots=True)
+class Week:
+    """An ISO week in a time zone."""
+
+    name: str  # 2026-W46
+    period: Period
+    time_zone: str
+
+
+@dataclass(frozen=True, slots=True)
+class WeeklyReport:
+    """One week's report as known at ``made_at``; ``provisional_days`` are those that no bill reaches yet."""
+
+    week: Week
+    made_at: datetime
+    currencies: Sequence[CurrencyWeek]
+    provisional_days: Sequence[date]
+    age: DataAge
+
+
+def week_of(name: str | None, *, now: datetime, time_zone: str = "UTC") -> Week:
+    """The ISO week of a name like ``2026-W46``; the last complete one for None."""
+    zone = zone_from(time_zone)
+    if name is None:
+        end = floor(now, "week", zone)
+        start = floor(end - DAY, "week", zone)
+    else:
+        year, _, number = name.partition("-W")
+        if not (len(year) == 4 and len(number) == 2 and (year + number).isascii() and (year + number).isdigit()):
+            raise InvalidInput(f"a week is written like 2026-W46, not {name[:20]!r}")
+        try:
+            monday = date.fromisocalendar(int(year), int(number), 1)
+        except ValueError as fault:
+            raise InvalidInput(f"there is no week {name}: {year} has {date(int(year), 12, 28).isocalendar().week if int(year) else 0} weeks") from fault
+        if not 2000 <= monday.year < 2200:
+            raise InvalidInput(f"week {name} is outside the years that can hold anything")
+        start = floor(day_start(monday) + timedelta(hours=36), "week", zone)
+        end = following(start, "week", zone)
+    local = (start + timedelta(hours=36)).astimezone(zone).isocalendar()
+    return Week(f"{local.year}-W{local.week:02}", Period(start, end), time_zone)
+
+
+def weekly(session: Session, week: Week, filters: Filters = Filters(), *, now: datetime) -> WeeklyReport:  # noqa: B008 - a frozen value
+    """The week's figures beside those of the week before, on basis best."""
+    if week.period.start >= now:
+        raise InvalidInput(f"week {week.name} has not begun yet")
+    before = Period(floor(week.period.start - DAY, "week", zone_from(week.time_zone)), week.period.start)
+    made = _Maker(session, week, before, filters, now=now)
+    return WeeklyReport(week, now, made.currencies(), made.provisional(), data_age(session, visible=filters.visible, now=now))
+
+
+class _Maker:
+    """One report in the making."""
+
+    def __init__(self, session: Session, week: Week, before: Period, filters: Filters, *, now: datetime) -> None:
+        self.session, self.week, self.before, self.filters, self.now = session, week, before, filters, now
+
+    def _ask(self, period: Period, *groups: str, granularity: str = "none") -> Sequence[CostRow]:
+        query = CostQuery(period, "day" if granularity == "day" else "none", groups, "best", self.filters, time_zone=self.week.time_zone)
+        return costs(self.session, query, now=self.now).rows
+
+    def currencies(self) -> list[CurrencyWeek]:
+        this, last = ({row.figures.currency: row.figures for row in self._ask(period)} for period in (self.week.period, self.before))
+        lines = {groups: self._lines(groups) for groups in (("mode",), ("workspace",), ("workspace", "deployment", "model", "mode"), ("team",))}
+        days = self._ask(self.week.period, granularity="day")
+        meters = [self._ask(period, "workspace", "deployment", "meter", "mode") for period in (self.week.period, self.before)]
+        forecasts = {one.currency: one for one in forecast(self.session, self.filters, now=self.now)}
+        matched = self._reconciled()
+        found: list[CurrencyWeek] = []
+        for currency in sorted(this.keys() | last.keys(), key=lambda code: (code is None, code or "")):
+            total = this.get(currency) or _nothing(last[currency])
+            earlier = last.get(currency)
+            cost = Change(total.cost, ZERO if earlier is None else earlier.cost)
+            deployments = [line for line in lines["workspace", "deployment", "model", "mode"] if line.figures.currency == currency]
+            found.append(
+                CurrencyWeek(
+                    currency=currency,
+                    total=total,
+                    cost=cost,
+                    billed=Change(total.billed_cost, ZERO if earlier is None else earlier.billed_cost),
+                    waterfall=_waterfall(cost, *([row for row in rows if row.figures.currency == currency] for rows in meters)),
+                    by_day=[row for row in days if row.figures.currency == currency],
+                    by_mode=[line for line in lines["mode",] if line.figures.currency == currency],
+                    by_workspace=[line for line in lines["workspace",] if line.figures.currency == currency],
+                    by_deployment=deployments,
+                    by_team=[line for line in lines["team",] if line.figures.currency == currency],
+                    movers=_movers(deployments),
+                    forecast=forecasts.get(currency or ""),
+                    reconciliation=matched.get(currency),
+                )
+            )
+        return found
+
+    def _lines(self, groups: tuple[str, ...]) -> list[Line]:
+        this, last = ({(*row.groups.values(), row.figures.currency): row for row in self._ask(period, *groups)} for period in (self.week.period, self.before))
+        found: list[Line] = []
+        for key in this.keys() | last.keys():
+            row, earlier = this.get(key), last.get(key)
+            if row is not None:
+                figures, names = row.figures, row.groups
+            else:
+                assert earlier is not None
+                figures, names = _nothing(earlier.figures), earlier.groups
+            found.append(Line(names, figures, None if earlier is None else earlier.figures))
+        return sorted(found, key=lambda line: (-(line.figures.cost or ZERO), [name or "\uffff" for name in line.names.values()], line.figures.currency or ""))
+
+    def _reconciled(self) -> Mapping[str | None, ReconciliationTotal]:
+        """By whole UTC days, as billing knows no others: those that lie in the week."""
+        start, end = self.week.period.start, self.week.period.end
+        first = day_start(utc_day(start)) if day_start(utc_day(start)) == start else day_start(utc_day(start) + DAY)
+        last = day_start(utc_day(end))
+        return {total.currency: total for total in reconciliation(self.session, Period(first, last), self.filters, now=self.now).totals}
+
+    def provisional(self) -> list[date]:
+        return sorted({utc_day(row.period.start) for row in self._ask(self.week.period, granularity="day") if row.figures.status == "provisional"})
+
+
+def _nothing(like: Figures) -> Figures:
+    """The figures of a week without anything, of the same currency."""
+    return replace(
+        like,
+        cost=ZERO,
+        metered_cost=ZERO,
+        billed_cost=None,
+        input_tokens=0,
+        output_tokens=0,
+        cached_input_tokens=0,
+        reasoning_output_tokens=0,
+        requests=0,
+        core_hours=None,
+        unpriced_tokens=0,
+        unknown_token_requests=0,
+        estimated_token_requests=0,
+        coverage=None,
+        estimate=False,
+        reasons={"billed_cost": "nothing was billed or used"},
+    )
+
+
+def _waterfall(cost: Change, this: Sequence[CostRow], last: Sequence[CostRow]) -> Waterfall | None:
+    """The steps from last week's cost to this week's; None where either is not known."""
+    if cost.now is None or cost.before is None:
+        return None
+    tokens = [_by_tokens(rows) for rows in (last, this)]
+    hours = [
+        money.add(row.figures.cost or ZERO for row in rows if row.groups["mode"] == "managed_compute" and row.groups["deployment"]) for rows in (last, this)
+    ]
+    quantity = [sum(count for count, _ in of.values()) for of in tokens]
+    spent = [money.add(amount for _, amount in of.values()) for of in tokens]
+    volume = mix = ZERO
+    if quantity[0]:
+        volume = _cut(money.QUOTIENT.divide(money.times(spent[0], quantity[1] - quantity[0]), Decimal(quantity[0])))
+    at_old_prices = ZERO
+    for key, (count, amount) in tokens[1].items():
+        earlier, paid = tokens[0].get(key, (0, ZERO))
+        # Where there was nothing last week there is no old price: all of it is a change of mix.
+        old = amount if not earlier else _cut(money.QUOTIENT.divide(money.times(paid, count), Decimal(earlier)))
+        at_old_prices = money.plus(at_old_prices, old)
+    mix = money.minus(at_old_prices, money.plus(spent[0], volume))
+    price = money.minus(spent[1], at_old_prices)
+    capacity = money.minus(hours[1], hours[0])
+    explained = money.add((volume, mix, price, capacity))
+    return Waterfall(cost.before, volume, mix, price, capacity, money.minus(money.minus(cost.now, cost.before), explained), cost.now)
+
+
+def _by_tokens(rows: Sequence[CostRow]) -> dict[tuple[str | None, ...], tuple[int, Decimal]]:
+    """(tokens, cost) of everything that is paid by the token and has tokens, by workspace, deployment and meter."""
+    found: dict[tuple[str | None, ...], tuple[int, Decimal]] = {}
+    for row in rows:
+        tokens = row.figures.input_tokens + row.figures.output_tokens
+        if row.groups["mode"] == "managed_compute" or not row.groups["deployment"] or not tokens or row.figures.cost is None:
+            continue
+        key = (row.groups["workspace"], row.groups["deployment"], row.groups["meter"])
+        count, amount = found.get(key, (0, ZERO))
+        found[key] = (count + tokens, money.plus(amount, row.figures.cost))
+    return found
+
+
+def _movers(lines: Sequence[Line]) -> list[tuple[Line, str]]:
+    """The deployments whose cost changed most, with what changed."""
+    moved = [line for line in lines if line.change.difference]
+    moved.sort(key=lambda line: (-abs(line.change.difference or ZERO), [name or "" for name in line.names.values()]))
+    return [(line, _reason(line)) for line in moved[:_MOST_MOVERS]]
+
+
+def _reason(line: Line) -> str:
+    """What moved it, from quantities and what a unit of them cost."""
+    before = line.before
+    if before is None or not before.cost:
+        return "new this week"
+    if not line.figures.cost:
+        return "nothing this week"
+    if line.names.get("deployment") is None:
+        return "charges that no deployment is known for"
+    if line.names.get("mode") == "managed_compute":
+        return f"core-hours {_moved(line.figures.core_hours or ZERO, before.core_hours or ZERO)}"
+    tokens = [Decimal(one.input_tokens + one.output_tokens) for one in (line.figures, before)]
+    said = f"tokens {_moved(*tokens)}"
+    if all(tokens):
+        paid = [money.QUOTIENT.divide(one.cost or ZERO, count) for one, count in zip((line.figures, before), tokens, strict=True)]
+        if abs(paid[0] - paid[1]) > abs(paid[1]) * _SAME_PRICE:
+            said += f", cost per token {_moved(*paid)}"
+    return said
+
+
+def _moved(now: Decimal, before: Decimal) -> str:
+    if not before:
+        return "where there were none"
+    percent = money.QUOTIENT.divide((now - before) * 100, before).quantize(Decimal(1))
+    return f"{percent:+} %"
+
+
+def _cut(amount: Decimal) -> Decimal:
+    return money.truncated(amount, 12)

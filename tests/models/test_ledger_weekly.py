@@ -1,0 +1,106 @@
+"""The weekly report's figures: they are those of costs, and the steps between two weeks add up."""
+
+from __future__ import annotations
+
+from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
+
+import pytest
+from sqlmodel import Session
+
+from models import ledger, money
+from models.charges import ChargeClass
+from models.errors import InvalidInput
+from models.ledger import CostQuery
+from models.periods import Period
+from models.prices import PriceMeter
+from models.store import Store
+from tests import factories as make
+
+NOW = make.NOW  # 2026-11-20 10:00, a Friday of W47
+W46 = Period(datetime(2026, 11, 9, tzinfo=UTC), datetime(2026, 11, 16, tzinfo=UTC))
+MILLION = 1_000_000
+
+
+def at(day: int, hour: int = 8) -> datetime:
+    return datetime(2026, 11, day, hour, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("name", "zone", "expected", "period"),
+    [
+        (None, "UTC", "2026-W46", W46),
+        ("2026-W46", "UTC", "2026-W46", W46),
+        ("2026-W53", "UTC", "2026-W53", Period(datetime(2026, 12, 28, tzinfo=UTC), datetime(2027, 1, 4, tzinfo=UTC))),
+        # The clocks of Berlin go back in W43: the week has an hour more.
+        ("2026-W43", "Europe/Berlin", "2026-W43", Period(datetime(2026, 10, 18, 22, tzinfo=UTC), datetime(2026, 10, 25, 23, tzinfo=UTC))),
+        ("2026-W46", "Pacific/Auckland", "2026-W46", Period(datetime(2026, 11, 8, 11, tzinfo=UTC), datetime(2026, 11, 15, 11, tzinfo=UTC))),
+    ],
+)
+def test_a_week_is_an_iso_week_of_its_zone(name: str | None, zone: str, expected: str, period: Period) -> None:
+    week = ledger.week_of(name, now=NOW, time_zone=zone)
+    assert (week.name, week.period) == (expected, period)
+
+
+@pytest.mark.parametrize("name", ["2025-W53", "2026-W00", "2026-46", "W46", "2026-W6", "1999-W01", "२०२६-W46", ""])
+def test_a_week_that_does_not_exist_is_refused(name: str) -> None:
+    with pytest.raises(InvalidInput, match="week"):
+        ledger.week_of(name, now=NOW)
+
+
+def two_weeks(session: Session) -> None:
+    make.serverless(session, "llama-chat")
+    make.serverless(session, "second")
+    make.managed(session, "llama-online/blue", valid_from=at(2, 0), valid_to=at(16, 0), instance_count=1)
+    make.price(session, PriceMeter.INSTANCE_HOURS, "1.00", unit="1 hour", sku="Standard_NC24ads_A100_v4", model="")
+    make.price(session, PriceMeter.INPUT_TOKENS, "1.00", valid_to=at(9, 0))
+    make.price(session, PriceMeter.INPUT_TOKENS, "2.00", valid_from=at(9, 0))
+    make.price(session, PriceMeter.OUTPUT_TOKENS, "5.00")
+    chat, second = make.series(session, deployment="llama-chat", team="search"), make.series(session, deployment="second")
+    make.event(session, chat, time=at(3), input_tokens=10 * MILLION, output_tokens=0)
+    make.event(session, chat, time=at(10), input_tokens=15 * MILLION, output_tokens=0)
+    make.event(session, second, time=at(11), input_tokens=5 * MILLION, output_tokens=0)
+    part = make.bill_part(session)
+    make.charge(session, part, make.charge_item(session, ChargeClass.ADJUSTMENT), "-0.5", charged_on=date(2026, 11, 12), charge_type="RoundingAdjustment")
+
+
+def test_the_steps_between_two_weeks_add_up(store: Store) -> None:
+    with store.write() as session:
+        two_weeks(session)
+    with store.read() as session:
+        report = ledger.weekly(session, ledger.week_of("2026-W46", now=NOW), now=NOW)
+        (expected,) = ledger.costs(session, CostQuery(W46, "none"), now=NOW).totals
+    (week,) = report.currencies
+    # Last week 10 tokens at 1.00 and 168 h; this week 15 and 5 at 2.00, 168 h, and a credit.
+    assert (week.cost.now, week.cost.before) == (Decimal("207.5"), Decimal(178))
+    assert (week.total.cost, week.billed.now) == (expected.cost, expected.billed_cost)
+    assert week.waterfall is not None
+    steps = week.waterfall.steps
+    # Twice the tokens at the old price; the new deployment has no old price (10 - 5); 15 million at 1.00 more.
+    assert steps == {"volume": Decimal(10), "mix": Decimal(5), "price": Decimal(15), "capacity": Decimal(0), "corrections": Decimal("-0.5")}
+    assert money.plus(week.waterfall.before, money.add(steps.values())) == week.waterfall.now
+    assert week.cost.percent == Decimal("16.57")
+    for lines in (week.by_mode, week.by_workspace, week.by_deployment, week.by_team):
+        assert money.add(line.figures.cost or Decimal(0) for line in lines) == week.total.cost
+    assert [(line.names["deployment"], why) for line, why in week.movers] == [
+        ("llama-chat", "tokens +50 %, cost per token +100 %"),
+        ("second", "new this week"),
+        (None, "new this week"),
+    ]
+    assert week.reconciliation is not None
+    assert week.reconciliation.billed == Decimal("-0.5")
+    assert len(report.provisional_days) == 7
+
+
+def test_a_week_without_anything_after_one_with_something(sqlite_store: Store) -> None:
+    with sqlite_store.write() as session:
+        make.token_prices(session, "1.00", "1.00")
+        make.event(session, time=at(3), input_tokens=MILLION, output_tokens=0)
+    with sqlite_store.read() as session:
+        report = ledger.weekly(session, ledger.week_of("2026-W46", now=NOW), now=NOW)
+        with pytest.raises(InvalidInput, match="not begun"):
+            ledger.weekly(session, ledger.week_of("2026-W48", now=NOW), now=NOW)
+        empty = ledger.weekly(session, ledger.week_of("2026-W44", now=NOW + timedelta(0)), now=NOW)
+    (week,) = report.currencies
+    assert (week.cost.now, week.cost.before, week.cost.percent) == (Decimal(0), Decimal(1), Decimal("-100.00"))
+    assert empty.currencies == []

@@ -12,12 +12,32 @@ from fastapi.responses import PlainTextResponse, RedirectResponse
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from collector.api import alerts, control, corrections, deployments, docs, problems, quotas, reads, receivers, reconciliation, sources
+from collector import watch
+from collector.admission import Admission
+from collector.api import (
+    alerts,
+    control,
+    corrections,
+    deployments,
+    docs,
+    explaining,
+    insights,
+    problems,
+    quotas,
+    reads,
+    receivers,
+    reconciliation,
+    reports,
+    sources,
+)
 from collector.api.deps import Reading
 from collector.api.gate import Gate
 from collector.api.ingest import IngestRoutes
 from collector.auth import KeyRing
 from collector.ingest import Ingest
+from collector.webhooks import dispatch
+from collector.webhooks.setup import Telling
+from collector.witnessing import witnessing
 from models.columns import to_microseconds
 from models.errors import Unavailable
 from models.store import Store, head_revision
@@ -35,6 +55,7 @@ def create_app(
     is_loopback: bool,
     control_token: str = "",
     mounts: Mapping[str, ASGIApp] | None = None,
+    telling: Telling | None = None,
 ) -> ASGIApp:
     """Everything the service answers; without ``ingest`` it only reads. ``mounts`` are ASGI apps under their own path, such as ``/dashboard``."""
     api = FastAPI(
@@ -45,8 +66,11 @@ def create_app(
         redoc_url=None,
     )
     api.state.store, api.state.ingest, api.state.keys, api.state.now, api.state.control_token = store, ingest, keys, now, control_token
+    # Asked by gateways before a call: answered from memory, read again when it is too old.
+    api.state.admission = None if ingest is None else Admission(store, now=now)
+    api.state.telling = telling or Telling()
     problems.install(api)
-    for part in (corrections, reads, deployments, reconciliation, quotas, alerts, receivers, sources):
+    for part in (corrections, reads, explaining, insights, deployments, reconciliation, reports, quotas, alerts, receivers, sources):
         api.include_router(part.router)
     if ingest is not None:
         api.include_router(control.router)
@@ -54,7 +78,7 @@ def create_app(
     _operations(api, version, has_dashboard="/dashboard" in (mounts or {}))
     for path, mounted in (mounts or {}).items():
         api.mount(path, mounted)
-    app: ASGIApp = api if ingest is None else IngestRoutes(api, ingest=ingest, clock=lambda: to_microseconds(now()))
+    app: ASGIApp = api if ingest is None else IngestRoutes(api, ingest=witnessing(ingest, store, now=now), clock=lambda: to_microseconds(now()))
     return Hardened(Gate(app, keys=keys, is_loopback=is_loopback))
 
 
@@ -97,7 +121,7 @@ def _operations(api: FastAPI, version: str, *, has_dashboard: bool) -> None:
             f"meterbridge_commits_total {counters['commits']}",
         ]
         lines += ["# HELP meterbridge_commit_failures_total Commits that failed.", "# TYPE meterbridge_commit_failures_total counter"]
-        lines += [f"meterbridge_commit_failures_total {counters['failures']}", ""]
+        lines += [f"meterbridge_commit_failures_total {counters['failures']}", *dispatch.metric_lines(session), *watch.metrics_lines(session), ""]
         return PlainTextResponse("\n".join(lines), media_type="text/plain; version=0.0.4")
 
     @api.exception_handler(Exception)

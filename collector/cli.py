@@ -27,13 +27,15 @@ import uvicorn
 from a2wsgi import WSGIMiddleware
 from starlette.types import ASGIApp
 
-from collector import auth, commands, doctor, jobs, pricing
+from collector import applying, auth, closing, commands, doctor, jobs, pricing, reports, usagefiles, vllm
 from collector.api.gate import refuse_foreign
 from collector.app import create_app
 from collector.auth import KeyRing, Principal
 from collector.ingest import Ingest
 from collector.locks import DatabaseLock, Running
+from collector.proxy import command as proxy_command
 from collector.settings import Settings
+from collector.webhooks.setup import Telling
 from models import audit, ledger
 from models.errors import Conflict, DomainError, InvalidInput, Unavailable
 from models.periods import rfc3339
@@ -64,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except _Usage as fault:
         print(f"meterbridge: {fault}", file=sys.stderr)
         return 2
-    is_service = options.run in (_up, _serve, _work, _dashboard, _demo)
+    is_service = options.run in (_up, _serve, _work, _dashboard, _demo, _proxy)
     # From the start a SIGTERM ends a service as Ctrl-C does, also before its server listens to signals.
     before = signal.signal(signal.SIGTERM, _interrupt) if is_service else None
     try:
@@ -174,7 +176,7 @@ def build_parser() -> argparse.ArgumentParser:
         _import,
         "bring in files: usage, charges, prices, inventory or owners",
         description="Bring in files you have; works while the service runs. "
-        "usage: native events, one a line or an array. charges: Azure cost details (EA, MCA) or FOCUS 1.x, CSV or Parquet; replaces the file's months. "
+        "usage: events in any accepted format, one a line, an array or an export, also gzip. charges: Azure cost details (EA, MCA) or FOCUS 1.x, CSV or Parquet; replaces the file's months. "
         "prices: a price file. inventory: workspaces and deployments, our CSV/JSON or what az rest lists. owners: deployment, application or tag to team and cost centre.",
     )
     importing.add_argument("kind", choices=commands.KINDS, help="what the files hold")
@@ -184,6 +186,31 @@ def build_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="charges: accept a total that falls by more than a fifth; prices, inventory, owners: what the file no longer names ends now",
     )
+
+    importing.add_argument("--format", metavar="NAME", help=f"usage: the files' format, where it is not to be recognised: {', '.join(usagefiles.FORMATS)}")
+    importing.add_argument("--workspace", metavar="NAME", help="usage: the workspace of events that say none")
+    importing.add_argument("--deployment", metavar="NAME", help="usage: the deployment of events that say none")
+    importing.add_argument("--source", metavar="NAME", help="usage: the sender's name (default: default); identity is workspace, source and id")
+
+    reporting = words.add_parser("report", help="write a report into a file", description="Write a report into a file.")
+    kinds = reporting.add_subparsers(title="reports", metavar="REPORT", required=True, parser_class=_Parser)
+    weekly = kinds.add_parser(
+        "weekly", parents=[common], help="the weekly cost report", description="Write the cost report of an ISO week, and its control total beside it."
+    )
+    weekly.add_argument("--week", metavar="YYYY-Www", help="which week, as 2026-W46 (default: the last complete one)")
+    weekly.add_argument("--format", choices=reports.FORMATS, default="html", help="how it is written (default html)")
+    weekly.add_argument("--time-zone", default="UTC", metavar="ZONE", help="the zone whose days make the week, as Europe/Berlin (default UTC)")
+    weekly.add_argument("--out", required=True, metavar="FILE", help="the file to write; FILE.meta.json beside it has the control total and the hash")
+    weekly.set_defaults(run=_report_weekly)
+
+    for name, run, summary in (
+        ("close", _close, "close a month: store its rows as they are"),
+        ("reopen", _reopen, "let a closed month move again; the close stays on record"),
+    ):
+        of_month = command(name, run, summary)
+        of_month.add_argument("--month", required=True, metavar="YYYY-MM", help="which month, as 2026-10")
+        if name == "reopen":
+            of_month.add_argument("--reason", default="", metavar="TEXT", help="why, for the record")
 
     keys = words.add_parser(
         "keys",
@@ -206,6 +233,15 @@ def build_parser() -> argparse.ArgumentParser:
     revoking.add_argument("id", metavar="ID", help="the key's id, as keys list shows it")
     revoking.set_defaults(run=_keys_revoke)
 
+    applied = command(
+        "apply",
+        _apply,
+        "keep rules, budgets, silences and owners as a file",
+        description="Make rules, budgets, silences and owners as a YAML file says. Shows each difference, then makes it, all or nothing; a second run changes nothing.",
+    )
+    applied.add_argument("-f", "--file", required=True, metavar="FILE", help="the YAML file")
+    applied.add_argument("--dry-run", action="store_true", help="show the differences and change nothing")
+    applied.add_argument("--prune", action="store_true", help="delete what an earlier file made and this one no longer names, in the sections it has")
     command(
         "verify",
         _verify,
@@ -228,6 +264,8 @@ def build_parser() -> argparse.ArgumentParser:
         parents=(common, network),
     )
     sample.add_argument("--seed", type=int, default=7, metavar="N", help="which world (default 7)")
+    passing = command("proxy", _proxy, proxy_command.SUMMARY, description=proxy_command.DESCRIPTION)
+    proxy_command.add_arguments(passing)
     command("version", _version, "print the version", parents=(common,))
     return parser
 
@@ -321,13 +359,27 @@ def _run_service(
     if has_dashboard:
         mounts["/dashboard"] = _dashboard_app(store, keys, settings, is_loopback=is_loopback)
     token = lock.token if lock is not None else ""
-    app = create_app(store=store, ingest=ingest, keys=keys, now=_now, version=software_version(), is_loopback=is_loopback, control_token=token, mounts=mounts)
-    scheduler = jobs.create_scheduler(store, now=_now) if has_jobs else None
+    telling = Telling.of(settings)
+    app = create_app(
+        store=store,
+        ingest=ingest,
+        keys=keys,
+        now=_now,
+        version=software_version(),
+        is_loopback=is_loopback,
+        control_token=token,
+        mounts=mounts,
+        telling=telling,
+    )
+    scheduler = jobs.create_scheduler(store, now=_now, more=vllm.jobs(settings)) if has_jobs else None
+    dispatcher = telling.dispatcher(store, now=_now) if has_jobs else None
     stop = threading.Event()
     companion = threading.Thread(target=beside, args=(url, stop), name="companion", daemon=True) if beside is not None else None
     ingest.start()
     if scheduler is not None:
         scheduler.start()
+    if dispatcher is not None:
+        dispatcher.start()
     if lock is not None:
         lock.announce(url)
     _tell(
@@ -346,6 +398,8 @@ def _run_service(
         stop.set()
         if scheduler is not None:
             scheduler.shutdown(wait=False)
+        if dispatcher is not None:
+            dispatcher.stop()
         ingest.stop()
         if companion is not None:
             companion.join(timeout=2)
@@ -415,15 +469,22 @@ def _url(host: str, listener: socket.socket) -> str:
 
 def _work(_options: argparse.Namespace, settings: Settings) -> int:
     with _owned(settings) as (store, _):
-        scheduler = jobs.create_scheduler(store, now=_now)
+        scheduler = jobs.create_scheduler(store, now=_now, more=vllm.jobs(settings))
+        dispatcher = Telling.of(settings).dispatcher(store, now=_now)
         done = threading.Event()
         for sign in (signal.SIGINT, signal.SIGTERM):
             signal.signal(sign, lambda *_: done.set())
         scheduler.start()
+        dispatcher.start()
         _tell(f"meterbridge {software_version()} jobs on {store.name}")
         done.wait()
         scheduler.shutdown(wait=False)
+        dispatcher.stop()
     return 0
+
+
+def _proxy(options: argparse.Namespace, _settings: Settings) -> int:
+    return proxy_command.run(options, now=_now, tell=_tell)
 
 
 def _dashboard(_options: argparse.Namespace, settings: Settings) -> int:
@@ -460,7 +521,8 @@ def _import(options: argparse.Namespace, settings: Settings) -> int:
         # Looked at before anything else is done: a misspelt name must not make a database.
         commands.readable([file for file in options.files if file != "-"])
         files = [stack.enter_context(_spooled_input()) if file == "-" else str(Path(file).absolute()) for file in options.files]
-        return _write(settings, commands.Import(options.kind, files, options.replace))
+        more = {name: getattr(options, name) for name in ("format", "workspace", "deployment", "source")}
+        return _write(settings, commands.Import(options.kind, files, options.replace, **more))
 
 
 @contextlib.contextmanager
@@ -472,12 +534,30 @@ def _spooled_input() -> Iterator[str]:
         yield file.name
 
 
+def _report_weekly(options: argparse.Namespace, settings: Settings) -> int:
+    out = str(Path(options.out).absolute())
+    return _write(settings, reports.WeeklyReport(out=out, format=options.format, week=options.week, time_zone=options.time_zone))
+
+
+def _close(options: argparse.Namespace, settings: Settings) -> int:
+    return _write(settings, closing.CloseMonth(options.month, commands.author(), software_version()))
+
+
+def _reopen(options: argparse.Namespace, settings: Settings) -> int:
+    return _write(settings, closing.ReopenMonth(options.month, commands.author(), options.reason))
+
+
 def _keys_create(options: argparse.Namespace, settings: Settings) -> int:
     return _write(settings, commands.CreateKey(options.name, options.scope, options.workspace))
 
 
 def _keys_revoke(options: argparse.Namespace, settings: Settings) -> int:
     return _write(settings, commands.RevokeKey(options.id))
+
+
+def _apply(options: argparse.Namespace, settings: Settings) -> int:
+    applying.read_file(Path(options.file))  # a misspelt name or line must not make a database
+    return _write(settings, applying.Apply(str(Path(options.file).absolute()), options.dry_run, options.prune))
 
 
 def _keys_list(_options: argparse.Namespace, settings: Settings) -> int:
@@ -676,8 +756,13 @@ def _demo(options: argparse.Namespace, settings: Settings) -> int:
 
         def feed(url: str, stop: threading.Event) -> None:
             try:
-                with tempfile.TemporaryDirectory(prefix="meterbridge-demo-") as folder:
-                    demo.feed(url, world, api_key=None, say=_tell, stop=stop, import_bill=_importer(settings, Path(folder)), clock=_now)
+                first_day = world.story.first_day
+                with (
+                    tempfile.TemporaryDirectory(prefix="meterbridge-demo-") as folder,
+                    demo.SampleAzure(world.estate(), store, first_day=first_day, now=_now) as azure,
+                ):
+                    _tell("a simulated Azure serves its bills; to pull from it yourself: " + " ".join(f"{name}={value}" for name, value in azure.environment.items()))
+                    demo.feed(url, world, api_key=None, say=_tell, stop=stop, import_bill=_importer(settings, Path(folder)), sync=azure.sync, clock=_now)
             except DomainError as fault:
                 _tell(f"the sample world could not be fed: {fault.message}")
             except Exception:

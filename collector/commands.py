@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import getpass
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -16,10 +16,10 @@ from typing import Any, Literal
 
 import msgspec
 
-from collector import auth, billing, pricing, registry
-from collector.capture import native
-from collector.capture.event import Defaults, Item
-from collector.ingest import Batch, Ingest
+from collector import applying, auth, billing, closing, pricing, registry, reports, usagefiles, witnessing
+from collector.capture.event import Defaults
+from collector.ingest import Ingest
+from models.columns import to_microseconds
 from models.errors import InvalidInput
 from models.periods import rfc3339
 from models.store import Store
@@ -28,7 +28,7 @@ Kind = Literal["usage", "charges", "prices", "inventory", "owners"]
 KINDS: tuple[Kind, ...] = ("usage", "charges", "prices", "inventory", "owners")
 # Registry and price files are read whole; this is far above any real one.
 _MAX_FILE = 256 * 1024 * 1024
-_USAGE_SLICE = 4 * 1024 * 1024
+_USAGE_SLICE = 1024 * 1024
 # Events of one commit: beside an import a service has requests to answer.
 _MOST_TOGETHER = 5_000
 _MOST_SHOWN = 20
@@ -43,6 +43,11 @@ class Import(msgspec.Struct, tag="import", forbid_unknown_fields=True):
     kind: Kind
     files: list[str]
     replace: bool = False
+    # Of usage: its format where the content does not say it, and what is said for events that do not say it themselves.
+    format: str | None = None
+    workspace: str | None = None
+    deployment: str | None = None
+    source: str | None = None
 
 
 class CreateKey(msgspec.Struct, tag="create_key", forbid_unknown_fields=True):
@@ -59,7 +64,7 @@ class RevokeKey(msgspec.Struct, tag="revoke_key", forbid_unknown_fields=True):
     key_id: str
 
 
-Command = Import | CreateKey | RevokeKey
+Command = Import | CreateKey | RevokeKey | reports.WeeklyReport | closing.CloseMonth | closing.ReopenMonth | applying.Apply
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +87,12 @@ def run(command: Command, desk: Desk) -> int:
             return _import_charges(command, desk)
         case Import():
             return _import_registry(command, desk)
+        case closing.CloseMonth():
+            return closing.close(desk.store, command, now=desk.now(), say=desk.say)
+        case closing.ReopenMonth():
+            return closing.reopen(desk.store, command, now=desk.now(), say=desk.say)
+        case reports.WeeklyReport():
+            return reports.write_weekly(desk.store, command, now=desk.now(), say=desk.say)
         case CreateKey(name=name, scope=scope, workspaces=workspaces):
             with desk.store.write() as session:
                 info, secret = auth.create_key(session, name=name, scope=scope, workspaces=workspaces, now=desk.now())
@@ -89,6 +100,8 @@ def run(command: Command, desk: Desk) -> int:
             desk.say(f"key {info.id} ({info.scope}{where}), shown this once:")
             desk.say(secret)
             return 0
+        case applying.Apply(file=file, dry_run=dry_run, prune=prune):
+            return applying.apply(desk.store, Path(file), now=desk.now(), author=author(), say=desk.say, dry_run=dry_run, prune=prune)
         case RevokeKey(key_id=key_id):
             with desk.store.write() as session:
                 info = auth.revoke_key(session, key_id, now=desk.now())
@@ -96,7 +109,8 @@ def run(command: Command, desk: Desk) -> int:
             return 0
 
 
-def _author() -> str:
+def author() -> str:
+    """Who gives the command, as the machine knows them."""
     try:
         return getpass.getuser()
     except (OSError, KeyError):
@@ -110,14 +124,14 @@ def readable(files: Sequence[str]) -> list[Path]:
         if not path.is_file():
             raise InvalidInput(f"{path} is not a file" if path.exists() else f"there is no file {path}")
         if not os.access(path, os.R_OK):
-            raise InvalidInput(f"{path} may not be read by {_author() or 'this user'}; change its permissions")
+            raise InvalidInput(f"{path} may not be read by {author() or 'this user'}; change its permissions")
     return paths
 
 
 def _import_charges(command: Import, desk: Desk) -> int:
     for delivery in billing.deliveries(readable(command.files)):
         bill = billing.together([billing.read_bill(path, name=path.name) for path in delivery])
-        landing = billing.land(desk.store, bill, now=desk.now, author=_author(), replace=command.replace, progress=desk.progress)
+        landing = billing.land(desk.store, bill, now=desk.now, author=author(), replace=command.replace, progress=desk.progress)
         desk.say(landing.summary())
     return 0
 
@@ -129,13 +143,13 @@ def _import_registry(command: Import, desk: Desk) -> int:
         summaries: list[str] = []
         match command.kind:
             case "inventory":
-                summaries.append(registry.import_inventory(session, files, now=now, author=_author(), replace=command.replace).summary())
+                summaries.append(registry.import_inventory(session, files, now=now, author=author(), replace=command.replace).summary())
             case "owners":
-                summaries.append(registry.import_owners(session, files, now=now, author=_author(), replace=command.replace).summary())
+                summaries.append(registry.import_owners(session, files, now=now, author=author(), replace=command.replace).summary())
             case _:
                 for index, (name, content) in enumerate(files):
                     # --replace ends what stood before this command, not the file just imported.
-                    done = pricing.import_prices(session, content, name=name, now=now, author=_author(), replace=command.replace and index == 0)
+                    done = pricing.import_prices(session, content, name=name, now=now, author=author(), replace=command.replace and index == 0)
                     summaries.append(done.summary())
     for summary in summaries:
         desk.say(summary)
@@ -149,57 +163,36 @@ def _read(path: Path) -> bytes:
 
 
 def _import_usage(command: Import, desk: Desk) -> int:
-    accepted = duplicates = refused = done = 0
     paths = readable(command.files)
     size = sum(path.stat().st_size for path in paths)
+    defaults = Defaults(source=command.source or "default", workspace=command.workspace, deployment=command.deployment)
+    reader = usagefiles.Reader(
+        desk.ingest,
+        received_at=lambda: to_microseconds(desk.now()),
+        keep=lambda points: witnessing.keep(desk.store, points, now=desk.now()),
+        defaults=defaults,
+        format=command.format,
+        most_shown=_MOST_SHOWN,
+        most_together=_MOST_TOGETHER,
+        slice_size=_USAGE_SLICE,
+    )
+    outcomes: list[usagefiles.Outcome] = []
+    done = shown = 0
     for path in paths:
-        for first, body in _slices(path):
-            items: Sequence[Item] = native.capture(body, media_type="application/x-ndjson" if first is not None else None, defaults=Defaults())
-            for start in range(0, len(items), _MOST_TOGETHER):
-                verdict = desk.ingest.accept(Batch(items[start : start + _MOST_TOGETHER]))
-                accepted += verdict.accepted
-                duplicates += verdict.duplicates
-                for one in verdict.rejected:
-                    refused += 1
-                    if refused <= _MOST_SHOWN:
-                        index = start + one.index
-                        place = f"item {index + 1}" if first is None else f"line {_line_of(body, index, first)}"
-                        desk.say(f"{path.name}, {place}: {one.error}: {one.detail}")
-            done += len(body)
-            desk.progress(done, size)
-    if refused > _MOST_SHOWN:
-        desk.say(f"and {refused - _MOST_SHOWN} more refused")
+        before = done
+        outcome = usagefiles.load(path, reader, lambda here, before=before: desk.progress(before + here, size))  # type: ignore[misc]  # bound now
+        done += path.stat().st_size
+        for reason in outcome.reasons[: max(0, _MOST_SHOWN - shown)]:
+            desk.say(reason)
+            shown += 1
+        if set(outcome.formats) - {"native"}:
+            desk.say(outcome.summary())
+        outcomes.append(outcome)
+    accepted, duplicates, refused = (sum(found) for found in zip(*((one.accepted, one.duplicates, one.refused) for one in outcomes), strict=True))
+    if refused > shown:
+        desk.say(f"and {refused - shown} more refused")
     desk.say(f"usage: {accepted} events stored, {duplicates} were there already, {refused} refused")
     return 1 if refused else 0
-
-
-def _slices(path: Path) -> Iterator[tuple[int | None, bytes]]:
-    """The file in bodies: an array whole (line None), lines in slices of a few MiB with the number of their first line."""
-    with path.open("rb") as stream:
-        start = stream.read(64).lstrip(b"\xef\xbb\xbf \t\r\n")
-        stream.seek(0)
-        if start.startswith(b"[") or (path.stat().st_size <= _USAGE_SLICE and _is_one_value(path.read_bytes())):
-            yield None, _read(path)
-            return
-        line = 1
-        while lines := stream.readlines(_USAGE_SLICE):
-            yield line, b"".join(lines)
-            line += len(lines)
-
-
-def _is_one_value(body: bytes) -> bool:
-    """Whether a small file is a single event, written over several lines."""
-    try:
-        msgspec.json.decode(body.removeprefix(b"\xef\xbb\xbf"), type=msgspec.Raw)
-    except (ValueError, RecursionError):
-        return False
-    return True
-
-
-def _line_of(body: bytes, index: int, first: int) -> int:
-    """The line of the file that holds the item; blank lines are no items."""
-    filled = [number for number, line in enumerate(body.splitlines()) if line.strip()]
-    return first + (filled[index] if index < len(filled) else index)
 
 
 def described(command: Command) -> Mapping[str, Any]:

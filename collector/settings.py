@@ -26,6 +26,12 @@ class Settings:
     admin_key_file: Path | None = None
     secure_cookies: bool = False
     database_password_file: Path | None = None
+    vllm_targets: str = ""
+    vllm_token_file: Path | None = None
+    webhook_allow: str = ""
+    webhook_ports: str = ""
+    smtp_url: str = ""
+    smtp_from: str = ""
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str], **options: object) -> Settings:
@@ -45,6 +51,12 @@ class Settings:
             log_level=_one_of(values.get("log_level", default.log_level), ("debug", "info", "warning", "error"), what="METERBRIDGE_LOG_LEVEL"),
             admin_key_file=Path(str(values["admin_key_file"])) if values.get("admin_key_file") else None,
             database_password_file=Path(str(values["database_password_file"])) if values.get("database_password_file") else None,
+            vllm_targets=str(values.get("vllm_targets", default.vllm_targets)),
+            vllm_token_file=Path(str(values["vllm_token_file"])) if values.get("vllm_token_file") else None,
+            webhook_allow=str(values.get("webhook_allow", default.webhook_allow)),
+            webhook_ports=str(values.get("webhook_ports", default.webhook_ports)),
+            smtp_url=str(values.get("smtp_url", default.smtp_url)),
+            smtp_from=str(values.get("smtp_from", default.smtp_from)),
             secure_cookies=_flag(values.get("secure_cookies", default.secure_cookies), what="METERBRIDGE_SECURE_COOKIES"),
         )
 

@@ -10,15 +10,19 @@ mapping learnt later moves every view and no stored row.
 
 from __future__ import annotations
 
-import hashlib
+import json
+import re
+from collections.abc import Mapping
 from datetime import datetime
 from enum import IntEnum, IntFlag, StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 
-from sqlalchemy import BigInteger, Boolean, Column, Index, Integer, LargeBinary, SmallInteger, Text, UniqueConstraint
+from sqlalchemy import BigInteger, Boolean, Column, Dialect, Integer, LargeBinary, SmallInteger, Text, UniqueConstraint
+from sqlalchemy.dialects.postgresql import TEXT
+from sqlalchemy.types import TypeDecorator, TypeEngine
 from sqlmodel import Field, SQLModel
 
-from models.columns import BigInt, Instant, JsonText
+from models.columns import BigInt, Instant, JsonText, canonical_json
 
 QUARTER_SECONDS = 900
 MINUTE_SECONDS = 60
@@ -84,16 +88,102 @@ class Flag(IntFlag):
     PARTIAL_DIRECTION = 8192
     GATEWAY_CACHE_HIT = 16384
     SPILLOVER = 32768
+    TAGS_NOT_GROUPED = 65536
+
+
+_FLAG_NAMES = [(int(flag), flag.name.lower()) for flag in Flag if flag.name and flag]
 
 
 def flag_names(flags: int) -> list[str]:
     """The flags as the wire spells them, in a fixed order."""
-    return [flag.name.lower() for flag in Flag if flag.name and flag & flags]
+    return [name for flag, name in _FLAG_NAMES if flag & flags] if flags else []
 
 
-def identity_hash(workspace_id: int, source_id: int, event_id: str) -> int:
-    """A signed 64-bit digest of an event's identity: a small key to look for it by, never the identity itself."""
-    return int.from_bytes(hashlib.blake2b(f"{workspace_id}\0{source_id}\0{event_id}".encode(), digest_size=8).digest(), "big", signed=True)
+# -- how ids and details are kept ----------------------------------------------------------------
+
+_UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
+Detail = str | int | bool | None
+
+
+def short_id(text: str) -> str | bytes:
+    """A sender's id as SQLite keeps it: the sixteen bytes of a UUID in its usual spelling, any other text as it is."""
+    return bytes.fromhex(text.replace("-", "")) if len(text) == 36 and _UUID.fullmatch(text) else text
+
+
+def long_id(stored: str | bytes) -> str:
+    """The sender's id again, letter for letter."""
+    if isinstance(stored, str):
+        return stored
+    digits = stored.hex()
+    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
+
+
+class Split(NamedTuple):
+    """Details as they are stored: what most calls say in columns of its own, the rest as JSON."""
+
+    duration_ms: int | None
+    response_id: str | None
+    request_id: str | None
+    details: str | None
+
+    def whole(self) -> dict[str, Detail]:
+        """The details again."""
+        found: dict[str, Detail] = {} if self.details is None else json.loads(self.details)
+        for name in ("duration_ms", "response_id", "request_id"):
+            value = getattr(self, name)
+            if value is not None:
+                found[name] = value
+        return found
+
+
+def split_details(details: Mapping[str, Detail]) -> Split:
+    """How to store an event's details."""
+    if not details:
+        return _NO_DETAILS
+    rest = dict(details)
+    duration, response, request = rest.get("duration_ms"), rest.get("response_id"), rest.get("request_id")
+    if type(duration) is int:
+        del rest["duration_ms"]
+    if type(response) is str:
+        del rest["response_id"]
+    if type(request) is str:
+        del rest["request_id"]
+    return Split(
+        duration if type(duration) is int else None,
+        response if type(response) is str else None,
+        request if type(request) is str else None,
+        canonical_json(rest) if rest else None,
+    )
+
+
+_NO_DETAILS = Split(None, None, None, None)
+
+
+class _Bytes(LargeBinary):
+    """A column without affinity: what is written is what is read, text or bytes."""
+
+    def bind_processor(self, dialect: Dialect) -> None:  # noqa: ARG002 - SQLAlchemy's signature
+        return None
+
+    def result_processor(self, dialect: Dialect, coltype: object) -> None:  # noqa: ARG002 - as above
+        return None
+
+
+class EventId(TypeDecorator[str]):
+    """A sender's id: text, compared byte by byte; on SQLite a UUID takes sixteen bytes instead of thirty-six."""
+
+    impl = Text
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        # PostgreSQL's own order of texts is a language's, and several times as slow in the key.
+        return TEXT(collation="C") if dialect.name == "postgresql" else _Bytes()
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> Any:
+        return value if value is None or dialect.name == "postgresql" else short_id(value)
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> str | None:  # noqa: ARG002 - as above
+        return None if value is None else long_id(value)
 
 
 class UsageSource(SQLModel, table=True):
@@ -126,18 +216,20 @@ class UsageSeries(SQLModel, table=True):
 
 
 class UsageEvent(SQLModel, table=True):
-    """A stored event. ``seq`` is the order of arrival and the opaque handle; the key is led by the time.
+    """A stored event. Its key is led by the time and nothing else is indexed, so that it is written at one end.
 
-    ``time`` is the effective end of the call; ``sent_time`` is what the sender wrote, where it differs.
+    ``seq`` is the order of arrival, unique with or without the time; to find an event by it, know its time too.
+    To find one by its id, ask ``models.identities``. ``time`` is the effective end of the call; ``sent_time`` is what
+    the sender wrote, where it differs. Raw SQL reads the three ids of texts through ``long_id``.
     """
 
     __tablename__ = "usage_event"
 
-    seq: int | None = Field(default=None, sa_column=Column(BigInt, primary_key=True, autoincrement=True))
-    time: datetime = Field(sa_column=Column(Instant, nullable=False))
-    workspace_id: int = Field(sa_column=Column(BigInteger, nullable=False))
-    source_id: int = Field(sa_column=Column(BigInteger, nullable=False))
-    event_id: str = Field(sa_column=Column(Text, nullable=False))
+    time: datetime = Field(sa_column=Column(Instant, primary_key=True, autoincrement=False))
+    workspace_id: int = Field(sa_column=Column(BigInteger, primary_key=True, autoincrement=False))
+    source_id: int = Field(sa_column=Column(BigInteger, primary_key=True, autoincrement=False))
+    event_id: str = Field(sa_column=Column(EventId, primary_key=True))
+    seq: int = Field(sa_column=Column(BigInteger, nullable=False))
     series_id: int = Field(sa_column=Column(BigInteger, nullable=False))
     status: int = Field(sa_column=Column(SmallInteger, nullable=False))
     billable: bool = Field(sa_column=Column(Boolean, nullable=False))
@@ -152,15 +244,31 @@ class UsageEvent(SQLModel, table=True):
     received_at: datetime = Field(sa_column=Column(Instant, nullable=False))
     sent_time: datetime | None = Field(default=None, sa_column=Column(Instant))
     started_at: datetime | None = Field(default=None, sa_column=Column(Instant))
-    identity_hash: int = Field(sa_column=Column(BigInteger, nullable=False))  # of (workspace, source, id)
-    content_hash: bytes = Field(sa_column=Column(LargeBinary, nullable=False))  # of all but the times
-    details: dict[str, Any] | None = Field(default=None, sa_column=Column(JsonText))
+    duration_ms: int | None = Field(default=None, sa_column=Column(BigInteger))
+    response_id: str | None = Field(default=None, sa_column=Column(EventId))
+    request_id: str | None = Field(default=None, sa_column=Column(EventId))
+    details: dict[str, Any] | None = Field(default=None, sa_column=Column(JsonText))  # what has no column
 
-    __table_args__ = (
-        UniqueConstraint("time", "workspace_id", "source_id", "event_id", name="uq_usage_event_identity"),
-        Index("ix_usage_event_identity_hash", "identity_hash"),
-        Index("ix_usage_event_received_at", "received_at"),
-    )
+    __table_args__ = ({"sqlite_with_rowid": False},)
+
+
+class UsageArrival(SQLModel, table=True):
+    """How many events of which UTC day arrived in which hour: where to look for what became known since.
+
+    ``arrived_at`` is the start of the UTC hour in seconds since 1970, ``happened_on`` the day (days since 1970) of the
+    events' effective time. ``writer`` tells processes apart, so that none waits for another's row.
+    """
+
+    __tablename__ = "usage_arrival"
+
+    arrived_at: int = Field(sa_column=Column(BigInteger, primary_key=True, autoincrement=False))
+    happened_on: int = Field(sa_column=Column(Integer, primary_key=True, autoincrement=False))
+    writer: int = Field(sa_column=Column(Integer, primary_key=True, autoincrement=False))
+    events: int = Field(sa_column=Column(BigInteger, nullable=False))
+    last_seq: int = Field(sa_column=Column(BigInteger, nullable=False))
+    last_received_at: datetime = Field(sa_column=Column(Instant, nullable=False))
+
+    __table_args__ = ({"sqlite_with_rowid": False},)
 
 
 class UsageConflict(SQLModel, table=True):
@@ -170,6 +278,8 @@ class UsageConflict(SQLModel, table=True):
 
     id: int | None = Field(default=None, sa_column=Column(BigInt, primary_key=True, autoincrement=True))
     stands_seq: int = Field(sa_column=Column(BigInteger, nullable=False))
+    # The time of the event that stands, to find it by; None for what was kept before events were laid out by time.
+    stands_time: datetime | None = Field(default=None, sa_column=Column(Instant))
     content_hash: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
     received_at: datetime = Field(sa_column=Column(Instant, nullable=False))
     sent: dict[str, Any] = Field(sa_column=Column(JsonText, nullable=False))

@@ -34,7 +34,7 @@ hypothesis.settings.load_profile("project")
 def pytest_configure(config: pytest.Config) -> None:
     """Tests know no setting of the shell they are started from: not its database, its Azure, or its proxy."""
     for name in list(os.environ):
-        if name.startswith(("METERBRIDGE_", "AZURE_")):
+        if name.startswith(("METERBRIDGE_", "AZURE_")) and name != "METERBRIDGE_TEST_SEEDS":
             del os.environ[name]
     os.environ["NO_PROXY"] = os.environ["no_proxy"] = "*"
 

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import sqlalchemy as sa
 from sqlmodel import Session, SQLModel, select
 
-from models import money
+from models import identities, money
 from models.charges import IN_SCOPE, BillPart, Charge, ChargeClass, ChargeDay, ChargeItem, MeterKind
 from models.columns import EPOCH, canonical_json, to_microseconds
 from models.prices import Price, PriceMeter
@@ -29,12 +29,12 @@ from models.usage import (
     Operation,
     Quality,
     Status,
+    UsageArrival,
     UsageEvent,
     UsageMinute,
     UsageQuarter,
     UsageSeries,
     UsageSource,
-    identity_hash,
 )
 
 NOW = datetime(2026, 11, 20, 10, tzinfo=UTC)
@@ -118,10 +118,10 @@ def event(
         "quality": int(Quality.MISSING if is_missing else Quality.REPORTED),
         "is_unknown": is_missing and is_answered and overrides.get("billable", True),
         "received_at": time,
-        "identity_hash": identity_hash(of.workspace_id, of.source_id, event_id),
-        "content_hash": hashlib.sha256(name.encode()).digest(),
+        "seq": next(_numbers),
     } | overrides
     row = _added(session, UsageEvent(**facts))
+    identities.note(session, of.workspace_id, of.source_id, event_id, to_microseconds(row.time))
     _roll_up(session, row)
     return row
 
@@ -150,7 +150,20 @@ def _roll_up(session: Session, row: UsageEvent) -> None:
         else:
             for name, value in sums.items():
                 setattr(found, name, getattr(found, name) + value)
+    _note_arrival(session, row)
     session.flush()
+
+
+def _note_arrival(session: Session, row: UsageEvent) -> None:
+    arrived_at = to_microseconds(row.received_at) // 3_600_000_000 * 3600
+    key = (arrived_at, (row.time - EPOCH) // timedelta(days=1), 0)
+    found = session.get(UsageArrival, key)
+    if found is None:
+        session.add(UsageArrival(arrived_at=key[0], happened_on=key[1], writer=key[2], events=1, last_seq=row.seq, last_received_at=row.received_at))
+    else:
+        found.events += 1
+        found.last_seq = max(found.last_seq, row.seq)
+        found.last_received_at = max(found.last_received_at, row.received_at)
 
 
 # -- the registry -------------------------------------------------------------------------------

@@ -56,7 +56,7 @@ def test_image_installs_only_what_the_lock_names() -> None:
 
 def test_what_the_image_copies_is_let_through_to_the_builder() -> None:
     allowed = {line[1:] for line in (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines() if line.startswith("!")}
-    assert allowed == {"collector", "dashboard", "models", "pyproject.toml", "README.md", "requirements.lock"}
+    assert allowed == {"collector", "dashboard", "meterbridge_client", "models", "pyproject.toml", "README.md", "requirements.lock"}
     assert all((ROOT / name).exists() for name in allowed)
 
 

@@ -22,7 +22,7 @@ _LOCAL_HOST = re.compile(r"(?:127\.0\.0\.1|localhost|\[::1\])(?::\d{1,5})?", re.
 _PROXY_HEADERS = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-forwarded-port", "x-forwarded-prefix", "x-real-ip", "via")
 _ALWAYS = frozenset({"/livez", "/readyz", "/version"})
 # A gateway asks before a call, with the ingest key it reports the call with.
-_ANY_SCOPE = frozenset({"/v1/admission", "/v1/admission/denied"})
+_ANY_SCOPE = frozenset({"/v1/admission", "/v1/admission/denied", "/v1/alerts/litellm"})
 _PUBLIC = frozenset({"/", "/docs", "/openapi.json", "/docs/oauth2-redirect", "/favicon.ico"})
 
 

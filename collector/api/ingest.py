@@ -7,8 +7,10 @@ answers after the commit. Every 2xx is a promise kept by ``collector.ingest``.
 from __future__ import annotations
 
 import asyncio
+import threading
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import unquote
@@ -53,10 +55,10 @@ class Request:
     received_at: int
 
 
-Capture = Callable[[Request], list[Item]]
+Capture = Callable[[Request], Sequence[Item]]
 
 
-def _native(request: Request) -> list[Item]:
+def _native(request: Request) -> Sequence[Item]:
     return native.capture(request.body, media_type=request.media_type, defaults=request.defaults)
 
 
@@ -91,7 +93,7 @@ def _otlp_logs(request: Request) -> list[Item]:
 
 
 def _otlp_metrics(request: Request) -> list[Item]:
-    return otlp.capture_metrics(request.body, media_type=request.media_type)
+    return otlp.capture_metrics(request.body, media_type=request.media_type, defaults=request.defaults)
 
 
 # -- answers --------------------------------------------------------------------------------------
@@ -180,6 +182,41 @@ class Held:
         self.size -= size
 
 
+class _Answers:
+    """Brings verdicts from the writer's thread to the event loop, all of a commit with one wake-up."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._done: list[tuple[asyncio.Future[None], Future[Verdict]]] = []
+
+    async def of(self, asked: Future[Verdict]) -> Verdict:
+        """Wait for a verdict."""
+        loop = asyncio.get_running_loop()
+        waiting: asyncio.Future[None] = loop.create_future()
+
+        def told(done: Future[Verdict]) -> None:
+            with self._lock:
+                self._done.append((waiting, done))
+                is_first = len(self._done) == 1
+            if is_first and not loop.is_closed():
+                loop.call_soon_threadsafe(self._wake)
+
+        asked.add_done_callback(told)
+        try:
+            await waiting
+        except asyncio.CancelledError:
+            asked.cancel()
+            raise
+        return asked.result()
+
+    def _wake(self) -> None:
+        with self._lock:
+            done, self._done = self._done, []
+        for waiting, _ in done:
+            if not waiting.done():
+                waiting.set_result(None)
+
+
 class IngestRoutes:
     """ASGI: answers the ingest routes, passes everything else on."""
 
@@ -188,6 +225,7 @@ class IngestRoutes:
         self._ingest = ingest
         self._clock = clock
         self._held = Held()
+        self._answers = _Answers()
         # Threads of their own: reports that take all of the others must not keep usage waiting.
         self._threads = anyio.CapacityLimiter(4)
 
@@ -227,7 +265,7 @@ class IngestRoutes:
                 take(len(body))
             request = Request(body, media_type, headers, defaults, self._clock())
             items = route.capture(request) if len(body) <= _SMALL_BODY else await to_thread.run_sync(route.capture, request, limiter=self._threads)
-            verdict = await asyncio.wrap_future(self._ingest.submit(Batch(items, principal.workspaces, home)))
+            verdict = await self._answers.of(self._ingest.submit(Batch(items, principal.workspaces, home)))
             if len(items) <= _LONG_ANSWER:
                 return route.answer(verdict, len(items), media_type)
             return await to_thread.run_sync(route.answer, verdict, len(items), media_type, limiter=self._threads)

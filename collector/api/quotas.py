@@ -2,6 +2,151 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter
+import hashlib
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Request
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import Response
+
+from collector.admission import Admission, Asked
+from collector.api.deps import Caller, Now, Reading, Writing
+from collector.api.reads import documented, filters_of, instant, refuse_unknown
+from models import ledger
+from models.columns import canonical_json
+from models.errors import Forbidden, InvalidInput, NotFound
+from models.ledger import Pool
+from models.limits import Counting, LimitSource, set_limit
+from models.periods import rfc3339
 
 router = APIRouter(tags=["quotas"])
+_QUOTAS = ("workspace", "deployment", "model", "mode")
+_MOST = 10**12
+
+
+class LimitSaid(BaseModel):
+    """What ``PUT /v1/quotas/{id}`` takes: the limit a minute (null takes it back), and what counts against it."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    limit: Annotated[int, Field(gt=0, le=_MOST)] | None
+    counting: Annotated[Counting, Field(strict=False)] = Counting.BILLED
+
+
+@router.get("/v1/quotas", summary="What is left of every limit", openapi_extra=documented(*_QUOTAS))
+def quotas(request: Request, session: Reading, caller: Caller, now: Now) -> dict[str, Any]:
+    """One row per pool: tokens and requests a minute of each deployment, and vCPUs as Azure counts them."""
+    refuse_unknown(request, _QUOTAS)
+    return {"items": [_pool(one) for one in ledger.quotas(session, filters_of(request, caller), now=now)], "next_cursor": None}
+
+
+@router.put("/v1/quotas/{pool_id:path}", summary="Set a limit")
+def put_quota(session: Writing, caller: Caller, now: Now, *, pool_id: str, said: LimitSaid) -> dict[str, Any]:
+    """Sets the limit of a deployment's tokens or requests a minute; it wins over every other source until it is taken back with null."""
+    place = ledger.pool_place(pool_id)
+    if place is None:
+        raise NotFound(f"there is no pool {pool_id[:120]!r} whose limit can be set; GET /v1/quotas lists them (vCPU limits are Azure's own)")
+    workspace, name, measure = place
+    found = ledger.deployment(session, f"{workspace}/{name}", workspace=workspace, visible=caller.visible, now=now)
+    set_limit(
+        session,
+        workspace=found.workspace,
+        deployment=found.name,
+        measure=measure,
+        value=said.limit,
+        source=LimitSource.USER,
+        counting=said.counting,
+        author=caller.name,
+        now=now,
+    )
+    session.flush()
+    pools = ledger.quotas(session, ledger.Filters(workspaces=(found.workspace,), deployments=(found.name,)), now=now)
+    return _pool(next(one for one in pools if one.id == f"{found.workspace}/{found.name}:{measure}"))
+
+
+class AdmissionAsked(BaseModel):
+    """What ``POST /v1/admission`` takes; ``tokens`` is what the call may use: prompt + max_tokens x max(n, best_of)."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    workspace: Annotated[str, Field(min_length=1, max_length=256)]
+    deployment: Annotated[str, Field(min_length=1, max_length=512)]
+    tokens: Annotated[int, Field(ge=0, le=_MOST)] = 0
+    application: Annotated[str, Field(max_length=256)] | None = None
+    team: Annotated[str, Field(max_length=256)] | None = None
+
+
+@router.post("/v1/admission", summary="May this call go?")
+async def admission(request: Request, caller: Caller, said: AdmissionAsked) -> dict[str, Any]:
+    """Judged from quotas and hard budgets as they were a moment ago; nothing is reserved, so what runs at the same time may overshoot."""
+    if caller.workspaces is not None and said.workspace not in caller.workspaces:
+        raise Forbidden(f"this key is not for workspace {said.workspace[:80]!r}")
+    desk = _desk(request)
+    if desk.is_stale:
+        await run_in_threadpool(desk.refresh)
+    verdict = desk.judge(Asked(said.workspace, said.deployment, said.tokens, said.application, said.team))
+    return {
+        "allow": verdict.allow,
+        "reason": verdict.reason,
+        "retry_after_seconds": verdict.retry_after_seconds,
+        "remaining": verdict.remaining,
+        "as_of": rfc3339(verdict.as_of),
+    }
+
+
+@router.get("/v1/admission/denied", summary="What may not be called now, to be kept by a gateway")
+async def denied(request: Request, caller: Caller) -> Response:
+    """Deployments whose calls are denied, with until when; ask again with If-None-Match and get 304 while nothing changed."""
+    refuse_unknown(request, ())
+    desk = _desk(request)
+    if desk.is_stale:
+        await run_in_threadpool(desk.refresh)
+    items = [
+        {"workspace": one.workspace, "deployment": one.deployment, "reason": one.reason, "retry_after_seconds": one.retry_after_seconds}
+        for one in desk.denied()
+        if caller.workspaces is None or one.workspace is None or one.workspace in caller.workspaces
+    ]
+    steady = [{**item, "retry_after_seconds": None} for item in items]
+    tag = f'"{hashlib.sha256(canonical_json({"items": steady}).encode()).hexdigest()[:32]}"'
+    headers = {"etag": tag, "cache-control": "no-cache"}
+    if tag in [one.strip().removeprefix("W/") for one in request.headers.get("if-none-match", "").split(",")]:
+        return Response(status_code=304, headers=headers)
+    return Response(canonical_json({"items": items}), headers=headers, media_type="application/json")
+
+
+def _desk(request: Request) -> Admission:
+    desk: Admission | None = getattr(request.app.state, "admission", None)
+    if desk is None:
+        raise InvalidInput("this process does not answer admission; ask one that serves the API")
+    return desk
+
+
+def _pool(pool: Pool) -> dict[str, Any]:
+    return {
+        "id": pool.id,
+        "kind": pool.kind,
+        "measure": pool.measure,
+        "workspace": pool.workspace,
+        "deployment": pool.deployment,
+        "model": pool.model,
+        "mode": pool.mode,
+        "subscription": pool.subscription,
+        "region": pool.region,
+        "family": pool.family,
+        "source": pool.source,
+        "level": pool.level,
+        "limit": pool.limit,
+        "limit_source": pool.limit_source,
+        "used": pool.used,
+        "headroom": pool.headroom,
+        "peak": pool.peak,
+        "peak_at": instant(pool.peak_at),
+        "counting": pool.counting,
+        "throttled_last_hour": dict(pool.throttled),
+        "users": [{"name": name, "used": used} for name, used in pool.users],
+        "saturation_at": instant(pool.saturation_at),
+        "deletes_at": instant(pool.deletes_at),
+        "retires_at": instant(pool.retires_at),
+        "seen_at": instant(pool.seen_at),
+    }

@@ -49,6 +49,8 @@ _DOCUMENTED: Mapping[str, tuple[str, bool]] = {
     "sku": ("what if: the VM size of the instances", False),
     "instances": ("what if: how many of them", False),
     "hours_per_day": ("what if: how many hours a day they run", False),
+    "week": ("an ISO week, as 2026-W46; by default the last complete one", False),
+    "format": ("json, csv, html or pdf", False),
     "month": ("a calendar month in UTC, as 2026-11", False),
 }
 

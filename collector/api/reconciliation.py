@@ -14,7 +14,7 @@ from fastapi import APIRouter, Request
 from collector.api.deps import Caller, Now, Reading
 from collector.api.reads import FILTERS, amount, documented, filters_of, instant_of, period_of, refuse_unknown, whole_number
 from models import ledger, money
-from models.errors import InvalidInput
+from models.errors import Forbidden, InvalidInput
 from models.ledger import ComparisonRow, ReconciliationRow, ReconciliationTotal, WhatIf
 from models.periods import Period, month_period, rfc3339, utc_day
 
@@ -44,6 +44,57 @@ def reconciliation(request: Request, session: Reading, caller: Caller, now: Now)
         "next_cursor": base64.urlsafe_b64encode(str(start + size).encode()).decode().rstrip("=") if start + size < len(rows) else None,
         "from": rfc3339(period.start),
         "to": rfc3339(period.end),
+    }
+
+
+@router.get("/v1/closes", summary="Closed months with their stored totals")
+def closes(request: Request, session: Reading, caller: Caller, now: Now) -> dict[str, Any]:
+    """Every close that stands, with who closed it and from what."""
+    refuse_unknown(request, ())
+    if caller.visible is not None:
+        raise Forbidden("closes are of all workspaces; ask with a key that sees them all")
+    return {
+        "items": [
+            {
+                "month": f"{one.close.month:%Y-%m}",
+                "closed_at": rfc3339(one.close.closed_at),
+                "closed_by": one.close.closed_by,
+                "software": one.close.software,
+                "versions": one.close.versions,
+                "totals": [
+                    {"currency": currency, "expected": amount(expected), "billed": amount(billed)} for currency, (expected, billed) in one.totals.items()
+                ],
+            }
+            for one in ledger.closed_months(session, now=now)
+        ],
+        "next_cursor": None,
+    }
+
+
+@router.get("/v1/adjustments", summary="What today would say differently of a closed month", openapi_extra=documented("month", "workspace"))
+def adjustments(request: Request, session: Reading, caller: Caller, now: Now) -> dict[str, Any]:
+    """Rows by day, deployment, meter, side and cause; stored + adjustments = what is so today, exactly."""
+    refuse_unknown(request, ("month", "workspace"))
+    said = request.query_params.get("month")
+    if not said:
+        raise InvalidInput("say which month, as month=2026-10")
+    month = utc_day(month_from(said).start)
+    found = ledger.adjustments(session, month, filters=filters_of(request, caller), now=now)
+    return {
+        "items": [
+            {
+                "day": one.day.isoformat(),
+                "workspace": one.workspace,
+                "deployment": one.deployment,
+                "meter": one.meter,
+                "currency": one.currency,
+                "side": one.side,
+                "cause": one.cause,
+                "amount": amount(one.amount),
+            }
+            for one in found
+        ],
+        "next_cursor": None,
     }
 
 

@@ -7,7 +7,7 @@ each record speaks for itself:
   the others (split messages) are ignored. Its time is the start of the call.
 - ``AmlOnlineEndpointTrafficLog``: calls of a managed endpoint without token counts, as evidence of requests.
 - records that a log-to-eventhub policy writes: counts (ai-hub-gateway), or a whole response (chargeback).
-- Application Insights metrics: sums of what the others tell singly, so ignored.
+- Application Insights metrics: sums of what the others tell singly, so kept as a witness only.
 
 Names of columns are compared without case: Event Hubs and Log Analytics spell them differently. Subscription keys,
 messages, addresses of callers and identities are never taken.
@@ -21,7 +21,9 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from collector.capture import bodies, openai, values
+from msgspec import structs
+
+from collector.capture import aggregates, bodies, openai, values
 from collector.capture.event import CapturedEvent, Defaults, Ignored, Item, Refusal
 from collector.capture.values import SECOND, Json, Tokens, Unfit
 from models.errors import InvalidInput
@@ -71,6 +73,28 @@ def capture(body: bytes, *, media_type: str | None, headers: Mapping[str, str], 
         raise InvalidInput(f"the body holds {len(rows)} records and may hold {bodies.MAX_ITEMS}; send it in parts", error="too_large")
     calls = _Calls(rows)
     return [row if isinstance(row, Refusal) else _item(row, calls, defaults, received_at) for row in rows]
+
+
+def is_mine(value: Json) -> bool:
+    """Whether the object is a record of Azure or of a gateway's policy, or wraps some."""
+    if isinstance(value.get("records"), list) or isinstance(value.get("tables"), list):
+        return True
+    row = _row(value)
+    if isinstance(row, Refusal):
+        return False
+    if _is_llm_row(row) or _category(row) == _TRAFFIC_LOG or "xrequestid" in row or (isinstance(row.get("name"), str) and bool(row.keys() & _METRIC_COLUMNS)):
+        return True
+    if "response" in row:
+        return bool(row.keys() & {"eventtime", "apioperation", "appsubscriptionkey"})
+    return bool(row.keys() & _COUNT_COLUMNS) or bool(row.keys() & {"category", "resourceid", "_resourceid", "timegenerated"})
+
+
+def call_of(value: Json) -> tuple[tuple[str, str], bool] | None:
+    """The call that a single row of the gateway's log is of, and whether it has the counts; None for anything else."""
+    row = _row(value)
+    if isinstance(row, Refusal) or "records" in row or "tables" in row or not _is_llm_row(row) or not _call_key(row)[1]:
+        return None
+    return _call_key(row), _has_counts(row)
 
 
 # --- records -----------------------------------------------------------------------------------------------------
@@ -135,7 +159,7 @@ def _judged(row: Row, calls: _Calls, defaults: Defaults, received_at: int) -> It
     if row.get("category"):
         return Ignored("a log of another category")
     if isinstance(row.get("name"), str) and row.keys() & _METRIC_COLUMNS:
-        return Ignored("a metric: a sum of calls, not one")
+        return aggregates.of_app_insights(row, defaults)
     if "response" in row:
         return _of_chargeback(row, defaults, received_at)
     if row.keys() & _COUNT_COLUMNS:
@@ -245,6 +269,7 @@ def _of_llm_log(row: Row, defaults: Defaults) -> Item:
         started_at=started_at,
         details=values.said(
             {
+                "source_format": "apim_llm_log",
                 "response_id": _name(row, "RequestId"),
                 "request_id": values.label(row.get("correlationid")),
                 "stream": is_stream,
@@ -293,6 +318,7 @@ def _of_traffic(row: Row, defaults: Defaults) -> Item:
         started_at=started_at,
         details=values.said(
             {
+                "source_format": "aml_traffic_log",
                 "request_id": request_id,
                 "http_status": http_status,
                 "throttled_by": "azure" if status is Status.THROTTLED else None,
@@ -333,6 +359,7 @@ def _of_policy(row: Row, defaults: Defaults) -> Item:
         flags=tokens.flags,
         details=values.said(
             {
+                "source_format": "apim_eventhub",
                 "user": _label(row, "enduserid") or defaults.user,
                 "app_id": _label(row, "appid"),
                 "apim_subscription": _label(row, "subscriptionid"),
@@ -352,7 +379,10 @@ def _of_chargeback(row: Row, defaults: Defaults, received_at: int) -> Item:
         defaults = replace(defaults, ended_at=time)
     # A policy may also write a phrase there; the response says better how the call ended.
     status = next((found for name in ("status", "statuscode", "responsecode") if (found := values.remaining(row.get(name))) is not None), None)
-    return openai.of_envelope({"request": row.get("request"), "response": row["response"], "status": status}, defaults=defaults, received_at=received_at)
+    call = openai.of_envelope({"request": row.get("request"), "response": row["response"], "status": status}, defaults=defaults, received_at=received_at)
+    if isinstance(call, CapturedEvent):
+        return structs.replace(call, details={**call.details, "source_format": "apim_eventhub"})
+    return call
 
 
 def _policy_time(row: Row, *names: str) -> int | None:

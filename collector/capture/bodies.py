@@ -19,6 +19,7 @@ _BOM = b"\xef\xbb\xbf"
 _LINE_TYPES = frozenset({"application/x-ndjson", "application/ndjson", "application/jsonl", "application/x-jsonl", "application/jsonlines"})
 _STRUCTURE = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[\]{},"]', re.DOTALL)
 _RAW_ITEMS = msgspec.json.Decoder(list[msgspec.Raw])
+_OBJECTS = msgspec.json.Decoder(list[dict[str, msgspec.Raw]])
 _RAW = msgspec.json.Decoder(msgspec.Raw)
 
 
@@ -44,7 +45,7 @@ def pieces(body: bytes, *, media_type: str | None) -> list[bytes]:
     senders say application/json for everything, by a body that is no single value but has a line that is an object.
     """
     text = trimmed(body)
-    if is_lines(media_type):
+    if is_lines(media_type) and not _is_one_array(text):
         found = _lines(text)
     elif not text:
         raise InvalidInput("the body is empty; send a JSON object, an array of objects or one object per line", error="malformed")
@@ -57,6 +58,16 @@ def pieces(body: bytes, *, media_type: str | None) -> list[bytes]:
     if len(found) > MAX_ITEMS:
         raise InvalidInput(f"the body holds {len(found)} items and may hold {MAX_ITEMS}; send it in parts", error="too_large")
     return found
+
+
+def _is_one_array(text: bytes) -> bool:
+    """Whether "one value per line" was said of a single array of events: senders keep their content type when they begin to batch."""
+    if text[:1] != b"[" or b"\n" in text:
+        return False
+    try:
+        return bool(_OBJECTS.decode(text))
+    except (ValueError, RecursionError):
+        return False
 
 
 def _lines(text: bytes) -> list[bytes]:

@@ -50,6 +50,12 @@ def capture(body: bytes, *, media_type: str | None, headers: Mapping[str, str], 
         except Unfit as fault:
             return [fault.refusal]
     text = bodies.trimmed(body)
+    if kind and not kind.startswith(_STRUCTURED) and kind not in {"application/json", "text/json"} and not bodies.is_lines(media_type):
+        raise InvalidInput(
+            f"the content type {kind[:80]!r} is not read here; send application/cloudevents+json, application/cloudevents-batch+json or application/json, "
+            "or the ce- headers of the binary mode",
+            error="unsupported_media_type",
+        )
     if kind.startswith(_STRUCTURED) and not kind.endswith("+json"):
         raise InvalidInput("events are read as JSON; send application/cloudevents+json", error="unsupported_media_type")
     is_batch = text[:1] == b"["
@@ -182,6 +188,7 @@ class _Usage:
         endpoint, deployment = values.name(data, "endpoint"), values.name(data, "deployment")
         if endpoint is None and deployment is None:
             endpoint, deployment = self.defaults.endpoint, self.defaults.deployment
+        endpoint = values.endpoint_name(endpoint)
         return CapturedEvent(
             id=identity,
             time=time,
@@ -227,23 +234,30 @@ class _Usage:
         throttler = values.name(data, "throttled_by")
         if throttler is not None and throttler not in _THROTTLERS:
             raise Unfit("invalid_value", "throttled_by is none of azure, gateway and client")
+        reasons = {"finish_reason": None} if "finish_reason" in data and data["finish_reason"] is None else {}
         user = values.name(data, "user") or (self.subject if self.is_litellm else None) or self.defaults.user
-        return values.said(
-            {name: values.Counter(data)(name) for name in _COUNTS}
-            | {name: values.name(data, name) for name in _NAMES}
-            | {name: values.remaining(data.get(name)) for name in _LIMITS}
-            | ({"response_id": identity} if self.is_litellm else {})
-            | {
-                "subject": self.subject,
-                "user": user,
-                "http_status": http_status,
-                "finish_reason": values.word(data.get("finish_reason")),
-                "throttled_by": throttler,
-                "stream": self._truth("stream"),
-                "total_tokens_reported": tokens.total_reported,
-                "reported_cost": cost,
-                "reported_cost_currency": None if cost is None else "USD",
-            }
+        return (
+            values.said(
+                {name: values.Counter(data)(name) for name in _COUNTS}
+                | {name: values.name(data, name) for name in _NAMES}
+                | {name: values.remaining(data.get(name)) for name in _LIMITS}
+                | ({"response_id": identity} if self.is_litellm else {})
+                | values.trace(self.event.get("traceparent"))
+                | {
+                    "source_format": "cloudevents",
+                    "ignore_eos": True if data.get("ignore_eos") is True else None,
+                    "subject": self.subject,
+                    "user": user,
+                    "http_status": http_status,
+                    "finish_reason": values.word(data.get("finish_reason")),
+                    "throttled_by": throttler,
+                    "stream": self._truth("stream"),
+                    "total_tokens_reported": tokens.total_reported,
+                    "reported_cost": cost,
+                    "reported_cost_currency": None if cost is None else "USD",
+                }
+            )
+            | reasons
         )
 
     def _extension(self, name: str) -> str | None:

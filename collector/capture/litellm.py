@@ -13,7 +13,6 @@ import math
 import re
 from collections.abc import Mapping
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
 from collector.capture import bodies, values
 from collector.capture.event import CapturedEvent, Defaults, Ignored, Item, Refusal
@@ -40,10 +39,6 @@ _OPERATIONS = {
     "text_completion": Operation.TEXT_COMPLETION,
     "embedding": Operation.EMBEDDINGS,
 }
-# Hosts that carry the endpoint's name: serverless ones and managed compute.
-_SERVERLESS_HOST = re.compile(r"([a-z0-9][a-z0-9-]*)\.[a-z0-9]+\.(?:models|inference)\.ai\.azure\.com\Z")
-_MANAGED_HOST = re.compile(r"([a-z0-9][a-z0-9-]*)\.[a-z0-9]+\.inference\.ml\.azure\.com\Z")
-_DEPLOYMENT_PATH = re.compile(r"/deployments/([^/]+)")
 _NORMALIZED = re.compile(r"([45][0-9]{2})_")
 _PAYLOAD_KEYS = ("litellm_call_id", "call_type", "prompt_tokens", "completion_tokens", "startTime")
 _ALERT_KEYS = ("event", "event_group", "spend")
@@ -52,7 +47,7 @@ _ALERT_KEYS = ("event", "event_group", "spend")
 def capture(body: bytes, *, media_type: str | None, headers: Mapping[str, str], defaults: Defaults, received_at: int) -> list[Item]:  # noqa: ARG001 - as every format's
     """The attempts that the body tells of: an array, one per line (under any content type) or a single one."""
     text = bodies.trimmed(body)
-    found = [values.loaded(piece) for piece in _pieces(text, media_type)]
+    found = [values.quickly(piece) for piece in _pieces(text, media_type)]
     if len(found) == 1 and text[:1] != b"[" and isinstance(found[0], Refusal) and found[0].error == "malformed":
         raise InvalidInput(found[0].detail, error="malformed")
     return [_item(value, defaults) for value in found]
@@ -96,6 +91,7 @@ class _Attempt:
         self.response = values.part(payload, "response")
         self.error = values.part(payload, "error_information")
         self.headers = _provider_headers(payload)
+        self.address = values.place(payload.get("api_base"))
         self.has_failed = payload.get("status") == "failure"
         self.is_cache_hit = payload.get("cache_hit") is True
 
@@ -114,7 +110,7 @@ class _Attempt:
             id=self._id(),
             time=time,
             source=self.defaults.source,
-            workspace=self.defaults.workspace,
+            workspace=self.defaults.workspace or self.address.workspace,
             endpoint=endpoint,
             deployment=deployment,
             model=values.text(self.payload.get("model"), "model") or values.text(self.payload.get("model_group"), "model_group") or self.defaults.model,
@@ -149,20 +145,18 @@ class _Attempt:
     def _place(self) -> tuple[str | None, str | None]:
         """Endpoint and deployment: as the provider's headers or the address name them, else the request's, else the router's alias."""
         named = next((found for name in ("x-ms-deployment-name", "azureml-model-deployment") if (found := values.text(self.headers.get(name), name))), None)
-        host, path = _address(self.payload.get("api_base"))
-        managed, serverless, in_path = _MANAGED_HOST.match(host), _SERVERLESS_HOST.match(host), _DEPLOYMENT_PATH.search(path)
-        if named or managed:
-            return managed[1] if managed else None, named
-        if in_path:
-            return None, values.text(unquote(in_path[1]), "api_base")
-        if serverless:
-            return serverless[1], None
+        place = self.address
+        is_managed = values.is_managed(self.payload.get("api_base"))
+        if named or is_managed:
+            return place.endpoint if is_managed else None, named
+        if place.deployment or place.endpoint:
+            return (None, place.deployment) if place.deployment else (place.endpoint, None)
         model = self.payload.get("model")
         if self.payload.get("custom_llm_provider") == "azure" and isinstance(model, str):
             # Azure OpenAI is called by deployment, which LiteLLM knows as the model.
             return None, values.text(model.removeprefix("azure/"), "model")
         if self.defaults.endpoint is not None or self.defaults.deployment is not None:
-            return self.defaults.endpoint, self.defaults.deployment
+            return values.endpoint_name(self.defaults.endpoint), self.defaults.deployment
         return None, values.text(self.payload.get("model_group"), "model_group")
 
     def _outcome(self) -> tuple[Status, int | None, str | None]:
@@ -188,40 +182,41 @@ class _Attempt:
         # LiteLLM writes zeros where it was not told: failures, and streams without stream_options.include_usage.
         return Tokens(flags=tokens.flags & Flag.COERCED) if tokens.is_zero and not tokens.total else tokens
 
-    def _finish_reasons(self) -> list[str]:
+    def _finish_reasons(self) -> list[str | None]:
         choices = self.response.get("choices")
         said = [choice.get("finish_reason") for choice in choices if isinstance(choice, dict)] if isinstance(choices, list) else []
-        return [reason for reason in map(_word, said) if reason]
+        return list(map(_word, said))
 
     def _details(self, http_status: int | None, code: str | None, tokens: Tokens, started_at: int | None, time: int | None) -> dict[str, Scalar]:
         """The named scalars that are kept for the receipt; the cost is LiteLLM's own and only shown beside ours."""
-        reasons, choices, stream = self._finish_reasons(), self.response.get("choices"), self.payload.get("stream")
+        choices, stream = self.response.get("choices"), self.payload.get("stream")
+        asked = values.asked_for(self.parameters, {})
         cost = values.amount(self.payload.get("response_cost"))
         category = _word(self.error.get("error_rate_limit_category"))
         own_id = None if self.has_failed else values.label(self.payload.get("id"))
         return values.said(
-            {
+            asked
+            | {
+                "source_format": "litellm",
                 # An answer from the cache repeats the id of the original; its own one has a suffix.
                 "response_id": own_id.partition("_cache_hit")[0] if own_id and self.is_cache_hit else own_id,
                 "request_id": self._request_id(),
                 "litellm_call_id": values.label(self.payload.get("litellm_call_id")) if self.has_failed else None,
-                "finish_reason": next((reason for reason in reasons if reason in FILTER_CODES), reasons[0] if reasons else None),
                 "http_status": http_status,
                 "error_code": code,
                 "throttled_by": None if category is None else "azure" if category == "vendor_rate_limit" else "gateway",
-                "choices": values.small(self.parameters.get("n")) or (len(choices) if isinstance(choices, list) and choices else None),
-                "best_of": values.small(self.parameters.get("best_of")),
-                "max_tokens": values.small(self.parameters.get("max_completion_tokens")) or values.small(self.parameters.get("max_tokens")),
+                "choices": asked["choices"] or (len(choices) if isinstance(choices, list) and choices else None),
                 "stream": stream if isinstance(stream, bool) else None,
                 "user": self._user(),
                 "duration_ms": (time - started_at) // 1000 if time is not None and started_at is not None else None,
                 "ratelimit_remaining_tokens": self._remaining("tokens"),
                 "ratelimit_remaining_requests": self._remaining("requests"),
+                "cache_write_input_tokens": tokens.cache_write,
                 "total_tokens_reported": tokens.total_reported,
                 "reported_cost": cost,
                 "reported_cost_currency": None if cost is None else "USD",
             }
-        )
+        ) | values.finish(self._finish_reasons())
 
     def _user(self) -> str | None:
         said = (
@@ -251,17 +246,6 @@ def _provider_headers(payload: Json) -> Json:
     said = values.part(values.part(payload, "hidden_params"), "additional_headers")
     found = {name.lower(): value for name, value in said.items()}
     return found | {name.removeprefix(_OF_PROVIDER): value for name, value in found.items() if name.startswith(_OF_PROVIDER)}
-
-
-def _address(url: Any) -> tuple[str, str]:
-    """Host and path of the provider's address; what else it holds may be a secret."""
-    if not isinstance(url, str):
-        return "", ""
-    try:
-        parts = urlsplit(url)
-        return parts.hostname or "", parts.path
-    except ValueError:
-        return "", ""
 
 
 def _word(value: Any) -> str | None:

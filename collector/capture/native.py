@@ -8,15 +8,18 @@ knows the time.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal, overload
 
 import msgspec
+import numpy as np
 from msgspec import Meta
 
 from collector.capture import bodies
+from collector.capture.columns import MOST_SUMMED, STATUS_CODE_OF_WORD, Array, EventColumns, Said, coded, short_ids_of
 from collector.capture.event import MAX_COUNT, CapturedEvent, Defaults, ErrorClass, Item, Refusal
+from models.columns import canonical_json
 from models.errors import InvalidInput
 from models.periods import parse_instant
 from models.usage import Flag, Operation, Quality, Status
@@ -34,8 +37,14 @@ _SECONDS = {f"{second:02}": second * 1_000_000 for second in range(60)}
 _FRACTIONS = {"Z": 0} | {f".{millis:03}Z": millis * 1000 for millis in range(1000)}
 # C0, DEL and C1: invisible in every list a person reads, and NUL is refused by PostgreSQL.
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_C1 = re.compile(rb"\xc2[\x80-\x9f]")
+# Fewer events than this are not worth their columns.
+_FEWEST_COLUMNS = 100
 # Looking a member up on its enum class costs as much as a dictionary entry, for every event.
 _SUCCESS, _INCOMPLETE, _FILTERED = Status.SUCCESS, Status.INCOMPLETE, Status.FILTERED
+_UNANSWERED = frozenset({Status.ERROR.value, Status.THROTTLED.value})
+_STATUS: dict[str, Status] = {status.value: status for status in Status}
+_OPERATION: dict[str, Operation] = {operation.value: operation for operation in Operation}
 _CHAT, _EMBEDDINGS = Operation.CHAT, Operation.EMBEDDINGS
 _REPORTED, _NO_FLAG = Quality.REPORTED, Flag.NONE
 
@@ -58,7 +67,7 @@ class _Sent(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     endpoint: _Name | None = None
     model: _Name | None = None
     fine_tuned: bool | None = None
-    operation: Operation | None = None
+    operation: Literal["chat", "text_completion", "embeddings", "fine_tuning", "other"] | None = None
     input_tokens: _Count | None = None
     output_tokens: _Count | None = None
     cached_input_tokens: _Count | None = None
@@ -66,7 +75,7 @@ class _Sent(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     choices: _Count | None = None
     best_of: _Count | None = None
     max_tokens: _Count | None = None
-    status: Status | None = None
+    status: Literal["success", "error", "throttled", "filtered", "incomplete"] | None = None
     finish_reason: _Name | None = None
     throttled_by: Literal["azure", "gateway", "client"] | None = None
     billable: bool | None = None
@@ -88,14 +97,49 @@ _MANY = msgspec.json.Decoder(list[_Sent])
 _SYNTAX = msgspec.json.Decoder(msgspec.Raw)
 
 
-def capture(body: bytes, *, media_type: str | None, defaults: Defaults) -> list[Item]:
+class _Items(Sequence[Item]):
+    """The events of a large, clean body: as columns for who takes them together, one by one for who asks for one.
+
+    What was decoded is let go, being several times the body, and decoded again for the few that are asked for.
+    """
+
+    def __init__(self, sent: Sequence[_Sent], defaults: Defaults, *, again: Callable[[], Sequence[_Sent]]) -> None:
+        self._length = len(sent)
+        self._again = again
+        self._decoded: Sequence[_Sent] | None = None
+        self._defaults = defaults
+        self.columns = _columns(sent, defaults)
+
+    def __len__(self) -> int:
+        return self._length
+
+    @property
+    def _sent(self) -> Sequence[_Sent]:
+        if self._decoded is None:
+            self._decoded = self._again()
+        return self._decoded
+
+    @overload
+    def __getitem__(self, place: int) -> Item: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[Item]: ...
+    def __getitem__(self, place: int | slice) -> Item | list[Item]:
+        if isinstance(place, slice):
+            return _captured(self._sent[place], self._defaults, is_plain=True)
+        return _captured((self._sent[place],), self._defaults, is_plain=True)[0]
+
+
+def capture(body: bytes, *, media_type: str | None, defaults: Defaults) -> Sequence[Item]:
     """The items of a native body: one event, an array of them, or one per line.
 
     A body that is not JSON at all raises ``InvalidInput("malformed")``; every other fault is the verdict on one item.
     """
     sent = _decode_whole(body, media_type)
     if sent is not None:
-        return _captured(sent, defaults, is_plain=_is_plain(body))
+        is_plain = _is_plain(body)
+        if is_plain and len(sent) >= _FEWEST_COLUMNS:
+            return _Items(sent, defaults, again=lambda: _decode_whole(body, media_type) or ())
+        return _captured(sent, defaults, is_plain=is_plain)
     found = bodies.pieces(body, media_type=media_type)
     is_single = len(found) == 1 and not bodies.is_lines(media_type) and bodies.trimmed(body)[:1] != b"["
     items: list[Item] = []
@@ -177,7 +221,7 @@ def _without_surrogate(match: re.Match[bytes]) -> bytes:
 
 def _is_plain(body: bytes) -> bool:
     """Whether no text in the body can hold a control character: none is legal in JSON but as an escape, DEL or beyond ASCII."""
-    return body.isascii() and b"\\" not in body and b"\x7f" not in body
+    return b"\\" not in body and b"\x7f" not in body and (body.isascii() or not _C1.search(body))
 
 
 def _captured(sent: Sequence[_Sent], defaults: Defaults, *, is_plain: bool) -> list[Item]:
@@ -207,8 +251,8 @@ def _captured(sent: Sequence[_Sent], defaults: Defaults, *, is_plain: bool) -> l
 
 
 def _one(sent: _Sent, defaults: Defaults, time: int, started_at: int | None) -> CapturedEvent:
-    operation = sent.operation or _CHAT
-    status = sent.status or _SUCCESS
+    operation = _CHAT if sent.operation is None else _OPERATION[sent.operation]
+    status = _SUCCESS if sent.status is None else _STATUS[sent.status]
     billable = sent.billable is not False
     input_tokens, output_tokens = sent.input_tokens, sent.output_tokens
     cached, reasoning = sent.cached_input_tokens, sent.reasoning_output_tokens
@@ -290,6 +334,186 @@ def _details(sent: _Sent, defaults: Defaults) -> dict[str, str | int | bool | No
     if sent.ratelimit_remaining_requests is not None and sent.ratelimit_remaining_requests >= 0:
         found["ratelimit_remaining_requests"] = sent.ratelimit_remaining_requests
     return found
+
+
+# -- by columns ---------------------------------------------------------------------------------------
+
+
+def _columns(sent: Sequence[_Sent], defaults: Defaults) -> EventColumns | None:
+    """What ``_one`` makes of each event, for all of them at once; what it would remark on, or refuse, is in ``rest``."""
+    (
+        ids, times_said, started_said, source, workspace, deployment, endpoint, model, fine_tuned, operation, inputs, outputs, cached, reasoning,
+        choices, best_of, max_tokens, status, finish_reason, throttled_by, billable, left_tokens, left_requests, http_status, duration_ms, stream,
+        application, team, user, tags, response_id, request_id,
+    ) = zip(*map(msgspec.structs.astuple, sent), strict=True)  # fmt: skip
+    times = _instants(times_said)
+    is_plain = times >= EARLIEST
+    started: list[int | None] = [None] * len(sent)
+    if _is_said(started_said):
+        for place, text in enumerate(started_said):
+            if text is not None:
+                try:
+                    at = _micros(text, "started_at")
+                except InvalidInput:
+                    is_plain[place] = False
+                else:
+                    started[place] = at if at <= times[place] else None
+    if None in inputs or None in outputs:
+        for place, (asked, answered, how) in enumerate(zip(inputs, outputs, status, strict=True)):
+            if (asked is None or answered is None) and how not in _UNANSWERED:
+                is_plain[place] = False
+    for part, whole in ((cached, inputs), (reasoning, outputs)):
+        if _is_said(part):
+            for place, (of, all_of) in enumerate(zip(part, whole, strict=True)):
+                if of is not None and (all_of is None or of > all_of):
+                    is_plain[place] = False
+    for counts in (inputs, outputs):
+        if max(filter(None, counts), default=0) > MOST_SUMMED:
+            is_plain &= np.array([(count or 0) <= MOST_SUMMED for count in counts], bool)
+    texts = [None if one is None else canonical_json(one) if one else "{}" for one in tags] if _is_said(tags) else tags
+    codes, keys = coded(zip(source, workspace, endpoint, deployment, model, operation, fine_tuned, application, team, texts, strict=True))
+    details = _packed(
+        len(sent),
+        {
+            "best_of": best_of,
+            "choices": choices,
+            "finish_reason": finish_reason,
+            "http_status": http_status,
+            "max_tokens": max_tokens,
+            "ratelimit_remaining_requests": _known(left_requests),
+            "ratelimit_remaining_tokens": _known(left_tokens),
+            "stream": stream,
+            "throttled_by": throttled_by,
+            "user": user if defaults.user is None else [name or defaults.user for name in user],
+        },
+    )
+    zeros = np.zeros(len(sent), np.int64)
+    columns = EventColumns(
+        index=np.arange(len(sent)),
+        ids=list(ids),
+        short_ids=short_ids_of(ids),
+        times=times,
+        codes=codes,
+        said=[_said(key, defaults) for key in keys],
+        status=np.array([0 if how is None else STATUS_CODE_OF_WORD[how] for how in status], np.int64),
+        billable=np.array([one is not False for one in billable], bool),
+        inputs=list(inputs),
+        outputs=list(outputs),
+        cached=list(cached),
+        reasoning=list(reasoning),
+        quality=zeros,
+        flags=zeros,
+        started=started,
+        durations=list(duration_ms),
+        response_ids=_texts(response_id),
+        request_ids=_texts(request_id),
+        details=details,
+        rest=[],
+    )
+    if not is_plain.all():
+        columns = columns.only(is_plain)
+    return columns
+
+
+def _is_said(values: Sequence[object]) -> bool:
+    return values.count(None) < len(values)
+
+
+def _texts(values: Sequence[str | None]) -> list[str | None]:
+    return [text or None for text in values] if "" in values else list(values)
+
+
+def _packed(count: int, columns: dict[str, Sequence[Any]]) -> list[str | None]:
+    """The details of many events as ``split_details`` would store them; the same few things are said again and again."""
+    said = {name: values for name, values in columns.items() if _is_said(values)}
+    if not said:
+        return [None] * count
+    names = list(said)
+    texts: dict[tuple[Any, ...], str | None] = {}
+    packed: list[str | None] = []
+    for row in zip(*said.values(), strict=True):
+        # True and 1 are one key of a dictionary, but stream is a column of booleans only.
+        text = texts.get(row, "")
+        if text == "":
+            found = {name: value for name, value in zip(names, row, strict=True) if value is not None and value != ""}
+            text = texts[row] = canonical_json(found) if found else None
+        packed.append(text)
+    return packed
+
+
+def _known(remaining: Sequence[int | None]) -> Sequence[int | None]:
+    return [None if left is None or left < 0 else left for left in remaining] if _is_said(remaining) else remaining
+
+
+def _said(key: tuple[Any, ...], defaults: Defaults) -> Said:
+    source, workspace, endpoint, deployment, model, operation, fine_tuned, application, team, tags = key
+    endpoint, deployment = endpoint or None, deployment or None
+    if endpoint is None and deployment is None:
+        endpoint, deployment = defaults.endpoint, defaults.deployment
+    return Said(
+        source or defaults.source,
+        workspace or defaults.workspace,
+        endpoint or "",
+        deployment or "",
+        model or defaults.model or "",
+        operation or Operation.CHAT.value,
+        fine_tuned is True,
+        application or defaults.application or "",
+        team or defaults.team or "",
+        tags or "{}",
+        True,
+    )
+
+
+_YEAR, _MONTH, _DAY, _HOUR, _MINUTE, _SECOND = (0, 4), (5, 7), (8, 10), (11, 13), (14, 16), (17, 19)
+_MONTH_DAYS = np.array([0, 31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31])
+
+
+def _instants(texts: Sequence[str]) -> Array:
+    """RFC 3339 instants as microseconds, all at once where they are written alike; -1 for what is none."""
+    width = len(texts[0])
+    whole = "".join(texts)
+    if 20 <= width <= 27 and width != 21 and len(whole) == width * len(texts) and whole.isascii() and set(map(len, texts)) == {width}:
+        found = _alike(np.frombuffer(whole.encode(), np.uint8).reshape(-1, width))
+        if found is not None:
+            return found
+    times = np.empty(len(texts), np.int64)
+    for place, text in enumerate(texts):
+        try:
+            times[place] = _micros(text, "time")
+        except InvalidInput:
+            times[place] = -1
+    return times
+
+
+def _alike(signs: Array) -> Array | None:
+    """Instants such as 2026-11-20T10:00:00.123Z, a row each; None where one of them is anything else."""
+    width = signs.shape[1]
+    marks = (4, 7, 10, 13, 16, *([19] if width > 20 else []), width - 1)
+    if (signs[:, marks] != np.frombuffer(b"--T::" + (b"." if width > 20 else b"") + b"Z", np.uint8)).any():
+        return None
+    digits = (signs - 48).astype(np.int64)
+    if (digits[:, [place for place in range(width) if place not in marks]] > 9).any():
+        return None
+
+    def number(span: tuple[int, int]) -> Array:
+        total: Array = np.zeros(len(signs), np.int64)
+        for place in range(*span):
+            total = total * 10 + digits[:, place]
+        return total
+
+    year, month, day, hour, minute, second = map(number, (_YEAR, _MONTH, _DAY, _HOUR, _MINUTE, _SECOND))
+    if ((month < 1) | (month > 12)).any():
+        return None
+    leap = (year % 4 == 0) & ((year % 100 != 0) | (year % 400 == 0))
+    if ((year < 1970) | (day < 1) | (day > _MONTH_DAYS[month] + ((month == 2) & leap)) | (hour > 23) | (minute > 59) | (second > 59)).any():
+        return None
+    days = (year * 10_000 + month * 100 + day).tolist()
+    known = {one: (datetime(one // 10_000, one // 100 % 100, one % 100, tzinfo=UTC) - _EPOCH).days for one in set(days)}
+    fraction: Array = number((20, width - 1)) * 10 ** (26 - (width - 1)) if width > 20 else np.zeros(len(signs), np.int64)
+    seconds = np.array([known[one] for one in days], np.int64) * 86_400 + hour * 3600 + minute * 60 + second
+    instants: Array = seconds * 1_000_000 + fraction
+    return instants
 
 
 def _unfit_text(sent: _Sent) -> Refusal | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import unquote
 
@@ -41,7 +41,7 @@ def capture(body: bytes, *, media_type: str | None, headers: Mapping[str, str], 
         # What the request says about all of its items is wrong; no item can be judged without it.
         raise InvalidInput(fault.refusal.detail, error=fault.refusal.error) from fault
     text = bodies.trimmed(body)
-    if bodies.base_type(media_type) == _SSE_TYPE or _SSE_START.match(text[:6].decode("latin-1")):
+    if bodies.base_type(media_type) == _SSE_TYPE or is_stream(text):
         found: list[Any] = [text.decode("utf-8", "replace")]
         is_single = True
     elif _is_failed(context.status) and text[:1] not in {b"{", b"["}:
@@ -52,6 +52,11 @@ def capture(body: bytes, *, media_type: str | None, headers: Mapping[str, str], 
             raise InvalidInput(found[0].detail, error="malformed")
     shared = headers if is_single else {}
     return [value if isinstance(value, Refusal) else _item(value, context, shared, received_at) for value in found]
+
+
+def is_stream(text: bytes) -> bool:
+    """Whether a text is one of server-sent events."""
+    return _SSE_START.match(text[:6].decode("latin-1")) is not None
 
 
 def of_envelope(envelope: Json, *, defaults: Defaults, received_at: int) -> Item:
@@ -133,7 +138,7 @@ def _said(fields: Mapping[str, Any], defaults: Defaults) -> Defaults:
     return Defaults(
         source=values.name(fields, "source") or defaults.source,
         workspace=values.name(fields, "workspace") or defaults.workspace,
-        endpoint=endpoint,
+        endpoint=values.endpoint_name(endpoint),
         deployment=deployment,
         model=values.name(fields, "model") or defaults.model,
         application=values.name(fields, "application") or defaults.application,
@@ -152,14 +157,24 @@ def _from_envelope(envelope: Json, context: _Context, headers: Mapping[str, str]
     if isinstance(request, str):
         request = values.loaded(request)
     status = values.http_status(envelope.get("status"))
+    asked = envelope.get("request_headers")
     call = _Call(
-        _said(envelope, context.defaults),
+        _at(_said(envelope, context.defaults), envelope.get("url")),
         headers,
+        asked={name.lower(): value for name, value in asked.items() if isinstance(value, str)} if isinstance(asked, dict) else {},
         status=context.status if status is None else status,
         request=request if isinstance(request, dict) else {},
         has_own_headers=isinstance(own, dict),
     )
     return call.captured(envelope.get("response"), received_at)
+
+
+def _at(said: Defaults, url: Any) -> Defaults:
+    """The defaults with what the address of the call names, where nobody said it."""
+    place = values.place(url)
+    if said.endpoint is None and said.deployment is None:
+        said = replace(said, endpoint=place.endpoint, deployment=place.deployment)
+    return replace(said, workspace=said.workspace or place.workspace)
 
 
 def _answer(response: Any, status: int | None) -> _Answer:
@@ -295,9 +310,20 @@ def _error(value: Json) -> Json | None:
 class _Call:
     """One call to a deployment: what was said around it, until its answer is known."""
 
-    def __init__(self, said: Defaults, headers: Mapping[str, str], *, status: int | None, request: Json | None = None, has_own_headers: bool = False) -> None:
+    def __init__(
+        self,
+        said: Defaults,
+        headers: Mapping[str, str],
+        *,
+        status: int | None,
+        request: Json | None = None,
+        asked: Mapping[str, str] | None = None,
+        has_own_headers: bool = False,
+    ) -> None:
         self.said = said
         self.headers = headers
+        # The header that speaks of the request's parameters is a request's; senders that keep one set of headers put it there.
+        self.asked = {**headers, **(asked or {})}
         self.http_status = status
         self.request = request or {}
         self.has_own_headers = has_own_headers
@@ -414,29 +440,35 @@ class _Call:
         """The named scalars that are kept for the receipt."""
         request = self.request
         stream = request.get("stream")
-        reasons = [answer.finish_reasons[index] for index in sorted(answer.finish_reasons)]
-        found: dict[str, Scalar] = {
+        reasons = [answer.finish_reasons.get(index) for index in sorted(answer.choices)] or [answer.reason] * bool(answer.reason)
+        found: dict[str, Scalar] = values.asked_for(request, self.asked) | {
+            "source_format": "openai_response",
             "response_id": answer.id,
             # On the request to us, a proxy may write a new x-request-id for every attempt; kept beside an id of the
             # body's own it would make a retry look like other content.
             "request_id": self._request_id() if answer.id is None or self.has_own_headers else self._header("apim-request-id"),
-            "finish_reason": next((reason for reason in reasons if reason in FILTER_CODES), reasons[0] if reasons else answer.reason or None),
             "http_status": http_status,
             "error_code": code,
-            "choices": values.small(request.get("n")) or len(answer.choices) or None,
-            "best_of": values.small(request.get("best_of")),
-            "max_tokens": next(
-                (value for name in ("max_completion_tokens", "max_tokens", "max_output_tokens") if (value := values.small(request.get(name)))), None
-            ),
+            "cache_write_input_tokens": tokens.cache_write,
             "total_tokens_reported": tokens.total_reported,
             "stream": True if answer.is_stream else stream if isinstance(stream, bool) else None,
             "user": self.said.user or values.text(request.get("user"), "request.user"),
             "ratelimit_remaining_tokens": values.remaining(self.headers.get("x-ratelimit-remaining-tokens")),
             "ratelimit_remaining_requests": values.remaining(self.headers.get("x-ratelimit-remaining-requests")),
         }
+        found["choices"] = found["choices"] or len(answer.choices) or None
+        if self._has_default_limit(tokens, len(answer.choices)):
+            found["max_tokens"], found["max_tokens_source"] = values.DEFAULT_MAX_TOKENS, "default"
         if self.said.ended_at is not None and started_at is not None and self.said.ended_at >= started_at:
             found["duration_ms"] = (self.said.ended_at - started_at) // 1000
-        return values.said(found)
+        return values.said(found) | values.finish(reasons)
+
+    def _has_default_limit(self, tokens: Tokens, candidates: int) -> bool:
+        """Whether the model's own limit applied: the request is known and says none, and the answer is not longer than it."""
+        is_request = "messages" in self.request or "prompt" in self.request
+        says_one = any(values.small(self.request.get(name)) for name in ("max_completion_tokens", "max_tokens", "max_output_tokens"))
+        most = values.DEFAULT_MAX_TOKENS * max(1, candidates, values.small(self.request.get("n")) or 1, values.small(self.request.get("best_of")) or 1)
+        return is_request and not says_one and tokens.output is not None and tokens.output <= most
 
     def _header(self, name: str) -> str | None:
         return values.text(self.headers.get(name), name)

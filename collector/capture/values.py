@@ -9,10 +9,13 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Final
+from urllib.parse import unquote, urlsplit
+
+import msgspec
 
 from collector.capture.event import MAX_COUNT, ErrorClass, Refusal
 from collector.capture.native import EARLIEST, MAX_NAME
@@ -35,6 +38,15 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]{0,63}\Z")
 _DIGITS = re.compile(r"[0-9]{1,16}\Z")
 _INTEGRAL = re.compile(r"[0-9]{1,16}(?:\.0{1,16})?\Z")
+_TRACE_PARENT = re.compile(r"[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-[0-9a-f]{2}", re.ASCII)
+# Hosts that carry the endpoint's name (serverless ones, managed compute) and those of a Foundry account, which is a workspace here.
+_SERVERLESS_HOST = re.compile(r"([a-z0-9][a-z0-9-]*)\.[a-z0-9]+\.(?:models|inference)\.ai\.azure\.com\Z")
+_MANAGED_HOST = re.compile(r"([a-z0-9][a-z0-9-]*)\.[a-z0-9]+\.inference\.ml\.azure\.com\Z")
+_ACCOUNT_HOST = re.compile(r"([a-z0-9][a-z0-9-]*)\.(?:services\.ai|openai|cognitiveservices)\.azure\.com\Z")
+_DEPLOYMENT_PATH = re.compile(r"/deployments/([^/]+)")
+# "max_tokens: default 16" (Azure's pages of Meta Llama inference, chat and text completions).
+DEFAULT_MAX_TOKENS: Final = 16
+_LIMIT_NAMES = ("max_completion_tokens", "max_tokens", "max_output_tokens")
 _AMOUNT = re.compile(r"[0-9]{1,16}(?:\.[0-9]{1,32})?(?:[eE][+-]?[0-9]{1,2})?\Z")
 
 
@@ -52,13 +64,34 @@ class Unfit(Exception):
 def loaded(piece: bytes | str) -> Any:
     """The value, or the refusal of what is no JSON; NaN and oversized numbers become floats that no count accepts."""
     try:
-        return json.loads(piece if isinstance(piece, str) else piece.decode(), parse_int=_integer)
+        return json.loads(piece if isinstance(piece, str) else piece.decode(), parse_int=_integer, object_pairs_hook=_object)
+    except _Repeated:
+        return Refusal("malformed", "an object names a member twice; which of the two values is meant cannot be known")
     except UnicodeDecodeError:
         return Refusal("malformed", "not UTF-8 text")
     except RecursionError:
         return Refusal("malformed", "JSON nested too deep to be read")
     except ValueError:
         return Refusal("malformed", "neither JSON nor a stream of server-sent events")
+
+
+def quickly(piece: bytes) -> Any:
+    """As ``loaded`` and several times as quick, for bodies of many kilobytes an event; a member named twice has its last value."""
+    try:
+        return msgspec.json.decode(piece)
+    except (ValueError, RecursionError):
+        return loaded(piece)
+
+
+class _Repeated(Exception):
+    """An object has two members of one name."""
+
+
+def _object(pairs: list[tuple[str, Any]]) -> Json:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise _Repeated
+    return found
 
 
 def _integer(digits: str) -> int | float:
@@ -111,7 +144,9 @@ def word(value: Any) -> str | None:
 
 
 def small(value: Any) -> int | None:
-    """A whole number from 0, None for anything else."""
+    """A whole number from 0, also as text (some clients send every parameter as one); None for anything else."""
+    if isinstance(value, str) and _DIGITS.match(value):
+        value = int(value)
     return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_COUNT else None
 
 
@@ -142,6 +177,88 @@ def amount(value: Any) -> str | None:
 def said(details: Mapping[str, Scalar]) -> dict[str, Scalar]:
     """The details without those that are not known."""
     return {field: value for field, value in details.items() if value is not None}
+
+
+def finish(reasons: Sequence[str | None]) -> dict[str, Scalar]:
+    """How the candidates of an answer ended: the filter's reason if it stopped any, else the first one's.
+
+    A candidate without a reason stays apart from an answer that nothing is known of: the former is ``None`` under its
+    name, the latter has no such name. Candidates that ended differently are listed in their order.
+    """
+    if not reasons:
+        return {}
+    found: dict[str, Scalar] = {"finish_reason": next((reason for reason in reasons if reason in FILTER_CODES), reasons[0])}
+    if len(set(reasons)) > 1:
+        found["finish_reasons"] = ",".join(reason or "null" for reason in reasons)[:MAX_NAME]
+    return found
+
+
+def asked_for(request: Mapping[str, Any], headers: Mapping[str, Any]) -> dict[str, Scalar]:
+    """What a request asks of the model that decides how much it may answer; only what it says.
+
+    ``extra-parameters`` (in older pages ``extra-params``) tells what becomes of parameters that the API does not know:
+    those of vLLM reach the model unless they are dropped.
+    """
+    extra = next((word(headers.get(name)) for name in ("extra-parameters", "extra-params") if headers.get(name)), None)
+    inner = request.get("extra_body")
+    known = {**inner, **request} if isinstance(inner, dict) else request
+    is_passed = extra != "drop"
+    return {
+        "choices": small(known.get("n")),
+        "best_of": small(known.get("best_of")),
+        "max_tokens": next((value for name in _LIMIT_NAMES if (value := small(known.get(name)))), None),
+        "ignore_eos": True if is_passed and known.get("ignore_eos") in (True, "true", "True") else None,
+        "beam_search": True if is_passed and known.get("use_beam_search") in (True, "true", "True") else None,
+        "extra_parameters": extra,
+    }
+
+
+# --- places and traces -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """What an address of Azure says about where a call went; None where it does not."""
+
+    workspace: str | None = None
+    endpoint: str | None = None
+    deployment: str | None = None
+
+
+def place(url: Any) -> Place:
+    """The place that an address (with or without a scheme) names; what else it holds may be a secret and is not looked at."""
+    if not isinstance(url, str) or len(url) > 4096:
+        return Place()
+    try:
+        parts = urlsplit(url if "://" in url else f"//{url}")
+        host = (parts.hostname or "").rstrip(".")
+    except ValueError:
+        return Place()
+    in_path = _DEPLOYMENT_PATH.search(parts.path)
+    deployment = label(unquote(in_path[1])) if in_path else None
+    if found := _SERVERLESS_HOST.match(host) or _MANAGED_HOST.match(host):
+        return Place(endpoint=found[1], deployment=deployment)
+    if found := _ACCOUNT_HOST.match(host):
+        return Place(workspace=found[1], deployment=deployment)
+    return Place(deployment=deployment)
+
+
+def is_managed(url: Any) -> bool:
+    """Whether the address is one of managed compute, whose deployments are told apart by a header."""
+    return isinstance(url, str) and ".inference.ml.azure.com" in url.lower()
+
+
+def endpoint_name(said: str | None) -> str | None:
+    """An endpoint's name, also where its address was written in its place (``https://<name>.<region>.inference.ai.azure.com``)."""
+    return said if said is None or "." not in said else place(said).endpoint or said
+
+
+def trace(parent: Any) -> dict[str, Scalar]:
+    """Trace and span of a W3C ``traceparent``; nothing where it is none."""
+    found = _TRACE_PARENT.match(parent) if isinstance(parent, str) else None
+    if found is None:
+        return {}
+    return {"trace_id": found[1], "span_id": found[2]}
 
 
 # --- times -------------------------------------------------------------------------------------------------------
@@ -179,6 +296,7 @@ class Tokens:
     total: int | None = None
     quality: Quality = Quality.REPORTED
     flags: Flag = Flag.NONE
+    cache_write: int | None = None
 
     @property
     def is_zero(self) -> bool:
@@ -190,6 +308,19 @@ class Tokens:
         if self.flags & Flag.TOTAL_MISMATCH or self.input is None or self.output is None:
             return self.total
         return None
+
+    def settle(self) -> None:
+        """Fill the count that the total leaves no choice about, and leave out subsets that exceed their whole."""
+        _derive(self)
+        if self.cached is not None and (self.input is None or self.cached > self.input):
+            self.flags |= Flag.NONE if self.input is None else Flag.SUBSET_EXCEEDS_TOTAL
+            self.cached = None
+        if self.cache_write is not None and (self.input is None or self.cache_write > self.input):
+            self.flags |= Flag.NONE if self.input is None else Flag.SUBSET_EXCEEDS_TOTAL
+            self.cache_write = None
+        if self.reasoning is not None and (self.output is None or self.reasoning > self.output):
+            self.flags |= Flag.NONE if self.output is None else Flag.SUBSET_EXCEEDS_TOTAL
+            self.reasoning = None
 
     def judge(self, status: Status, status_code: int | None, *, is_billable: bool = True) -> None:
         """Remark on counts that are missing or zero where a call of this outcome has some."""
@@ -217,16 +348,16 @@ def tokens_of(usage: Json | None, operation: Operation) -> Tokens:
         found.cached = count("cached_input_tokens")
     if found.reasoning is None:
         found.reasoning = count("reasoning_output_tokens")
+    # For the receipt only, and only where something was written.
+    found.cache_write = (
+        Counter(part(usage, "prompt_tokens_details", "input_tokens_details"), count)("cache_write_tokens", "cache_creation_tokens")
+        or count("cache_write_input_tokens", "cache_creation_input_tokens")
+        or None
+    )
     if operation is Operation.EMBEDDINGS and found.output is None:
         found.output = 0
-    _derive(found)
+    found.settle()
     found.flags |= count.flags
-    if found.cached is not None and (found.input is None or found.cached > found.input):
-        found.flags |= Flag.NONE if found.input is None else Flag.SUBSET_EXCEEDS_TOTAL
-        found.cached = None
-    if found.reasoning is not None and (found.output is None or found.reasoning > found.output):
-        found.flags |= Flag.NONE if found.output is None else Flag.SUBSET_EXCEEDS_TOTAL
-        found.reasoning = None
     return found
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from decimal import Decimal
 
+from collector.azure.simulator.estate import COST_DETAILS_COLUMNS
 from collector.demo.places import (
     AMERICAS,
     DEPLOYMENTS,
@@ -32,19 +33,7 @@ from models import money
 from models.periods import DAY, Period, day_start, month_start, next_month, utc_day
 from models.resources import Route
 
-# The 65 columns of the schema 2023-12-01-preview, in its order and with its mixture of cases.
-_HEADER = (
-    "invoiceId previousInvoiceId billingAccountId billingAccountName billingProfileId billingProfileName invoiceSectionId invoiceSectionName resellerName "
-    "resellerMpnId costCenter billingPeriodEndDate billingPeriodStartDate servicePeriodEndDate servicePeriodStartDate date serviceFamily productOrderId "
-    "productOrderName consumedService meterId meterName meterCategory meterSubCategory meterRegion ProductId ProductName SubscriptionId subscriptionName "
-    "publisherType publisherId publisherName resourceGroupName ResourceId resourceLocation location effectivePrice quantity unitOfMeasure chargeType "
-    "billingCurrency pricingCurrency costInBillingCurrency costInPricingCurrency costInUsd paygCostInBillingCurrency paygCostInUsd "
-    "exchangeRatePricingToBilling exchangeRateDate isAzureCreditEligible serviceInfo1 serviceInfo2 additionalInfo tags PayGPrice frequency term "
-    "reservationId reservationName pricingModel unitPrice costAllocationRuleName benefitId benefitName provider"
-)
-COLUMNS = tuple(_HEADER.split())
-
-_ACCOUNT = f"/providers/Microsoft.Billing/billingAccounts/{made_id('billing account')}:{made_id('billing tenant')}_2019-05-31"
+ACCOUNT = f"/providers/Microsoft.Billing/billingAccounts/{made_id('billing account')}:{made_id('billing tenant')}_2019-05-31"
 # How far a bill lags behind: Marketplace usage comes in up to a day late, so its last full day is one earlier.
 _LAG = {Route.MARKETPLACE: timedelta(days=2), Route.FOUNDRY: timedelta(days=1), Route.COMPUTE: timedelta(days=1)}
 # The meters of Llama 3.3 70B in the Retail Prices API; the other ids are made.
@@ -80,11 +69,21 @@ def bills(*, story: Story, billed_tokens: BilledTokens, now: datetime) -> list[t
     month = month_start(story.first_day)
     while month <= today:
         for subscription in SUBSCRIPTIONS:
-            lines = list(_month(subscription, month, story=story, billed_tokens=billed_tokens, today=today))
-            if lines:
-                files.append((f"cost-details-{subscription.name}-{month:%Y-%m}.csv", _file(lines, month)))
+            told = rows(subscription, month, story=story, billed_tokens=billed_tokens, today=today)
+            if told:
+                files.append((f"cost-details-{subscription.name}-{month:%Y-%m}.csv", _file(told)))
         month = next_month(month)
     return files
+
+
+def rows(subscription: Subscription, month: date, *, story: Story, billed_tokens: BilledTokens, today: date) -> list[dict[str, str]]:
+    """The subscription's rows of a month as billing tells them on a day, by column of cost details."""
+    return [_row(line, month) for line in _month(subscription, month, story=story, billed_tokens=billed_tokens, today=today)]
+
+
+def meter_id(meter: str) -> str:
+    """The id of a token meter, the same in bills and in the price list."""
+    return _METER_IDS.get(meter) or made_id("meter", meter)
 
 
 def _month(subscription: Subscription, month: date, *, story: Story, billed_tokens: BilledTokens, today: date) -> Iterator[_Line]:
@@ -194,7 +193,7 @@ def _foundry_fields(deployment: Deployment, kind: str) -> dict[str, str]:
     return {
         "serviceFamily": "AI + Machine Learning",
         "consumedService": "Microsoft.CognitiveServices",
-        "meterId": _METER_IDS.get(meter) or made_id("meter", meter),
+        "meterId": meter_id(meter),
         "meterName": meter,
         "meterCategory": "Foundry Models",
         "meterSubCategory": "Llama",
@@ -235,11 +234,11 @@ def _usage(subscription: Subscription, day: date, quantity: Decimal, price: Deci
     return _Line(subscription, day, quantity, price, money.times(quantity, price), "Usage", fields)
 
 
-def _file(lines: list[_Line], month: date) -> bytes:
+def _file(told: list[dict[str, str]]) -> bytes:
     text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, restval="", lineterminator="\r\n")
+    writer = csv.DictWriter(text, COST_DETAILS_COLUMNS, restval="", lineterminator="\r\n")
     writer.writeheader()
-    writer.writerows(_row(line, month) for line in lines)
+    writer.writerows(told)
     return text.getvalue().encode("utf-8-sig")
 
 
@@ -249,9 +248,9 @@ def _row(line: _Line, month: date) -> dict[str, str]:
     in_billing = money.text(money.times(line.cost, subscription.rate))
     day, first = f"{line.day:%m/%d/%Y}", f"{month:%m/%d/%Y}"
     usual = {
-        "billingAccountId": _ACCOUNT,
+        "billingAccountId": ACCOUNT,
         "billingAccountName": "Contoso (sample)",
-        "billingProfileId": f"{_ACCOUNT}/billingProfiles/{subscription.profile}",
+        "billingProfileId": f"{ACCOUNT}/billingProfiles/{subscription.profile}",
         "billingProfileName": f"Contoso {subscription.invoice_section}",
         "invoiceSectionId": f"IS-{subscription.profile}",
         "invoiceSectionName": subscription.invoice_section,

@@ -462,6 +462,17 @@ def inventory(story: Story) -> bytes:
     return _csv(_INVENTORY_COLUMNS, rows)
 
 
+def retirements(story: Story) -> bytes:
+    """The announced retirements, as an inventory file that says nothing else; Azure's lists do not tell them."""
+    dates = {"Meta-Llama-3.1-405B-Instruct": story.retires_at, "Llama-4-Scout-17B-16E-Instruct": story.scout_retires_at}
+    rows = [
+        {"workspace": each.workspace.name, "endpoint": each.name, "deployment": each.name, "retires_at": rfc3339(dates[each.model])}
+        for each in DEPLOYMENTS
+        if each.route is Route.MARKETPLACE
+    ]
+    return _csv(_INVENTORY_COLUMNS, rows)
+
+
 def owners(story: Story) -> bytes:
     """The ownership map: applications and two deployments to teams, with one reorganisation."""
     moved = rfc3339(story.reorganised_at)

@@ -1,4 +1,4 @@
-"""Feeds a running service with the sample world, the way a company would: files through the import, usage over HTTP.
+"""Feeds a running service with the sample world, the way a company would: usage over HTTP, bills and inventory from Azure.
 
 Everything is sent again on every start; the ids and times are the same, so what is already there stays counted once.
 """
@@ -15,6 +15,7 @@ from datetime import datetime, timedelta
 import httpx
 import msgspec
 
+from collector.demo.azure import What
 from collector.demo.world import World
 from models.errors import InvalidInput, Unavailable
 from models.periods import utc_day
@@ -27,6 +28,7 @@ RECENT = timedelta(days=7)
 
 Say = Callable[[str], None]
 ImportFile = Callable[[str, str, bytes], None]
+Sync = Callable[[What, threading.Event], str]
 
 
 class _Refusal(msgspec.Struct):
@@ -54,11 +56,13 @@ def feed(
     import_bill: ImportFile,
     clock: Callable[[], datetime],
     tick_seconds: float = 2.0,
+    sync: Sync | None = None,
 ) -> None:
     """Bring the world into the service at ``base_url``, then keep its calls coming until ``stop`` is set.
 
-    ``import_bill(kind, name, data)`` takes a file of the kind inventory, owners, prices or charges. The newest week of
-    usage goes first, so that the first charts are soon true; the bills follow the usage and come anew each UTC day.
+    ``import_bill(kind, name, data)`` takes a file of the kind inventory, owners, prices or charges; ``sync(what, stop)``
+    pulls from the company's Azure and gives what came of it (without it inventory and bills come as files). The newest week of usage goes first, so that the first charts are soon
+    true; the bills follow the usage and come anew each UTC day.
     Raises ``Unavailable`` if the service never gets ready or stops answering before the history is in.
     """
     headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
@@ -67,11 +71,15 @@ def feed(
     with httpx.Client(base_url=base_url, headers=headers, limits=limits, timeout=httpx.Timeout(8, connect=3), trust_env=False) as client:
         sender = _Sender(client, say=say, stop=stop)
         sender.wait_until_ready()
-        for kind, data in (("inventory", world.inventory()), ("owners", world.owners()), ("prices", world.prices())):
+        places = ("inventory", "inventory", world.inventory()) if sync is None else ("inventory", "retirements", world.retirements())
+        said = sync("inventory", stop) if sync is not None and not stop.is_set() else ""
+        for kind, name, data in (places, ("owners", "owners", world.owners()), ("prices", "prices", world.prices())):
             if stop.is_set():
                 return
-            import_bill(kind, f"{kind}.csv", data)
-        say("inventory, owners and prices are in")
+            import_bill(kind, f"{name}.csv", data)
+        if sync is not None:
+            sync("quotas", stop)
+        say(f"inventory{f' from the simulated Azure ({said})' if said else ''}, owners and prices are in")
         reached = world.now
         recent = max(world.starts_at, reached - RECENT)
         sender.total = world.count(world.starts_at, reached)
@@ -82,13 +90,13 @@ def feed(
         while not stop.is_set():
             now = clock()
             if billed_on != utc_day(now):
-                files = world.bills(now)
-                for name, data in files:
-                    if stop.is_set():
-                        return
-                    import_bill("charges", name, data)
+                if sync is not None and billed_on is not None:
+                    sync("inventory", stop)
+                said = sync("costs", stop) if sync is not None else _import_bills(world, now, import_bill, stop)
+                if stop.is_set():
+                    return
                 billed_on = utc_day(now)
-                say(f"bills: {len(files)} files are in; new calls follow until you stop this")
+                say(f"bills: {said} are in; new calls follow until you stop this")
             try:
                 for body in world.usage(reached, now):
                     sender.post(body)
@@ -100,6 +108,15 @@ def feed(
                     say(f"usage: {fault.message}; trying again")
                 told_trouble = True
             stop.wait(tick_seconds)
+
+
+def _import_bills(world: World, now: datetime, import_bill: ImportFile, stop: threading.Event) -> str:
+    files = world.bills(now)
+    for name, data in files:
+        if stop.is_set():
+            break
+        import_bill("charges", name, data)
+    return f"{len(files)} files"
 
 
 class _Sender:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import date, datetime, timedelta
 
 from collector.demo import bills as billing
 from collector.demo import places
+from collector.demo.estate import Contoso
 from collector.demo.places import Deployment, Story
-from collector.demo.traffic import Tokens, Traffic
+from collector.demo.traffic import Call, Tokens, Traffic
 from models.periods import DAY, Period, day_start, days, utc_day
 
 EVENTS_A_BODY = 5_000
@@ -50,6 +51,14 @@ class World:
     def bills(self, now: datetime) -> list[tuple[str, bytes]]:
         """The cost-details files as of ``now``, one per subscription and billing month, oldest first."""
         return billing.bills(story=self.story, billed_tokens=self._billed_tokens, now=now)
+
+    def estate(self) -> Contoso:
+        """The company's Azure, for the simulator to serve: its places, its bills as of any instant, its instances."""
+        return Contoso(self.story, self._billed_tokens, self._calls)
+
+    def retirements(self) -> bytes:
+        """What the company knows of announced retirements (an inventory file of nothing else)."""
+        return places.retirements(self.story)
 
     def count(self, start: datetime, end: datetime) -> int:
         """How many events ``usage`` gives for the period; only days cut by it are drawn."""
@@ -105,6 +114,9 @@ class World:
             traffic = self._traffic[key[:2]]
             self._note_billed(traffic, day, traffic.billed_tokens(traffic.calls(day)))
         return self._billed[key]
+
+    def _calls(self, deployment: Deployment, day: date) -> Sequence[Call]:
+        return self._traffic[deployment.workspace.name, deployment.full_name].calls(day)
 
     def _note_billed(self, traffic: Traffic, day: date, tokens: Tokens) -> None:
         beyond = traffic.unmetered_tokens(day, tokens)

@@ -28,6 +28,7 @@ from models.audit.bookkeeping import data_period, recompute
 from models.audit.books import Books, Figures, FiguresLike, Place, Question, Row, RowLike, Table, TableLike
 from models.charges import IN_SCOPE, BillPart, ChargeDay, ChargeItem
 from models.columns import EPOCH
+from models.corrections import UsagePosting
 from models.money import ZERO
 from models.periods import DAY, Granularity, Period, day_start, rfc3339, utc_day
 from models.prices import model_key
@@ -245,12 +246,25 @@ def _check_usage(session: Session, found: Verification) -> None:
             counts[5] += is_unknown
             counts[6] += quality == _ESTIMATED
         found.checked += len(identities)
+        _add_postings(session, day, minutes)
         _check_rollups(session, found, day, minutes, series)
     for table in (UsageMinute, UsageQuarter):
         stored = session.connection().execute(sa.select(col(table.starts_at)).distinct()).scalars()
         for day in sorted({starts_at // DAY_SECONDS for starts_at in stored} - seen_days):
             seen_days.add(day)
             _check_rollups(session, found, day, {}, series)
+
+
+def _add_postings(session: Session, day: int, minutes: dict[_RollupKey, list[int]]) -> None:
+    """What was taken back of a day's events, as the rollups should hold it: on the day it became known."""
+    start = EPOCH + DAY * day
+    for row in session.exec(select(UsagePosting).where(col(UsagePosting.time) >= start, col(UsagePosting.time) < start + DAY)):
+        seconds = (row.time - EPOCH) // timedelta(seconds=1)
+        key = (seconds - seconds % MINUTE_SECONDS, row.series_id, (row.made_at - EPOCH) // DAY, row.outcome)
+        counts = minutes.setdefault(key, [0] * len(_ROLLUP_COUNTS))
+        amounts = (1, row.input_tokens, row.output_tokens, row.cached_input_tokens, row.reasoning_output_tokens, row.unknown_requests, row.estimated_requests)
+        for index, amount in enumerate(amounts):
+            counts[index] += row.sign * amount
 
 
 def _filtered_without_answer(session: Session) -> set[int]:

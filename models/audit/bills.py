@@ -13,6 +13,7 @@ from sqlmodel import Session, col, select
 
 from models import money
 from models.charges import IN_SCOPE, BillPart, Charge, ChargeClass, ChargeItem
+from models.closing import MonthClose
 from models.money import ZERO
 from models.periods import month_start
 from models.resources import Route
@@ -94,6 +95,8 @@ class Bills:
             if currency is not None:
                 self._currency.setdefault(subscription, {})[month_start(part.period_start)] = currency
             self._rates.setdefault(subscription, {})[month_start(part.period_start)] = part.exchange_rates
+        closes = session.exec(select(MonthClose)).all()
+        self._closed = {one.month for one in closes if one.closed_at <= moment and (one.reopened_at is None or moment < one.reopened_at)}
         self._reached: dict[tuple[str | None, tuple[Route, ...], date], bool] = {}
         self._converted: dict[tuple[str, date, str, str], Decimal | None] = {}
 
@@ -109,6 +112,8 @@ class Bills:
     def is_reached(self, subscription: str | None, routes: tuple[Route, ...], day: date) -> bool:
         """Whether the bill of a subscription (None: of any) speaks for a day on one of the routes."""
         key = (subscription, routes, day)
+        if month_start(day) in self._closed:
+            return True
         if key not in self._reached:
             bills = [subscription] if subscription is not None else list(self._reach)
             self._reached[key] = any(

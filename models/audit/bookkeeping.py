@@ -20,6 +20,7 @@ from models.audit.books import Books, Place, Sums
 from models.audit.facts import Known, Owners, Prices, Registry, fact_at, per_unit, valid_fact
 from models.charges import IN_SCOPE, BillPart, Charge, ChargeClass, ChargeItem, MeterKind
 from models.columns import EPOCH
+from models.corrections import UsagePosting
 from models.money import ZERO
 from models.periods import DAY, HOUR, Period, day_start, days, utc_day
 from models.prices import TOKEN_METERS, Price, PriceMeter, model_key
@@ -256,7 +257,23 @@ class _Bookkeeper:
                 counts.input += input_tokens or 0
                 counts.output += output_tokens or 0
                 counts.cached += cached or 0
+        self._take_back(found)
         return found
+
+    def _take_back(self, found: dict[tuple[int, int], _Counts]) -> None:
+        """Leave out what had been taken back by the moment: an event counts while the signs of its postings add up to nothing."""
+        query = select(UsagePosting).where(
+            col(UsagePosting.made_at) <= self.moment, col(UsagePosting.time) >= self.result.period.start, col(UsagePosting.time) < self.result.period.end
+        )
+        for row in self.session.exec(query):
+            key = (int((row.time - EPOCH) / timedelta(microseconds=1)) // (QUARTER_SECONDS * _MICROSECONDS), row.series_id)
+            counts = found.setdefault(key, _Counts())
+            counts.requests += row.sign
+            counts.unknown += row.sign * row.unknown_requests
+            if row.outcome % 2:
+                counts.input += row.sign * row.input_tokens
+                counts.output += row.sign * row.output_tokens
+                counts.cached += row.sign * row.cached_input_tokens
 
     def _view(self, sent: UsageSeries, workspace: str, at: datetime) -> _View:
         name = self.registry.name(workspace, sent.endpoint, sent.deployment)

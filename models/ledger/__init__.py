@@ -4,13 +4,17 @@ Page, API, report, export and alert call these functions; two places that sum mo
 pair of eyes is ``models.audit``, which shares no code with this package.
 """
 
+from models.ledger.closing import Adjustment, ClosedMonth, adjustments, close_month, closed_months, reopen_month
 from models.ledger.comparison import ComparisonRow, WhatIf, comparison
 from models.ledger.costs import costs
 from models.ledger.deployments import Deployment, deployment, deployments, settings_known
 from models.ledger.events import receipt, usage_list
+from models.ledger.explain import FORMULA, BilledLine, Explanation, MeteredLine, counted_in, explain
 from models.ledger.hours import instance_hours
-from models.ledger.insight import choices, data_age, forecast, problems
+from models.ledger.insight import choices, data_age, forecast
+from models.ledger.quotas import Pool, pool_place, quotas
 from models.ledger.reconciliation import Reconciliation, ReconciliationRow, ReconciliationTotal, reconciliation
+from models.ledger.taken_back import ConflictRecord, DoubleSource, PostingRecord, conflicts, double_sources, postings
 from models.ledger.values import (
     BASES,
     GROUPS,
@@ -31,25 +35,37 @@ from models.ledger.values import (
     UsagePage,
     UsageRecord,
 )
+from models.ledger.waste import WasteRow, waste
 from models.ledger.weekly import Change, CurrencyWeek, Line, Waterfall, Week, WeeklyReport, week_of, weekly
+from models.ledger.witnesses import WitnessRow, problems, witness_rows
 
 __all__ = [
     "BASES",
+    "FORMULA",
     "GROUPS",
+    "Adjustment",
     "Basis",
+    "BilledLine",
     "Change",
     "Choices",
+    "ClosedMonth",
     "ComparisonRow",
+    "ConflictRecord",
     "CostQuery",
     "CostRow",
     "CostTable",
     "CurrencyWeek",
     "DataAge",
     "Deployment",
+    "DoubleSource",
+    "Explanation",
     "Figures",
     "Filters",
     "Forecast",
     "Line",
+    "MeteredLine",
+    "Pool",
+    "PostingRecord",
     "Problem",
     "Receipt",
     "ReceiptLine",
@@ -60,23 +76,38 @@ __all__ = [
     "Standing",
     "UsagePage",
     "UsageRecord",
+    "WasteRow",
     "Waterfall",
     "Week",
     "WeeklyReport",
     "WhatIf",
+    "WitnessRow",
+    "adjustments",
     "choices",
+    "close_month",
+    "closed_months",
     "comparison",
+    "conflicts",
     "costs",
+    "counted_in",
     "data_age",
     "deployment",
     "deployments",
+    "double_sources",
+    "explain",
     "forecast",
     "instance_hours",
+    "pool_place",
+    "postings",
     "problems",
+    "quotas",
     "receipt",
     "reconciliation",
+    "reopen_month",
     "settings_known",
     "usage_list",
+    "waste",
     "week_of",
     "weekly",
+    "witness_rows",
 ]

@@ -16,6 +16,7 @@ from models import money, skus
 from models.charges import ChargeClass, ChargeDay, ChargeItem, MeterKind
 from models.columns import EPOCH, from_microseconds, to_microseconds
 from models.errors import InvalidInput
+from models.ledger.evidence import Evidence
 from models.ledger.hours import instance_hours, stretches
 from models.ledger.shares import NO_AMOUNTS, Amounts, Hours, Run, Share
 from models.ledger.sums import Sums, plus
@@ -56,6 +57,7 @@ class Term:
     factor: Decimal | None
     reason: str | None
     price: UnitPrice | None
+    rate: Decimal | None = None  # from the price's currency
 
 
 @dataclass(slots=True, eq=False)
@@ -89,6 +91,7 @@ class _Bill:
     units: Decimal | None = None  # tokens or hours, as many as were billed; None where the unit is unknown
     is_credit: bool = False  # anything but usage: a refund, a credit, a correction
     lines: int = 1
+    part_id: int = 0
     is_estimate: bool = False
 
 
@@ -171,12 +174,14 @@ def _common(identities: Sequence[Identity]) -> Identity:
 class Answer:
     """One question being answered."""
 
-    def __init__(self, session: Session, query: CostQuery, *, now: datetime) -> None:
+    def __init__(self, session: Session, query: CostQuery, *, now: datetime, usage_as_of: datetime | None = None, evidence: Evidence | None = None) -> None:
         unknown = [name for name in query.group_by if name not in GROUPS and not (name.startswith("tag:") and len(name) > 4)]
         if unknown:
             raise InvalidInput(f"group_by does not know {unknown[0][:60]!r}; it takes {', '.join(GROUPS)} and tag:<key>")
         self.session = session
         self.query = query
+        self._evidence = evidence
+        self._usage_as_of = query.as_of if usage_as_of is None else usage_as_of
         self.horizon = now if query.as_of is None else min(query.as_of, now)
         self.world = World(session, self.horizon)
         self.zone = zone_from(query.time_zone)
@@ -338,7 +343,10 @@ class Answer:
             if rate is None:
                 yield Term(kind, currency, None, _no_rate(price.currency, currency), price)
             else:
-                yield Term(kind, currency, money.times(price.per_unit, rate), None, price)
+                yield Term(kind, currency, money.times(price.per_unit, rate), None, price, rate)
+
+    def _is_wanted(self, currency: str | None) -> bool:
+        return self.query.currency is None or self.query.currency == currency
 
     def _rate(self, subscription: str | None, source: str, target: str, day: date) -> Decimal | None:
         return Decimal(1) if subscription is None else self.world.rate(subscription, source, target, day)
@@ -498,7 +506,7 @@ class Answer:
                 if not ids:
                     continue
                 only = None if len(ids) == len(self.world.series) else ids
-                for use in read_usage(self.session, part, slot=width, shift=cut_at, as_of=self.query.as_of, series=only):
+                for use in read_usage(self.session, part, slot=width, shift=cut_at, as_of=self._usage_as_of, series=only):
                     at = max(use[0] * 1_000_000, to_microseconds(part.start))
                     yield use, self._bucket_of(at)
 
@@ -577,6 +585,19 @@ class Answer:
             row.is_billed |= is_reached
             row.is_best |= is_reached
             row.units = money.plus(row.units, Decimal(tokens))
+            if self._evidence is not None and self._is_wanted(term.currency):
+                cost = None if term.factor is None else money.times(term.factor, tokens)
+                self._evidence.note_metered(
+                    identity,
+                    meter=kind,
+                    price=term.price,
+                    currency=term.currency,
+                    rate=term.rate,
+                    reason=term.reason,
+                    units=Decimal(tokens),
+                    amount=cost,
+                    counts=not is_reached,
+                )
             if term.factor is not None:
                 amount = money.times(term.factor, tokens)
                 row.is_metered = True
@@ -630,7 +651,9 @@ class Answer:
                 hours, before = money.times(money.minus(until, before), run.fact.instance_count or 0), until
                 if hours:
                     into = of.setdefault(self._bucket_of(to_microseconds(left)), Hours())
-                    into.add(*self._cost_of(run, hours, identity.subscription, currency, day), hours)
+                    cost = self._cost_of(run, hours, identity.subscription, currency, day)
+                    into.add(*cost, hours)
+                    self._note_hours(run, identity, currency=currency, day=day, hours=hours, cost=cost)
         users, weights, _ = _users(used, day, (identity,), MeterKind.COMPUTE) if self._is_fine else ([], [], None)
         for (model, currency), by_bucket in found.items():
             so_far = Hours()
@@ -655,6 +678,19 @@ class Answer:
                     for seen in (one.meaning,)
                 ]
                 self._add_hours(day, currency, whose, parts)
+
+    def _note_hours(
+        self, run: Run, identity: Identity, *, currency: str | None, day: date, hours: Decimal, cost: tuple[Decimal | None, Decimal | None, str | None]
+    ) -> None:
+        """Keep the hours as evidence, where the whole of them is asked for: who used them is a question of shares."""
+        if self._evidence is None or not self._is_wanted(currency) or not self.lens.passes(identity, application=None, team=None, tags={}):
+            return
+        price = run.price if isinstance(run.price, UnitPrice) else None
+        rate = None if price is None else self._rate(identity.subscription, price.currency, currency or price.currency, day)
+        is_reached = self.world.is_reached(identity.subscription, Route.COMPUTE, day)
+        self._evidence.note_metered(
+            identity, meter=MeterKind.COMPUTE, price=price, currency=currency, rate=rate, reason=cost[2], units=hours, amount=cost[0], counts=not is_reached
+        )
 
     def _cost_of(
         self, run: Run, hours: Decimal, subscription: str | None, currency: str | None, day: date
@@ -746,7 +782,7 @@ class Answer:
             if hours is not None and identities[0].deployment is not None:
                 key = _key(day, identities[0])
                 tagged[key] = money.plus(tagged.get(key, ZERO), hours)
-            bills.append(_Bill(day, item, currency, billed, effective, hours, identities, units, charge_type.casefold() != "usage", lines))
+            bills.append(_Bill(day, item, currency, billed, effective, hours, identities, units, charge_type.casefold() != "usage", lines, part_id))
         return self._with_untagged(bills, tagged)
 
     def _items(self, ids: set[int]) -> dict[int, ChargeItem]:
@@ -858,6 +894,10 @@ class Answer:
             row.best = money.plus(row.best, share.amounts.billed)
             row.billed_core_hours = plus(row.billed_core_hours, share.amounts.core_hours)
             row.best_core_hours = plus(row.best_core_hours, share.amounts.core_hours)
+            if self._evidence is not None and self._is_wanted(bill.currency):
+                self._evidence.note_billed(
+                    share, meter=bill.item.meter_kind, currency=bill.currency, part_id=bill.part_id, day=bill.day, rows=bill.lines, estimate=row.estimate
+                )
             row.bill.add(share.amounts.billed, share.amounts.units, is_credit=bill.is_credit, lines=bill.lines)
             row.add_cover(bill.day, share.identity, billed=share.amounts.billed)
 

@@ -84,8 +84,19 @@ class Reconciliation:
     totals: list[ReconciliationTotal]
 
 
-def reconciliation(session: Session, period: Period, filters: Filters = Filters(), *, now: datetime, as_of: datetime | None = None) -> Reconciliation:  # noqa: B008 - a frozen value
-    """Expected against billed for the whole UTC days of a period, as known now or at ``as_of``."""
+def reconciliation(
+    session: Session,
+    period: Period,
+    filters: Filters = Filters(),  # noqa: B008 - a frozen value
+    *,
+    now: datetime,
+    as_of: datetime | None = None,
+    usage_as_of: datetime | None = None,
+) -> Reconciliation:
+    """Expected against billed for the whole UTC days of a period, as known now or at ``as_of``.
+
+    ``usage_as_of`` leaves out the usage that arrived later and nothing else: to tell late usage from a change of facts.
+    """
     if period != Period(day_start(utc_day(period.start)), day_start(utc_day(period.end))):
         raise InvalidInput("reconciliation is by whole UTC days: from and to must be midnights")
     if period.end - period.start > _LONGEST:
@@ -93,7 +104,7 @@ def reconciliation(session: Session, period: Period, filters: Filters = Filters(
     # A day on either side: whether somebody was metering is judged within a day.
     wide = Period(period.start - DAY, period.end + DAY)
     query = CostQuery(wide, "day", _GROUPS, "billed", filters, as_of=as_of)
-    answer = Answer(session, query, now=now)
+    answer = Answer(session, query, now=now, usage_as_of=usage_as_of)
     answer.answer()
     return _Reconciler(session, answer, period).reconciled()
 

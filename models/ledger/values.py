@@ -174,10 +174,10 @@ class UsagePage:
 
 @dataclass(frozen=True, slots=True)
 class ReceiptLine:
-    """quantity × unit price = amount, exactly; the price row's version and source beside it."""
+    """quantity × unit price = amount, exactly; the price row's version and source beside it. Quantity None: nobody told it."""
 
     meter: str
-    quantity: int
+    quantity: int | None
     unit_price: Decimal | None
     unit: str | None
     currency: str | None

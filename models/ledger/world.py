@@ -13,6 +13,7 @@ import sqlalchemy as sa
 from sqlmodel import Session, col, select
 
 from models.charges import BillPart
+from models.closing import closes_known
 from models.columns import to_microseconds
 from models.ledger.values import Filters
 from models.matching import Identity, Registry
@@ -76,6 +77,8 @@ class World:
             )
         )
         self._landed = {(part.subscription_id, part.period_start) for part in self.parts}
+        # A closed month is billed to its end, whatever day its last charge is of.
+        self._closed = {close.month for close in closes_known(session, known)}
         self._reach: dict[tuple[str, str], date] = {}
         self._reached: dict[tuple[str | None, Route | None, date], bool] = {}
         self._currency: dict[str, list[tuple[date, str]]] = {}
@@ -99,6 +102,9 @@ class World:
         found = self._reached.get(key)
         if found is None:
             month = month_start(day)
+            if month in self._closed:
+                self._reached[key] = True
+                return True
             routes = (route,) if route is not None else (Route.MARKETPLACE, Route.FOUNDRY)
             among = self._subscriptions if subscription is None else (subscription,)
             found = self._reached[key] = any(
@@ -191,9 +197,10 @@ def _known(session: Session, table: type[_Known], known: datetime) -> Sequence[_
 #  requests of unknown tokens, requests of estimated tokens)
 Use = tuple[int, int, int, int, int, int, int, int, int]
 
-# Cached tokens are part of the input; a sender that says otherwise cannot make the rest of the input negative.
+# Cached tokens are part of the input; a sender that says otherwise cannot make the rest of the input negative. Rows of
+# what was taken back are negative throughout.
 _SUMS = """SUM(requests), SUM(CASE WHEN outcome % 2 = 1 THEN input_tokens ELSE 0 END), SUM(CASE WHEN outcome % 2 = 1 THEN output_tokens ELSE 0 END),
-SUM(CASE WHEN outcome % 2 = 0 THEN 0 WHEN cached_input_tokens > input_tokens THEN input_tokens ELSE cached_input_tokens END),
+SUM(CASE WHEN outcome % 2 = 0 THEN 0 WHEN ABS(cached_input_tokens) > ABS(input_tokens) THEN input_tokens ELSE cached_input_tokens END),
 SUM(CASE WHEN outcome % 2 = 1 THEN reasoning_output_tokens ELSE 0 END), SUM(unknown_requests), SUM(estimated_requests)"""
 _EVENT_SUMS = """COUNT(*), SUM(CASE WHEN billable THEN COALESCE(input_tokens, 0) ELSE 0 END), SUM(CASE WHEN billable THEN COALESCE(output_tokens, 0) ELSE 0 END),
 SUM(CASE WHEN NOT billable THEN 0 WHEN COALESCE(cached_input_tokens, 0) > COALESCE(input_tokens, 0) THEN COALESCE(input_tokens, 0)
@@ -230,14 +237,16 @@ def read_usage(session: Session, period: Period, *, slot: int, shift: int = 0, a
         sources += 1
         if as_of is not None:
             midnight = to_microseconds(as_of) // (DAY_SECONDS * 1_000_000) * DAY_SECONDS * 1_000_000
-            cut = (whole_start, whole_end)
-            found += _read_events(session, cut, slot=slot, shift=shift, only=only, arrived_from=midnight, arrived_by=to_microseconds(as_of))
+            for cut in _days_since(session, midnight, within=(whole_start, whole_end)):
+                found += _read_events(session, cut, slot=slot, shift=shift, only=only, arrived_from=midnight, arrived_by=to_microseconds(as_of))
             sources += 1
+            found += _read_postings(session, (whole_start, whole_end), slot=slot, shift=shift, only=only, made_from=midnight, made_by=to_microseconds(as_of))
     arrived_by = None if as_of is None else to_microseconds(as_of)
     for left, right in ((start, min(whole_start, end)), (max(whole_end, whole_start, start), end)):
         if left < right:
             found += _read_events(session, (left, right), slot=slot, shift=shift, only=only, arrived_from=None, arrived_by=arrived_by)
-            sources += 1
+            found += _read_postings(session, (left, right), slot=slot, shift=shift, only=only, made_from=None, made_by=arrived_by)
+            sources += 2
     # PostgreSQL sums bigint to numeric.
     if sources == 1:
         uses: list[Any] = [tuple(map(int, row)) for row in found]
@@ -248,6 +257,22 @@ def read_usage(session: Session, period: Period, *, slot: int, shift: int = 0, a
         for index, value in enumerate(row[2:]):
             into[index] += int(value)
     return [(slot_at, series_id, *sums) for (slot_at, series_id), sums in sorted(merged.items())]  # type: ignore[misc]
+
+
+def _days_since(session: Session, arrived_from: int, *, within: tuple[int, int]) -> list[tuple[int, int]]:
+    """Where the events that arrived since lie, as runs of whole days cut to ``within`` (microseconds): the others need not be read."""
+    days = session.scalars(
+        sa.text("SELECT DISTINCT happened_on FROM usage_arrival WHERE arrived_at >= :since ORDER BY happened_on"), {"since": arrived_from // 1_000_000}
+    )
+    runs: list[list[int]] = []
+    for day in days:
+        if runs and runs[-1][1] == day:
+            runs[-1][1] = day + 1
+        else:
+            runs.append([day, day + 1])
+    width = DAY_SECONDS * 1_000_000
+    cuts = [(max(first * width, within[0]), min(last * width, within[1])) for first, last in runs]
+    return [(start, end) for start, end in cuts if start < end]
 
 
 def _slot_and_series(use: Use) -> tuple[int, int]:
@@ -277,3 +302,26 @@ def _read_events(
         ),
         values,
     ).all()
+
+
+def _read_postings(session: Session, cut: tuple[int, int], *, slot: int, shift: int, only: str, made_from: int | None, made_by: int | None) -> Sequence[Any]:
+    """What was taken back of the events of a stretch, as signed sums: beside events read one by one, which know nothing of it."""
+    values = {"start": cut[0], "end": cut[1]}
+    made = ""
+    if made_from is not None:
+        made += " AND made_at >= :made_from"
+        values["made_from"] = made_from
+    if made_by is not None:
+        made += " AND made_at <= :made_by"
+        values["made_by"] = made_by
+    counted = ", ".join(f"SUM(CASE WHEN outcome % 2 = 1 THEN sign * {name} ELSE 0 END)" for name in _POSTED)
+    return session.execute(
+        sa.text(
+            f"SELECT {_slot_of('(time / 1000000)', slot, shift)}, series_id, SUM(sign), {counted}, "  # noqa: S608 - numbers of ours only
+            f"SUM(sign * unknown_requests), SUM(sign * estimated_requests) FROM usage_posting WHERE time >= :start AND time < :end{made}{only} GROUP BY 1, 2"
+        ),
+        values,
+    ).all()
+
+
+_POSTED = ("input_tokens", "output_tokens", "cached_input_tokens", "reasoning_output_tokens")

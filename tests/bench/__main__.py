@@ -1,9 +1,10 @@
 """How fast it is, measured through the real service beside the limits of the same machine in the same minutes.
 
-python -m tests.bench [ingest] [single] [query] [--rounds N] [--json FILE]
+python -m tests.bench [ingest] [gzip] [thousand] [single] [serial] [peer] [query] [proxy] [--rounds N] [--json FILE]
 
-ingest: batches of 1,000 events over 8 connections; single: one event a request over 64; query: the ledger over 60 days
-of the sample world. Every figure is the median of its rounds, which take turns; no figure passes or fails anything.
+ingest: batches of 10,000 events over 8 connections; gzip: the same packed; thousand: batches of 1,000; single: one event
+a request over 64 connections; serial: over one; peer: what a plain service stores; query: the ledger over 60 days of
+the sample world; proxy: what the metering proxy adds to a call. Growth to ten million is a run of its own (``python -m tests.bench.growth``). Every figure is the median of its rounds, which take turns; no figure passes or fails anything.
 """
 
 from __future__ import annotations
@@ -19,10 +20,19 @@ from dataclasses import asdict
 from pathlib import Path
 
 from tests import databases
-from tests.bench import ingest, query
+from tests.bench import ingest, peer, proxy, query
 from tests.bench.figures import Figure, table
 
-PARTS: Mapping[str, Callable[..., list[Figure]]] = {"ingest": ingest.batches, "single": ingest.singles, "query": query.queries}
+PARTS: Mapping[str, Callable[..., list[Figure]]] = {
+    "ingest": ingest.batches,
+    "gzip": ingest.packed,
+    "thousand": ingest.smaller,
+    "single": ingest.singles,
+    "serial": ingest.serial,
+    "peer": peer.beside,
+    "query": query.queries,
+    "proxy": proxy.added,
+}
 
 
 def main() -> int:

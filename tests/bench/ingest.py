@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import sqlite3
 import time
@@ -18,15 +19,32 @@ from tests.bench.load import reading_only, requests_of, send
 from tests.databases import NoPostgreSQL, PostgreSQL
 from tests.walks.service import Behind, Service
 
-BATCHES, EVENTS_A_BATCH, BATCH_CONNECTIONS = 60, 1_000, 8
+BATCHES, EVENTS_A_BATCH, BATCH_CONNECTIONS = 20, 10_000, 8
 SINGLES, SINGLE_CONNECTIONS = 6_000, 64
 
 _numbers = count()
 
 
 def batches(folder: Path, *, rounds: int) -> list[Figure]:
-    """NDJSON of 1,000 events over 8 connections."""
+    """NDJSON of 10,000 events over 8 connections."""
     return _measured(folder, rounds=rounds, bodies=BATCHES, events=EVENTS_A_BATCH, connections=BATCH_CONNECTIONS, media_type="application/x-ndjson")
+
+
+def packed(folder: Path, *, rounds: int) -> list[Figure]:
+    """The same batches, gzip."""
+    return _measured(
+        folder, rounds=rounds, bodies=BATCHES, events=EVENTS_A_BATCH, connections=BATCH_CONNECTIONS, media_type="application/x-ndjson", is_gzip=True
+    )
+
+
+def smaller(folder: Path, *, rounds: int) -> list[Figure]:
+    """NDJSON of 1,000 events over 8 connections."""
+    return _measured(folder, rounds=rounds, bodies=60, events=1_000, connections=BATCH_CONNECTIONS, media_type="application/x-ndjson")
+
+
+def serial(folder: Path, *, rounds: int) -> list[Figure]:
+    """One event a request over one connection."""
+    return _measured(folder, rounds=rounds, bodies=1_500, events=1, connections=1, media_type="application/json")
 
 
 def singles(folder: Path, *, rounds: int) -> list[Figure]:
@@ -34,12 +52,13 @@ def singles(folder: Path, *, rounds: int) -> list[Figure]:
     return _measured(folder, rounds=rounds, bodies=SINGLES, events=1, connections=SINGLE_CONNECTIONS, media_type="application/json")
 
 
-def _measured(folder: Path, *, rounds: int, bodies: int, events: int, connections: int, media_type: str) -> list[Figure]:
-    shape = f"{connections} connections × {events:,}"
+def _measured(folder: Path, *, rounds: int, bodies: int, events: int, connections: int, media_type: str, is_gzip: bool = False) -> list[Figure]:
+    shape = f"{connections} connections × {events:,}{' gzip' if is_gzip else ''}"
     read_only = Figure(f"reading bodies only, {shape}", "events/s", [])
-    rows = Figure(f"SQLite rows without an index, {events:,} a commit", "events/s", [], note="executemany, WAL, synchronous=FULL, one thread, no HTTP")
+    rows = Figure(f"SQLite rows by the same key, {events:,} a commit", "events/s", [], note="executemany, WAL, synchronous=FULL, one thread, no HTTP")
     syncs = Figure("append 4 KiB + fdatasync", "syncs/s", [])
     stored: dict[str, tuple[Figure, Figure, Figure]] = {}
+    memory: dict[str, Figure] = {}
     services: dict[str, tuple[str, Service]] = {}
     with ExitStack() as running:
         limit = running.enter_context(reading_only())
@@ -49,12 +68,14 @@ def _measured(folder: Path, *, rounds: int, bodies: int, events: int, connection
                 Figure(f"{kind}, one request, half", "ms", []),
                 Figure(f"{kind}, one request, 99 of 100", "ms", []),
             )
+            memory[kind] = Figure(f"{kind}, the service at its largest", "MiB", [])
             services[kind] = url, running.enter_context(Service(url, folder))
         sent = 0
         for _ in range(rounds):
             syncs.rounds.append(_fdatasyncs(folder))
-            rows.rounds.append(_plain_rows(folder, events=min(events, 1_000), total=min(bodies * events, 20_000 if events > 1 else 2_000)))
-            made = requests_of([_body(events) for _ in range(bodies)], media_type=media_type)
+            rows.rounds.append(_plain_rows(folder, events=events, total=min(bodies * events, 100_000 if events > 1 else 2_000)))
+            written = [_body(events) for _ in range(bodies)]
+            made = requests_of([gzip.compress(body, 6) for body in written] if is_gzip else written, media_type=media_type, is_gzip=is_gzip)
             read_only.rounds.append(bodies * events / send(limit, made, connections=connections).seconds)
             sent += bodies * events
             for kind, (rate, half, most) in stored.items():
@@ -62,6 +83,7 @@ def _measured(folder: Path, *, rounds: int, bodies: int, events: int, connection
                 rate.rounds.append(bodies * events / load.seconds)
                 half.rounds.append(load.quantile(0.5))
                 most.rounds.append(load.quantile(0.99))
+                memory[kind].rounds.append(_peak_mebibytes(services[kind][1].pid))
         for kind in stored:
             _check(services[kind][0], sent)
     found = [read_only, rows, syncs]
@@ -69,7 +91,7 @@ def _measured(folder: Path, *, rounds: int, bodies: int, events: int, connection
         found.append(rate)
         if kind == "SQLite":
             found.append(Figure(f"{kind} beside its rows alone", "events/s", rate.rounds, of=rows.name))
-        found += [half, most]
+        found += [half, most, memory[kind]]
     return found
 
 
@@ -114,39 +136,26 @@ def _fdatasyncs(folder: Path, number: int = 100) -> float:
         return number / (time.perf_counter() - started)
 
 
+def _peak_mebibytes(pid: int) -> float:
+    lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM:"))
+
+
 def _plain_rows(folder: Path, *, events: int, total: int) -> float:
-    """Rows of about the size of an event's, into a table that looks nothing up."""
+    """Rows like an event's by the same key, and nothing else: no index of identities, no rollup, no decision."""
     path = folder / f"rows-{next(_numbers)}.db"
     connection = sqlite3.connect(path, isolation_level=None)
-    for pragma in ("page_size = 8192", "journal_mode = WAL", "synchronous = FULL"):
+    for pragma in ("page_size = 8192", "journal_mode = WAL", "synchronous = FULL", "cache_size = -65536", "wal_autocheckpoint = 20000"):
         connection.execute(f"PRAGMA {pragma}")
-    connection.execute(f"CREATE TABLE event ({', '.join(f'c{column}' for column in range(20))})")
-    row = (
-        1_790_000_000_000_000,
-        1,
-        1,
-        str(uuid.uuid4()),
-        7,
-        0,
-        True,
-        1200,
-        250,
-        None,
-        None,
-        0,
-        False,
-        0,
-        1_790_000_000_000_001,
-        None,
-        None,
-        2**60,
-        b"0" * 16,
-        None,
+    connection.execute(
+        "CREATE TABLE event (time BIGINT, workspace BIGINT, source BIGINT, id BLOB, "
+        f"{', '.join(f'c{column} BIGINT' for column in range(18))}, PRIMARY KEY (time, workspace, source, id)) WITHOUT ROWID"
     )
-    rows = [row] * events
-    sql = f"INSERT INTO event VALUES ({', '.join('?' * 20)})"
+    rest = (7, 7, 0, True, 1200, 250, None, None, 0, False, 0, 1_790_000_000_000_001, None, None, 1234, None, None, None)
+    batches = [[(1_790_000_000_000_000 + (start + place) * 7_000, 1, 1, os.urandom(16), *rest) for place in range(events)] for start in range(0, total, events)]
+    sql = f"INSERT INTO event VALUES ({', '.join('?' * 22)})"
     started = time.perf_counter()
-    for _ in range(total // events):
+    for rows in batches:
         connection.execute("BEGIN IMMEDIATE")
         connection.executemany(sql, rows)
         connection.execute("COMMIT")

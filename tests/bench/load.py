@@ -30,14 +30,15 @@ class Load:
         return sorted(self.latencies)[min(len(self.latencies) - 1, int(share * len(self.latencies)))] * 1000
 
 
-def requests_of(bodies: Sequence[bytes], *, media_type: str) -> list[bytes]:
+def requests_of(bodies: Sequence[bytes], *, media_type: str, path: str = "/v1/usage", is_gzip: bool = False) -> list[bytes]:
     """Whole requests, made before the clock starts."""
-    head = f"POST /v1/usage HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: {media_type}\r\ncontent-length: "
+    packed = "content-encoding: gzip\r\n" if is_gzip else ""
+    head = f"POST {path} HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: {media_type}\r\n{packed}content-length: "
     return [f"{head}{len(body)}\r\n\r\n".encode() + body for body in bodies]
 
 
 def send(url: str, requests: Sequence[bytes], *, connections: int) -> Load:
-    """Send every request once; each connection takes the next as soon as it is answered. Any answer but 200 ends it."""
+    """Send every request once; each connection takes the next as soon as it is answered. Any answer but 2xx ends it."""
     return asyncio.run(_send(url, requests, connections))
 
 
@@ -45,26 +46,58 @@ async def _send(url: str, requests: Sequence[bytes], connections: int) -> Load:
     address = urlsplit(url)
     waiting = iter(requests)
     latencies: list[float] = []
-
-    async def connection() -> None:
-        reader, writer = await asyncio.open_connection(address.hostname, address.port)
-        try:
-            for request in waiting:
-                asked = time.perf_counter()
-                writer.write(request)
-                head = await reader.readuntil(b"\r\n\r\n")
-                length = int(head.lower().partition(b"content-length:")[2].partition(b"\r\n")[0])
-                body = await reader.readexactly(length)
-                latencies.append(time.perf_counter() - asked)
-                if b" 200 " not in head[:16]:
-                    raise RuntimeError(f"answered {head[:16]!r}: {body[:300]!r}")
-        finally:
-            writer.close()
-            await writer.wait_closed()
-
+    loop = asyncio.get_running_loop()
+    host, port = str(address.hostname), int(address.port or 80)
+    made = [(await loop.create_connection(lambda: _Sender(waiting, latencies), host, port))[1] for _ in range(connections)]
     started = time.perf_counter()
-    await asyncio.gather(*(connection() for _ in range(connections)))
+    for sender in made:
+        sender.next()
+    await asyncio.gather(*(sender.done for sender in made))
     return Load(time.perf_counter() - started, latencies)
+
+
+class _Sender(asyncio.Protocol):
+    """One connection. Plain bytes: a client that costs more than the service would measure itself."""
+
+    def __init__(self, waiting: Iterator[bytes], latencies: list[float]) -> None:
+        self._waiting = waiting
+        self._latencies = latencies
+        self._answer = b""
+        self._asked = 0.0
+        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport: Any = transport
+
+    def next(self) -> None:
+        """Send what waits, or end."""
+        request = next(self._waiting, None)
+        if request is None:
+            self._transport.close()
+            if not self.done.done():
+                self.done.set_result(None)
+            return
+        self._asked = time.perf_counter()
+        self._transport.write(request)
+
+    def data_received(self, data: bytes) -> None:
+        self._answer += data
+        head, found, body = self._answer.partition(b"\r\n\r\n")
+        if not found:
+            return
+        length = int(head.lower().partition(b"content-length:")[2].partition(b"\r\n")[0] or 0)
+        if len(body) < length:
+            return
+        self._latencies.append(time.perf_counter() - self._asked)
+        if b" 20" not in head[:16]:
+            self.connection_lost(RuntimeError(f"answered {head[:16]!r}: {body[:300]!r}"))
+            return
+        self._answer = b""
+        self.next()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if not self.done.done():
+            self.done.set_exception(exc or RuntimeError("the service closed a connection"))
 
 
 # -- the limit: reading bodies and nothing else ---------------------------------------------------

@@ -18,8 +18,8 @@ from typing import Any
 
 import pytest
 
+from collector.azure.simulator.estate import COST_DETAILS_COLUMNS as COLUMNS
 from collector.demo import World, feed
-from collector.demo.bills import COLUMNS
 from models.errors import InvalidInput, Unavailable
 
 NOW = datetime(2026, 11, 20, 15, 30, tzinfo=UTC)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import threading
+import uuid
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,7 @@ from models.store import Store
 from models.usage import Flag, Operation, Quality, Status
 from tests import factories
 
+SEEDS = int(os.environ.get("METERBRIDGE_TEST_SEEDS", "25"))
 NOW = datetime(2026, 11, 20, 10, tzinfo=UTC)
 MINUTE, HOUR, DAY = timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)
 ROLLUP = "requests, input_tokens, output_tokens, cached_input_tokens, reasoning_output_tokens, unknown_requests, estimated_requests"
@@ -647,3 +650,157 @@ def test_a_long_answer_lists_only_what_is_remarkable(sqlite_store: Store, clock:
         events[7] = msgspec.structs.replace(events[7], time=to_microseconds(NOW + HOUR))
         body = ingest.accept(Batch(events)).body()
     assert (body["accepted"], body["events"]) == (1500, [{"index": 7, "duplicate": False, "flags": ["clock_skew"], "tokens_quality": "reported"}])
+
+
+# -- by columns -------------------------------------------------------------------------------------
+
+_STORED = (
+    "e.time, e.event_id, w.name, s.name, r.deployment, r.team, r.tags, e.status, e.input_tokens, e.output_tokens, e.quality, e.is_unknown, e.flags, "
+    "e.sent_time, e.started_at, e.duration_ms, e.response_id, e.details"
+)
+
+
+def _everything(store: Store) -> tuple[list[Any], ...]:
+    events = rows(
+        store,
+        f"SELECT {_STORED} FROM usage_event e JOIN workspace w ON w.id = e.workspace_id JOIN usage_source s ON s.id = e.source_id "
+        "JOIN usage_series r ON r.id = e.series_id ORDER BY e.time, w.name, s.name, e.event_id",
+    )
+    conflicts = rows(
+        store, "SELECT e.event_id, c.sent FROM usage_conflict c JOIN usage_event e ON e.seq = c.stands_seq AND e.time = c.stands_time ORDER BY 1, 2"
+    )
+    rollups = [
+        rows(
+            store,
+            f"SELECT w.name, s.name, r.deployment, r.tags, u.starts_at, u.known_on, u.outcome, {', '.join('u.' + name for name in ROLLUP.split(', '))} "
+            f"FROM {table} u JOIN usage_series r ON r.id = u.series_id JOIN workspace w ON w.id = r.workspace_id JOIN usage_source s ON s.id = r.source_id "
+            "ORDER BY 1, 2, 3, 4, 5, 6, 7",
+        )
+        for table in ("usage_quarter", "usage_minute")
+    ]
+    return events, conflicts, *rollups
+
+
+def _any_item(number: int, minutes: int | None, tokens: int | None, kind: int) -> Item:
+    if kind == 9:
+        return Refusal("malformed", "no JSON")
+    time = None if minutes is None else NOW - (minutes - 30) * MINUTE
+    event_id = str(uuid.UUID(int=number)) if number % 3 else f"call-{number}"
+    quality, flags = (Quality.MISSING, Flag.USAGE_MISSING) if tokens is None else (Quality.REPORTED, Flag.NONE)
+    more: dict[str, Any] = {"quality": quality, "flags": flags, "is_native_time": minutes is not None, "source": ("default", "gateway")[number % 2]}
+    if kind == 8:
+        more["workspace"] = None
+    if kind in (6, 7):
+        more |= {"tags": {"env": "prod"}, "details": {"duration_ms": 5, "response_id": "r-1", "user": "ü\\"}, "started_at": to_microseconds(NOW - 90 * MINUTE)}
+    return call(event_id, time, workspace=more.pop("workspace", ("ws-east", "ws-west", "ws-other")[number % 3]), input_tokens=tokens, **more)
+
+
+_any_items = st.builds(
+    _any_item, st.integers(0, 12), st.none() | st.sampled_from([0, 20, 40, 70, 200, 5000]), st.sampled_from([5, 5, 7, None]), st.integers(0, 9)
+)
+
+
+@settings(max_examples=SEEDS)
+@given(st.lists(st.lists(st.lists(_any_items, max_size=12), min_size=1, max_size=3), min_size=1, max_size=4))
+def test_deciding_by_columns_and_one_by_one_are_the_same(
+    tmp_path_factory: pytest.TempPathFactory, migrated_file: Path, commits: list[list[list[Item]]]
+) -> None:
+    found = []
+    for least in (1, 10**9):
+        file = tmp_path_factory.mktemp("columns") / "t.db"
+        file.write_bytes(migrated_file.read_bytes())
+        store = Store(f"sqlite:///{file}")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(module, "_BY_COLUMNS", least)
+            ingest = Ingest(store, now=lambda: NOW)
+            allowed = frozenset({"ws-east", "ws-west"})
+            bodies = []
+            for batches in commits:
+                futures = [ingest.submit(Batch(items, allowed if number % 2 else None)) for number, items in enumerate(batches)]
+                ingest._commit_all(list(ingest._waiting))
+                ingest._waiting.clear()
+                bodies.append([future.result(0).body() for future in futures])
+        found.append((bodies, _everything(store)))
+        store.close()
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("least", [1, 10**9])
+def test_columns_are_met_again_in_any_way(store: Store, monkeypatch: pytest.MonkeyPatch, least: int) -> None:
+    monkeypatch.setattr(module, "_BY_COLUMNS", least)
+    events = [call(str(uuid.UUID(int=number)), NOW - number * 4 * MINUTE) for number in range(50)]
+    restamped = [msgspec.structs.replace(event, time=(event.time or 0) - 60_000_000) for event in events]
+    other = [msgspec.structs.replace(event, input_tokens=7) for event in events]
+    with running(store) as ingest:
+        assert outcome(ingest.accept(Batch(events))) == (50, 0, [])
+        assert outcome(ingest.accept(Batch(events[::-1]))) == (0, 50, [])
+    with running(store) as ingest:
+        found = ingest.accept(Batch(restamped))
+        assert (found.duplicates, {one.flags for one in found.stored}) == (50, {int(Flag.RESTAMPED)})
+        assert outcome(ingest.accept(Batch(other))) == (0, 0, ["conflict"] * 50)
+    assert rows(store, "SELECT SUM(requests), SUM(input_tokens) FROM usage_quarter") == [(50, 50_000)]
+    assert count(store, "usage_conflict") == 50
+
+
+def test_texts_of_any_kind_reach_the_database_and_come_back(store: Store, ingest: Ingest) -> None:
+    names = ["a\\b", "tab\tline\nreturn\r", "\\N", "ü€\U0001f600", "\\x41", str(uuid.UUID(int=9)), str(uuid.UUID(int=0xABC)).upper(), "x" * 36]
+    events = [call(name, details={"response_id": name, "request_id": name, "user": name, "duration_ms": 4}) for name in names]
+    assert outcome(ingest.accept(Batch(events))) == (len(names), 0, [])
+    assert outcome(ingest.accept(Batch(events))) == (0, len(names), [])
+    with store.read() as session:
+        items = ledger.usage_list(session, period=Period(NOW - DAY, NOW), filters=ledger.Filters(), limit=100, cursor=None, now=NOW).items
+    assert {(one.id, one.fields["response_id"], one.fields["request_id"], one.fields["user"], one.fields["duration_ms"]) for one in items} == {
+        (name, name, name, name, 4) for name in names
+    }
+
+
+# -- tags, closed months, calls ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("least", [1, 10**9])
+def test_tags_beyond_the_bound_are_kept_with_the_event_and_said_so(store: Store, monkeypatch: pytest.MonkeyPatch, least: int) -> None:
+    monkeypatch.setattr(module, "MAX_TAG_COMBINATIONS", 3)
+    monkeypatch.setattr(module, "_BY_COLUMNS", least)
+    events = [call(f"call-{number}", tags={"request": str(number)}) for number in range(5)]
+    for again in (False, True):
+        with running(store) as ingest:
+            verdict = ingest.accept(Batch(events))
+            assert outcome(verdict) == ((0, 5, []) if again else (5, 0, []))
+            assert [one.flags for one in verdict.stored] == [0, 0, 0, int(Flag.TAGS_NOT_GROUPED), int(Flag.TAGS_NOT_GROUPED)]
+            assert outcome(ingest.accept(Batch([call("call-4", tags={"request": "else"})]))) == (0, 0, ["conflict"])
+    assert sorted(rows(store, "SELECT tags FROM usage_series")) == [('{"request":"0"}',), ('{"request":"1"}',), ('{"request":"2"}',), ("{}",)]
+    assert rows(store, "SELECT details FROM usage_event WHERE event_id = 'call-4'") == [('{"tags":"{\\"request\\":\\"4\\"}"}',)]
+
+
+@pytest.mark.parametrize("least", [1, 10**9])
+def test_an_event_of_a_closed_month_is_flagged_late(store: Store, monkeypatch: pytest.MonkeyPatch, least: int) -> None:
+    monkeypatch.setattr(module, "_BY_COLUMNS", least)
+    times = [
+        datetime(2026, 9, 30, 23, 59, 59, tzinfo=UTC),
+        datetime(2026, 10, 1, tzinfo=UTC),
+        datetime(2026, 10, 31, 23, tzinfo=UTC),
+        datetime(2026, 11, 1, tzinfo=UTC),
+    ]
+    ingest = Ingest(store, now=lambda: NOW, closed=lambda _: frozenset({date(2026, 10, 1)}))
+    ingest.start()
+    verdict = ingest.accept(Batch([call(f"call-{number}", time) for number, time in enumerate(times)]))
+    ingest.stop()
+    assert [one.flags for one in verdict.stored] == [0, int(Flag.LATE), int(Flag.LATE), 0]
+
+
+def test_calls_that_name_themselves_are_told_of_in_the_transaction(store: Store) -> None:
+    told: list[tuple[str, str | None, str | None, str | None]] = []
+
+    def link(connection: sa.Connection, calls: Sequence[module.StoredCall], *, received: int, is_sqlite: bool) -> None:
+        assert (received, is_sqlite) == (to_microseconds(NOW), store.is_sqlite)
+        for one in calls:
+            assert connection.execute(sa.text("SELECT seq FROM usage_event WHERE time = :time"), {"time": one.time}).scalars().all().count(one.seq) == 1
+            told.append((one.event_id, one.response_id, one.request_id, one.trace_id))
+
+    ingest = Ingest(store, now=lambda: NOW, link=link)
+    ingest.start()
+    details: list[dict[str, Any]] = [{"response_id": "r"}, {}, {"trace_id": "t"}, {"request_id": str(uuid.UUID(int=5))}]
+    ingest.accept(Batch([call(f"call-{number}", details=one) for number, one in enumerate(details)]))
+    ingest.accept(Batch([call("call-0", details=details[0])]))
+    ingest.stop()
+    assert told == [("call-0", "r", None, None), ("call-2", None, None, "t"), ("call-3", None, str(uuid.UUID(int=5)), None)]

@@ -16,7 +16,7 @@ from models.ledger import Filters
 from models.periods import Period
 from models.prices import PriceMeter
 from models.store import Store
-from models.usage import Operation, UsageSeries, identity_hash
+from models.usage import Operation, UsageSeries
 from tests import factories as make
 
 NOW = make.NOW
@@ -29,7 +29,7 @@ def at(day: int, hour: int = 0) -> datetime:
 
 def stored(session: Session, series: UsageSeries, event_id: str, **more: Any) -> None:
     """An event that is found by its own id."""
-    make.event(session, series, event_id=event_id, identity_hash=identity_hash(series.workspace_id, series.source_id, event_id), **more)
+    make.event(session, series, event_id=event_id, **more)
 
 
 def test_the_list_is_newest_first_in_pages_and_within_the_callers_workspaces(store: Store) -> None:

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any, Final, Literal
 
 import msgspec
 
+from collector.capture import langfuse
 from collector.capture.event import MAX_COUNT, CapturedEvent, Defaults, ErrorClass, Ignored, Item, Refusal
 from collector.capture.native import EARLIEST, MAX_NAME
 from collector.capture.otlp import records
 from collector.capture.otlp.records import Attributes, Record
+from collector.capture.values import Unfit, endpoint_name
 from models.usage import Flag, Operation, Quality, Status
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
@@ -46,9 +48,6 @@ _CALLS: Final = {
 _SUMS: Final = frozenset({"invoke_agent", "invoke_workflow", "execute_tool", "create_agent", "plan"})
 _REQUEST_TYPES: Final = {"chat": Operation.CHAT, "completion": Operation.TEXT_COMPLETION, "embedding": Operation.EMBEDDINGS}
 _LOG_EVENT = "gen_ai.client.inference.operation.details"
-# The parts of Langfuse's usage that stand for a whole direction where the others are subsets.
-_INPUT_KINDS: Final = frozenset({"input", "input_tokens", "prompt_tokens"})
-_OUTPUT_KINDS: Final = frozenset({"output", "output_tokens", "completion_tokens"})
 _FILTER_CODES: Final = frozenset(
     {"content_filter", "content_filter_error", "responsibleaipolicyviolation", "content_policy_violation", "contentpolicyviolationerror"}
 )
@@ -96,7 +95,7 @@ def _event(record: Record, kind: Kind, operation: Operation, defaults: Defaults,
     was_answered = status is Status.SUCCESS or (status is Status.FILTERED and (http_status is None or http_status < 400))
     _judge(tokens, was_answered=was_answered)
     time, started_at = _times(record, defaults, received_at)
-    endpoint, deployment = _named(record, records.ENDPOINT), _named(record, records.DEPLOYMENT)
+    endpoint, deployment = endpoint_name(_named(record, records.ENDPOINT)), _named(record, records.DEPLOYMENT)
     if endpoint is None and deployment is None:
         endpoint, deployment = defaults.endpoint, defaults.deployment
     return CapturedEvent(
@@ -118,7 +117,7 @@ def _event(record: Record, kind: Kind, operation: Operation, defaults: Defaults,
         quality=tokens.quality,
         flags=tokens.flags,
         started_at=started_at,
-        details=_details(record, defaults, http_status, reason, tokens),
+        details=_details(record, defaults, http_status, reason, tokens) | {"source_format": _FORMAT[kind]},
     )
 
 
@@ -270,51 +269,19 @@ def _whole(name: str, value: Any, found: _Tokens) -> int:
 
 
 def _add_up(text: Any, found: _Tokens) -> None:
-    """Langfuse's usage: a JSON map of kinds of its own naming, which add up (cached input beside input, not within).
-
-    A total that equals input + output says that the others are subsets after all, and so do OpenAI's nested details;
-    a total that fits neither reading is a contradiction.
-    """
+    """Langfuse's usage: a JSON map of kinds of its own naming."""
     try:
         usage = msgspec.json.decode(text) if isinstance(text, str) else None
     except (ValueError, RecursionError):
         usage = None
     if not isinstance(usage, dict):
         raise _Unfit("schema_invalid", "langfuse.observation.usage_details is not a JSON object")
-    counts = {kind.lower(): _whole("a count of usage_details", value, found) for kind, value in _flat(usage) if value is not None}
-    totals = [counts.pop(kind) for kind in ("total", "total_tokens") if kind in counts]
-    inputs = _picked(counts, lambda kind: any(word in kind for word in ("input", "prompt", "cache")))
-    outputs = _picked(counts, lambda kind: kind not in inputs and any(word in kind for word in ("output", "completion", "reasoning")))
-    whole_input, whole_output = (_picked(counts, kinds.__contains__) for kinds in (_INPUT_KINDS, _OUTPUT_KINDS))
-    found.total = totals[0] if totals else None
-    found.cached = _sum(_picked(inputs, lambda kind: "cache" in kind and not any(word in kind for word in ("creation", "write"))))
-    found.reasoning = _sum(_picked(outputs, lambda kind: "reasoning" in kind))
-    has_details = any(isinstance(value, dict) for value in usage.values())
-    if has_details or (found.total not in {None, sum(counts.values())} and found.total == sum(whole_input.values()) + sum(whole_output.values())):
-        inputs, outputs = whole_input, whole_output
-    found.input, found.output = _sum(inputs), _sum(outputs)
-
-
-def _flat(usage: dict[str, Any]) -> Iterable[tuple[str, Any]]:
-    """The counts of the map; those of an inner object (OpenAI's details) under its name and theirs."""
-    for kind, value in usage.items():
-        if isinstance(value, dict):
-            yield from ((f"{kind}.{inner}", count) for inner, count in value.items())
-        else:
-            yield kind, value
-
-
-def _picked(counts: dict[str, int], is_picked: Callable[[str], bool]) -> dict[str, int]:
-    return {kind: count for kind, count in counts.items() if is_picked(kind)}
-
-
-def _sum(counts: dict[str, int]) -> int | None:
-    if not counts:
-        return None
-    total = sum(counts.values())
-    if total > MAX_COUNT:
-        raise _Unfit("invalid_value", f"the counts of usage_details add up to more than {MAX_COUNT}")
-    return total
+    try:
+        tokens = langfuse.tokens_of(usage)
+    except Unfit as fault:
+        raise _Unfit(fault.refusal.error, f"langfuse.observation.usage_details: {fault.refusal.detail}") from fault
+    found.input, found.output, found.cached, found.reasoning, found.total = tokens.input, tokens.output, tokens.cached, tokens.reasoning, tokens.total
+    found.flags |= tokens.flags
 
 
 def _derive(found: _Tokens) -> None:
@@ -405,6 +372,9 @@ class _ModelAnswer(msgspec.Struct):
 _MODEL_ANSWER: Final = msgspec.json.Decoder(_ModelAnswer)
 
 
+_FORMAT: Final = {"span": "otlp_span", "log": "otlp_log"}
+
+
 def _details(record: Record, defaults: Defaults, http_status: int | None, reason: str | None, tokens: _Tokens) -> dict[str, str | int | bool | None]:
     """The named scalars that are kept for the receipt."""
     said = record.attributes
@@ -420,6 +390,8 @@ def _details(record: Record, defaults: Defaults, http_status: int | None, reason
         "stream": stream,
         "choices": _small(said.get("gen_ai.request.choice.count")),
         "max_tokens": _small(said.get("gen_ai.request.max_tokens")),
+        # For the receipt only, and only where something was written.
+        "cache_write_input_tokens": next((count for name in records.CACHE_WRITE if (count := _small(said.get(name)))), None),
         "user": _text(said.get("meterbridge.user")) or _text(record.resource.get("meterbridge.user")) or defaults.user,
         "server_address": _text(said.get("server.address")),
     }

@@ -10,12 +10,13 @@ from typing import Any, Final
 
 from collector.capture import bodies
 from collector.capture.event import Refusal
-from collector.capture.otlp.records import MAX_RECORDS, WANTED, Record, Scalar, Value
+from collector.capture.otlp.records import MAX_RECORDS, WANTED, Record, Scalar, Sum, Value
 from models.errors import InvalidInput
 
 # An attribute of two brackets takes some 30 bytes; a body that is little but brackets is an attack on memory.
 _MAX_BRACKETS: Final = 4 * MAX_RECORDS
 _INTEGER = re.compile(r"-?[0-9]{1,20}\Z")
+_DELTA, _CUMULATIVE = "AGGREGATION_TEMPORALITY_DELTA", "AGGREGATION_TEMPORALITY_CUMULATIVE"
 _POINTS: Final = ("gauge", "sum", "histogram", "exponentialHistogram", "summary")
 Json = dict[str, Any]
 
@@ -34,18 +35,51 @@ def logs(body: bytes) -> Iterator[Record | Refusal]:
     return _records(body, "resourceLogs", "scopeLogs", "logRecords", _log)
 
 
-def points(body: bytes) -> int:
-    """How many data points an ExportMetricsServiceRequest holds."""
-    found = 0
-    for _, metric in _groups(body, "resourceMetrics", "scopeMetrics", "metrics"):
-        try:
-            for kind in _POINTS:
-                for point in _list(_object(_object(metric, "a metric").get(kind), kind), "dataPoints"):
-                    _object(point, "a data point")
-                    found += 1
-        except _Unfit as fault:
-            raise _malformed(str(fault)) from fault
-    return found
+def sums(body: bytes) -> Iterator[Sum | Refusal]:
+    """The data points of an ExportMetricsServiceRequest; those of kinds that do not add up have no value."""
+    try:
+        for group in _list(_loaded(body), "resourceMetrics"):
+            resource: dict[str, Value] = {}
+            said = _object(_object(group, "resourceMetrics").get("resource"), "resource")
+            _attributes(said, resource)
+            told = _told(said)
+            for scope in _list(_object(group, "resourceMetrics"), "scopeMetrics"):
+                named = json.dumps(_object(scope, "scopeMetrics").get("scope"), sort_keys=True)
+                for metric in _list(_object(scope, "scopeMetrics"), "metrics"):
+                    yield from _metric(_object(metric, "a metric"), resource, [*told, named])
+    except _Unfit as fault:
+        raise _malformed(str(fault)) from fault
+
+
+def _metric(metric: Json, resource: dict[str, Value], identity: list[str]) -> Iterator[Sum | Refusal]:
+    name = _string(metric, "name")
+    for kind in _POINTS:
+        data = _object(metric.get(kind), kind)
+        said = data.get("aggregationTemporality")
+        for value in _list(data, "dataPoints"):
+            if not isinstance(value, dict):
+                raise _Unfit("a data point is not an object")
+            point = Sum(resource, [*identity, name, *_told(value)], name, is_delta=said in (1, "1", _DELTA), is_cumulative=said in (2, "2", _CUMULATIVE))
+            try:
+                _attributes(value, point.attributes)
+                point.started, point.time = _nanoseconds(value, "startTimeUnixNano"), _nanoseconds(value, "timeUnixNano")
+                if kind == "sum":
+                    point.value = _finite(value.get("asInt", value.get("asDouble")))
+                elif kind in {"histogram", "exponentialHistogram"}:
+                    point.value = _finite(value.get("sum"))
+            except _Unfit as fault:
+                yield Refusal("schema_invalid", str(fault))
+            else:
+                yield point
+
+
+def _told(value: Json) -> list[str]:
+    return sorted(json.dumps(pair, sort_keys=True) for pair in _list(value, "attributes"))
+
+
+def _finite(value: Any) -> Scalar | None:
+    found = _number(value)
+    return found if isinstance(found, str | int | float) else None
 
 
 def _records(body: bytes, top: str, middle: str, leaf: str, read: Callable[[Json, Record], None]) -> Iterator[Record | Refusal]:

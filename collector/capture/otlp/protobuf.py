@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 from collector.capture.event import Refusal
-from collector.capture.otlp.records import MAX_RECORDS, WANTED, Record, Scalar, Value
+from collector.capture.otlp.records import MAX_RECORDS, WANTED, Record, Scalar, Sum, Value
 from models.errors import InvalidInput
 
 # A tag is a field's number and how it is laid out: number * 8 + wire type. Of a length-delimited field the readers
@@ -24,6 +24,7 @@ _METRICS: Final = frozenset({_5, _7, _9, _10, _11})
 _WANTED: Final = {name.encode(): name for name in WANTED}
 _DOUBLE: Final = struct.Struct("<d")
 _ERROR = 2
+_DELTA, _CUMULATIVE = 1, 2
 
 
 class _Broken(Exception):
@@ -42,24 +43,89 @@ def logs(body: bytes) -> Iterator[Record | Refusal]:
         yield _guarded(_log, body, at, stop, resource)
 
 
-def points(body: bytes) -> int:
-    """How many data points an ExportMetricsServiceRequest holds; each is walked through once."""
-    found = 0
+def sums(body: bytes) -> Iterator[Sum | Refusal]:
+    """The data points of an ExportMetricsServiceRequest; those of kinds that do not add up have no value."""
+    seen = 0
     try:
-        for _, at, stop in _groups(body):
+        for top, at, stop in _fields(body, 0, len(body)):
+            if top != _1:
+                continue
+            resource: dict[str, Value] = {}
+            told: list[str] = []
+            scopes: list[tuple[int, int]] = []
             for tag, first, end in _fields(body, at, stop):
-                if tag not in _METRICS:
-                    continue
+                if tag == _1:
+                    _resource(body, first, end, resource)
+                    told += sorted(body[start:last].hex() for inner, start, last in _fields(body, first, end) if inner == _1)
+                elif tag == _2:
+                    scopes.append((first, end))
+            for first, end in scopes:
+                scope = [body[start:last].hex() for inner, start, last in _fields(body, first, end) if inner == _1]
                 for inner, start, last in _fields(body, first, end):
-                    if inner == _1:
-                        found += 1
-                        for _ in _fields(body, start, last):
-                            pass
-                if found > MAX_RECORDS:
-                    raise _too_many()
-    except (_Broken, IndexError) as fault:
+                    if inner != _2:
+                        continue
+                    for point in _metric(body, start, last, resource, [*told, *scope]):
+                        seen += 1
+                        if seen > MAX_RECORDS:
+                            raise _too_many()
+                        yield point
+    except (_Broken, IndexError, UnicodeDecodeError) as fault:
         raise _malformed() from fault
-    return found
+
+
+def _metric(body: bytes, at: int, stop: int, resource: dict[str, Value], identity: list[str]) -> Iterator[Sum | Refusal]:
+    name = next((body[first:end].decode("utf-8", "replace") for tag, first, end in _fields(body, at, stop) if tag == _1), "")
+    for tag, first, end in _fields(body, at, stop):
+        if tag not in _METRICS:
+            continue
+        # Of sums and histograms field 2 is the temporality; gauges and summaries have none.
+        said = next((start for inner, start, _ in _fields(body, first, end) if inner == 2 << 3 | _VARINT), 0)
+        for inner, start, last in _fields(body, first, end):
+            if inner == _1:
+                point = Sum(resource, [*identity, name], name, is_delta=said == _DELTA, is_cumulative=said == _CUMULATIVE)
+                try:
+                    _sum(body, start, last, tag, point)
+                except (_Broken, IndexError, UnicodeDecodeError):
+                    yield Refusal("malformed", "not a protobuf message: its lengths do not add up, or a text is not UTF-8")
+                else:
+                    yield point
+
+
+def _sum(body: bytes, at: int, stop: int, kind: int, point: Sum) -> None:
+    """A data point; the five kinds have their times in the same fields, and not their attributes."""
+    attributes = _1 if kind == _10 else _9 if kind == _9 else _7
+    for tag, first, end in _fields(body, at, stop):
+        if tag == attributes:
+            point.identity.append(body[first:end].hex())
+            _attribute(body, first, end, point.attributes)
+        elif tag == 2 << 3 | _FIXED64:
+            point.started = int.from_bytes(body[first:end], "little")
+        elif tag == 3 << 3 | _FIXED64:
+            point.time = int.from_bytes(body[first:end], "little")
+        elif (tag == 4 << 3 | _FIXED64 and kind == _7) or (tag == 5 << 3 | _FIXED64 and kind in {_9, _10}):
+            point.value = float(_DOUBLE.unpack_from(body, first)[0])
+        elif tag == 6 << 3 | _FIXED64 and kind == _7:
+            point.value = int.from_bytes(body[first:end], "little", signed=True)
+
+
+def kind(body: bytes) -> str | None:
+    """Which of the three requests a body is the beginning of, by the first record in it; None where it is none of them."""
+    try:
+        for top, at, stop in _fields(body, 0, len(body)):
+            for tag, first, end in _fields(body, at, min(stop, len(body))) if top == _1 else ():
+                for inner, start, last in _fields(body, first, end) if tag == _2 else ():
+                    if inner == _2:
+                        return _kind_of_record(body, start, last)
+    except (_Broken, IndexError):
+        return None
+    return None
+
+
+def _kind_of_record(body: bytes, at: int, stop: int) -> str:
+    tags = {tag: end - first for tag, first, end in _fields(body, at, stop)}
+    if tags.get(_1) == 16 and tags.get(_2) == 8:
+        return "traces"
+    return "metrics" if _1 in tags and _METRICS & tags.keys() else "logs"
 
 
 def _groups(body: bytes) -> Iterator[tuple[dict[str, Value], int, int]]:

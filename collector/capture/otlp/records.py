@@ -24,6 +24,12 @@ INPUT: Final = ("gen_ai.usage.input_tokens", "gen_ai.usage.prompt_tokens", "llm.
 OUTPUT: Final = ("gen_ai.usage.output_tokens", "gen_ai.usage.completion_tokens", "llm.usage.completion_tokens", "llm.token_count.completion")
 TOTAL: Final = ("gen_ai.usage.total_tokens", "llm.usage.total_tokens", "llm.token_count.total")
 CACHED: Final = ("gen_ai.usage.cache_read.input_tokens", "gen_ai.usage.cache_read_input_tokens", "llm.token_count.prompt_details.cache_read")
+CACHE_WRITE: Final = (
+    "gen_ai.usage.cache_write.input_tokens",
+    "gen_ai.usage.cache_creation.input_tokens",
+    "gen_ai.usage.cache_creation_input_tokens",
+    "llm.token_count.prompt_details.cache_write",
+)
 REASONING: Final = (
     "gen_ai.usage.reasoning.output_tokens",
     "gen_ai.usage.reasoning_tokens",
@@ -62,6 +68,7 @@ WANTED: Final = frozenset(
         *OUTPUT,
         *TOTAL,
         *CACHED,
+        *CACHE_WRITE,
         *REASONING,
         *RESPONSE_MODEL,
         *REQUEST_MODEL,
@@ -77,6 +84,8 @@ WANTED: Final = frozenset(
         "meterbridge.source",
         "meterbridge.user",
         "service.name",
+        "service.instance.id",
+        "gen_ai.token.type",
         "server.address",
         "error.type",
         "event.name",
@@ -93,6 +102,23 @@ WANTED: Final = frozenset(
         "langfuse.observation.usage_details",
     }
 )
+
+
+class Sum(msgspec.Struct, gc=False):
+    """One data point of a metric that adds up: a counter's value, or the sum of a histogram; instants as in ``Record``.
+
+    ``identity`` tells its series from others (resource, scope, name, attributes) and is for a digest only.
+    """
+
+    resource: Attributes
+    identity: list[str]
+    name: str = ""
+    attributes: dict[str, Value] = msgspec.field(default_factory=dict)
+    started: int = 0
+    time: int = 0
+    value: Scalar | None = None
+    is_delta: bool = False
+    is_cumulative: bool = False
 
 
 class Record(msgspec.Struct, gc=False):

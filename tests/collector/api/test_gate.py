@@ -101,6 +101,9 @@ def test_a_service_that_others_can_reach_answers_nobody_without_a_key(sqlite_sto
 # -- every route, every key -------------------------------------------------------------------------
 
 _PUBLIC = {"/livez", "/readyz", "/version"}
+_INGEST = ("/v1/usage", "/otlp/", "/api/v1/events")
+# Asked by gateways with the ingest key they report with; the route looks at the rest.
+_ANY_SCOPE = {"/v1/admission", "/v1/admission/denied", "/v1/alerts/litellm"}
 
 
 def _routes(service: Service) -> list[tuple[str, str]]:
@@ -117,7 +120,9 @@ def test_every_route_asks_for_the_right_key(service: Service) -> None:
         session.execute(sa.text("UPDATE api_key SET revoked_at = created_at WHERE secret_hash = :hash"), {"hash": auth._hash(revoked)})
     service.keys.refresh()
     for method, path in routes:
-        needed = "ingest" if method == "POST" else "read"
+        needed = "read" if method == "GET" else "ingest" if path.startswith(_INGEST) and path != "/v1/usage/void" else "admin"
+        if path in _ANY_SCOPE:
+            continue  # below
         for who, headers, expected in [
             ("nobody", {}, 401),
             ("unknown", bearer("mb_00000000_" + "x" * 43), 401),
@@ -126,6 +131,7 @@ def test_every_route_asks_for_the_right_key(service: Service) -> None:
             ("strange", {"authorization": "Bearer schl\xfcssel".encode("latin-1")}, 401),
             ("revoked", bearer(revoked), 401),
             ("wrong scope", bearer(keys["read" if needed == "ingest" else "ingest"]), 403),
+            ("wrong scope", bearer(keys["read" if needed == "admin" else "ingest" if needed == "read" else "read"]), 403),
         ]:
             answer = service.client.request(method, path, headers=headers)  # type: ignore[arg-type]
             assert (who, path, answer.status_code) == (who, path, expected)
@@ -134,6 +140,18 @@ def test_every_route_asks_for_the_right_key(service: Service) -> None:
             assert ("www-authenticate" in answer.headers) == (expected == 401)
         for scope in (needed, "admin"):
             assert service.client.request(method, path, headers=bearer(keys[scope])).status_code not in (401, 403), (method, path, scope)
+
+
+def test_what_gateways_ask_takes_their_ingest_key_and_none_that_is_unknown(service: Service) -> None:
+    asked = {"workspace": "ws-east", "deployment": "llama-chat", "tokens": 1}
+    for scope in ("ingest", "read", "admin"):
+        assert service.client.post("/v1/admission", json=asked, headers=bearer(service.key(scope))).status_code == 200
+        assert service.client.get("/v1/admission/denied", headers=bearer(service.key(scope))).status_code == 200
+    other = service.key("ingest", "ws-west")
+    assert service.client.post("/v1/admission", json=asked, headers=bearer(other)).status_code == 403
+    for path in ("/v1/admission", "/v1/alerts/litellm"):
+        assert service.client.post(path, json=asked).status_code == 401
+    assert service.client.post("/v1/alerts/litellm", json={}, headers=bearer(service.key("read"))).status_code == 403
 
 
 @pytest.mark.parametrize(("method", "path"), [("PUT", "/v1/deployments/x"), ("POST", "/v1/budgets"), ("DELETE", "/v1/usage/x"), ("POST", "/v1/usage/void")])

@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 
 from models.charges import ChargeClass, MeterKind
 from models.store import Store, head_revision
-from models.usage import identity_hash
 from tests import factories
 from tests.collector.api.serving import Service, serving
 
@@ -45,8 +44,7 @@ def told(store: Store) -> None:
             (west, "west/1 ä", 11, 9, 1_500_000, 500_000),
         ):
             at = datetime(2026, 11, day, hour, tzinfo=UTC)
-            digest = identity_hash(of.workspace_id, of.source_id, name)
-            factories.event(session, of, time=at, input_tokens=inputs, output_tokens=outputs, event_id=name, identity_hash=digest)
+            factories.event(session, of, time=at, input_tokens=inputs, output_tokens=outputs, event_id=name)
         part = factories.bill_part(session)
         item = factories.charge_item(session, ChargeClass.MARKETPLACE, MeterKind.INPUT)
         factories.charge(session, part, item, "1.20", charged_on=date(2026, 11, 10), quantity="3000")

@@ -59,17 +59,27 @@ LLAMA = "Meta-Llama-3.1-405B-Instruct"
 
 
 def of_openmeter(id_: str, sent: int, got: int, time: int | None = None) -> CapturedEvent:
-    return CapturedEvent(id=id_, time=time, source="invoice-rag", model=LLAMA, input_tokens=sent, output_tokens=got, details={"subject": "team-invoices"})
+    return CapturedEvent(
+        id=id_,
+        time=time,
+        source="invoice-rag",
+        model=LLAMA,
+        input_tokens=sent,
+        output_tokens=got,
+        details={"source_format": "cloudevents", "subject": "team-invoices"},
+    )
 
 
 def of_litellm(id_: str, time: int, model: str, counts: tuple[int, int], cost: str) -> CapturedEvent:
-    details = {"response_id": id_, "subject": "u-7", "user": "u-7", "reported_cost": cost, "reported_cost_currency": "USD"}
+    details = {"source_format": "cloudevents", "response_id": id_, "subject": "u-7", "user": "u-7", "reported_cost": cost, "reported_cost_currency": "USD"}
     return CapturedEvent(id=id_, time=time, source="litellm-proxy", model=model, input_tokens=counts[0], output_tokens=counts[1], details=details)
 
 
 def of_python(id_: str) -> CapturedEvent:
     source = "/ws-retail/meta-llama-31-405b-x1"
-    return CapturedEvent(id=id_, time=TEN_O_CLOCK, source=source, model=LLAMA, input_tokens=11, output_tokens=4, details={"subject": "team-a"})
+    return CapturedEvent(
+        id=id_, time=TEN_O_CLOCK, source=source, model=LLAMA, input_tokens=11, output_tokens=4, details={"source_format": "cloudevents", "subject": "team-a"}
+    )
 
 
 def of_javascript(id_: str, sent: int, got: int) -> CapturedEvent:
@@ -82,7 +92,7 @@ def of_javascript(id_: str, sent: int, got: int) -> CapturedEvent:
         model=LLAMA,
         input_tokens=sent,
         output_tokens=got,
-        details={"subject": "team-a"},
+        details={"source_format": "cloudevents", "subject": "team-a"},
     )
 
 
@@ -113,7 +123,7 @@ CAPTURED: dict[str, list[Item]] = {
             input_tokens=412,
             output_tokens=0,
             flags=Flag.PARTIAL_DIRECTION,
-            details={"subject": "demo-subject-7"},
+            details={"source_format": "cloudevents", "subject": "demo-subject-7"},
         )
     ],
 }
@@ -307,6 +317,7 @@ def test_usage_by_the_native_names() -> None:
         reasoning_output_tokens=2,
         started_at=TEN_O_CLOCK - 900_000,
         details={
+            "source_format": "cloudevents",
             "subject": "customer",
             "user": "u-7",
             "http_status": 200,
@@ -339,9 +350,21 @@ def test_litellms_zeros_are_unknown_and_others_are_counts() -> None:
     zeros = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0, "cost": 0}
     unknown = of_data(zeros, type="litellm_tokens", subject="u-7")
     assert (unknown.input_tokens, unknown.quality, unknown.flags) == (None, Quality.MISSING, Flag.USAGE_MISSING)
-    assert unknown.details == {"response_id": "e-1", "subject": "u-7", "user": "u-7", "reported_cost": "0", "reported_cost_currency": "USD"}
+    assert unknown.details == {
+        "source_format": "cloudevents",
+        "response_id": "e-1",
+        "subject": "u-7",
+        "user": "u-7",
+        "reported_cost": "0",
+        "reported_cost_currency": "USD",
+    }
     zero = of_data(zeros, subject="u-7")
-    assert (zero.input_tokens, zero.quality, zero.flags, zero.details) == (0, Quality.REPORTED, Flag.ZERO_USAGE, {"subject": "u-7"})
+    assert (zero.input_tokens, zero.quality, zero.flags, zero.details) == (
+        0,
+        Quality.REPORTED,
+        Flag.ZERO_USAGE,
+        {"source_format": "cloudevents", "subject": "u-7"},
+    )
 
 
 @pytest.mark.parametrize("kind", ["prompt", "tokens", "llm.usage"])
@@ -362,7 +385,7 @@ def test_the_request_names_what_the_event_does_not() -> None:
     defaults = Defaults(source="never", workspace="finance", deployment="llama-70b", model="llama", application="app", team="care", user="u-1")
     found = one(event(data={"usage": {"prompt_tokens": 1, "completion_tokens": 1}}), defaults=defaults)
     assert (found.source, found.workspace, found.deployment, found.model) == ("urn:app", "finance", "llama-70b", "llama")
-    assert (found.application, found.team, found.details) == ("app", "care", {"user": "u-1"})
+    assert (found.application, found.team, found.details) == ("app", "care", {"source_format": "cloudevents", "user": "u-1"})
     assert one(event(data={"endpoint": "e"}), defaults=defaults).deployment is None
     assert one(event(llmworkspace="retail"), defaults=defaults).workspace == "retail"
 

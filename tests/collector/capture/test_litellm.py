@@ -60,7 +60,15 @@ APIM_ID = "4f9c2b1e-6a5d-4c0e-9f3a-7f1d2f3f5f10"
 
 def answered(id_: str, response_id: str, started_at: int, time: int, **changes: Any) -> CapturedEvent:
     """A call of the captures that the provider's headers came with."""
-    details: dict[str, Any] = {"response_id": response_id, "request_id": APIM_ID, "finish_reason": "stop", "choices": 1, "user": "u-7", **LIMITS}
+    details: dict[str, Any] = {
+        "source_format": "litellm",
+        "response_id": response_id,
+        "request_id": APIM_ID,
+        "finish_reason": "stop",
+        "choices": 1,
+        "user": "u-7",
+        **LIMITS,
+    }
     details |= {"reported_cost": "0.00006460999999999999", "reported_cost_currency": "USD"} | changes.pop("details", {})
     said: dict[str, Any] = {"model": "Meta-Llama-3.1-405B-Instruct", "input_tokens": 19, "output_tokens": 72, "tags": TAGS}
     return CapturedEvent(id=id_, time=time, started_at=started_at, deployment="meta-llama-31-405b-x1", details=details, **said | changes)
@@ -122,6 +130,7 @@ CAPTURED: dict[str, list[Item]] = {
             input_tokens=19,
             output_tokens=72,
             details={
+                "source_format": "litellm",
                 "response_id": "cmpl-cd4bd3925ce942589ccafb13a9fe0332",
                 "finish_reason": "stop",
                 "choices": 1,
@@ -139,6 +148,7 @@ CAPTURED: dict[str, list[Item]] = {
             tags=TAGS,
             status=Status.FILTERED,
             details={
+                "source_format": "litellm",
                 "request_id": APIM_ID,
                 "litellm_call_id": "ec3f1d58-b5fc-41d6-bfea-a5625f31b1b4",
                 "http_status": 400,
@@ -159,6 +169,7 @@ CAPTURED: dict[str, list[Item]] = {
             tags=TAGS,
             status=Status.THROTTLED,
             details={
+                "source_format": "litellm",
                 "request_id": APIM_ID,
                 "litellm_call_id": "4ac63267-0547-4608-8a2c-e4dc0137e210",
                 "http_status": 429,

@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from collector.capture import native
+from collector.capture.columns import columns_of
 from collector.capture.event import CapturedEvent, Defaults, Item, Refusal
 from models.errors import InvalidInput
 from models.usage import Flag, Operation, Quality, Status
@@ -30,7 +31,7 @@ def native_event(**changes: Any) -> dict[str, Any]:
 
 def capture(body: Any, *, media_type: str | None = JSON_TYPE, defaults: Defaults | None = None) -> list[Item]:
     raw = body if isinstance(body, bytes) else json.dumps(body).encode()
-    return native.capture(raw, media_type=media_type, defaults=defaults or Defaults())
+    return list(native.capture(raw, media_type=media_type, defaults=defaults or Defaults()))
 
 
 def one(**changes: Any) -> CapturedEvent:
@@ -454,3 +455,47 @@ def test_verdicts_follow_the_order_of_the_items(kinds: list[str]) -> None:
     expected = [{"good": "r-1", "bad": "invalid_value", "broken": "malformed"}[kind] for kind in kinds]
     assert ids(capture(("[" + ",".join(written[kind] for kind in kinds) + "]").encode())) == expected
     assert ids(capture("\n".join(written[kind] for kind in kinds).encode(), media_type=LINES_TYPE)) == expected
+
+
+# -- large bodies ------------------------------------------------------------------------------------
+
+
+def test_a_large_body_says_by_columns_what_it_says_one_by_one() -> None:
+    lines = []
+    for number in range(300):
+        at = f"2026-11-{number % 28 + 1:02}T{number % 24:02}:{number % 60:02}:{number % 59:02}.{number:03}Z"
+        event: dict[str, Any] = {"id": f"call-{number}", "time": at, "workspace": f"ws-{number % 3}", "input_tokens": number, "output_tokens": number % 7}
+        match number % 11:
+            case 1:
+                event |= {"cached_input_tokens": number + 1}
+            case 2:
+                event |= {"output_tokens": None}
+            case 3:
+                event |= {"status": "throttled", "input_tokens": None, "http_status": 429, "throttled_by": "azure"}
+            case 4:
+                event |= {"started_at": "2026-10-01T00:00:00+02:00", "tags": {"b": "1", "a": "ü"}, "user": "u", "fine_tuned": True, "stream": False}
+            case 5:
+                event |= {"duration_ms": 12, "response_id": "r", "request_id": "", "finish_reason": "", "endpoint": "e", "billable": False}
+            case 6:
+                event |= {"time": "2026-02-30T00:00:00Z"}
+            case 7:
+                event |= {"operation": "embeddings", "output_tokens": None, "ratelimit_remaining_tokens": -1, "choices": 2}
+            case 8:
+                event |= {"started_at": "2027-01-01T00:00:00Z", "cached_input_tokens": 0}
+            case _:
+                pass
+        lines.append(json.dumps(event, ensure_ascii=False))
+    defaults = Defaults(deployment="llama", user="me", model="m")
+    found = native.capture("\n".join(lines).encode(), media_type="application/x-ndjson", defaults=defaults)
+    single = [native.capture(line.encode(), media_type="application/x-ndjson", defaults=defaults)[0] for line in lines]
+    columns = found.columns  # type: ignore[attr-defined]  # of large bodies only
+    assert list(found) == single
+    events = [item for place, item in enumerate(single) if isinstance(item, CapturedEvent) and place not in set(columns.rest)]
+    assert 150 < len(events) < 300
+    expected = columns_of(events)
+    assert expected is not None
+    for name in ("ids", "short_ids", "inputs", "outputs", "cached", "reasoning", "started", "durations", "response_ids", "request_ids", "details"):
+        assert getattr(columns, name) == getattr(expected, name), name
+    for name in ("times", "status", "billable", "quality", "flags"):
+        assert getattr(columns, name).tolist() == getattr(expected, name).tolist(), name
+    assert [columns.said[code] for code in columns.codes] == [expected.said[code] for code in expected.codes]

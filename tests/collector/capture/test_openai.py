@@ -72,6 +72,7 @@ RECORDED: dict[str, dict[str, Any]] = {
         "input_tokens": 15,
         "output_tokens": 24,
         "details": {
+            "source_format": "openai_response",
             "response_id": "chatcmpl-9HpbZPf84KZFiQG6fdY0KVtIwHyIa",
             "request_id": "8a3ae7c6-2eb5-45ea-947e-b4218c7ca1a5",
             "finish_reason": "stop",
@@ -91,6 +92,7 @@ RECORDED: dict[str, dict[str, Any]] = {
         "cached_input_tokens": 0,
         "reasoning_output_tokens": 0,
         "details": {
+            "source_format": "openai_response",
             "response_id": "chatcmpl-DPTBKC5U7aQYydhXIGw4HbPc0HcVT",
             "request_id": "f93b3050-42ab-44dd-936f-7bc80fba2799",
             "finish_reason": "stop",
@@ -110,6 +112,7 @@ RECORDED: dict[str, dict[str, Any]] = {
         "cached_input_tokens": 0,
         "reasoning_output_tokens": 192,
         "details": {
+            "source_format": "openai_response",
             "response_id": "chatcmpl-C6EJeKZdEaC0VeeKH3lWwJBjCTcpd",
             "request_id": "aebd8320-f701-4e7d-801f-2955f84e3811",
             "finish_reason": "stop",
@@ -127,6 +130,7 @@ RECORDED: dict[str, dict[str, Any]] = {
         "input_tokens": 15,
         "output_tokens": 19,
         "details": {
+            "source_format": "openai_response",
             "response_id": "chatcmpl-9HpyGSWv1hoKdGaUaiFhfxzTEVlZo",
             "request_id": "6624fbc0-526e-4c5f-b98c-fb96daf3c582",
             "finish_reason": "content_filter",
@@ -143,6 +147,7 @@ RECORDED: dict[str, dict[str, Any]] = {
         "operation": Operation.OTHER,
         "status": Status.FILTERED,
         "details": {
+            "source_format": "openai_response",
             "request_id": "6624fbc0-526e-4c5f-b98c-fb96daf3c582",
             "http_status": 400,
             "error_code": "content_filter",
@@ -155,7 +160,12 @@ RECORDED: dict[str, dict[str, Any]] = {
         "time": None,
         "operation": Operation.OTHER,
         "status": Status.ERROR,
-        "details": {"request_id": "229984e1-2885-42a2-9668-09b5037db6ea", "http_status": 404, "error_code": "DeploymentNotFound"},
+        "details": {
+            "source_format": "openai_response",
+            "request_id": "229984e1-2885-42a2-9668-09b5037db6ea",
+            "http_status": 404,
+            "error_code": "DeploymentNotFound",
+        },
     },
     "azure-openai-stream-no-usage.sse": {
         "id": "chatcmpl-9HpbaAXyt0cAnlWvI8kUAFpZt5jyQ",
@@ -164,6 +174,7 @@ RECORDED: dict[str, dict[str, Any]] = {
         "quality": Quality.MISSING,
         "flags": Flag.USAGE_MISSING,
         "details": {
+            "source_format": "openai_response",
             "response_id": "chatcmpl-9HpbaAXyt0cAnlWvI8kUAFpZt5jyQ",
             "request_id": "90ada254-7916-4e05-a761-c290afc3ea2a",
             "finish_reason": "stop",
@@ -180,7 +191,7 @@ RECORDED: dict[str, dict[str, Any]] = {
         "model": "Meta-Llama-3.1-405B-Instruct",
         "input_tokens": 19,
         "output_tokens": 72,
-        "details": {"response_id": "0a1234b5de6789f01gh2i345j6789klm", "finish_reason": "stop", "choices": 1},
+        "details": {"source_format": "openai_response", "response_id": "0a1234b5de6789f01gh2i345j6789klm", "finish_reason": "stop", "choices": 1},
     },
     # Its ``created`` is a day in January 1970.
     "mslearn-text-completion.json": {
@@ -189,7 +200,7 @@ RECORDED: dict[str, dict[str, Any]] = {
         "operation": Operation.TEXT_COMPLETION,
         "input_tokens": 7,
         "output_tokens": 16,
-        "details": {"response_id": "12345678-1234-1234-1234-abcdefghijkl", "finish_reason": "stop", "choices": 1},
+        "details": {"source_format": "openai_response", "response_id": "12345678-1234-1234-1234-abcdefghijkl", "finish_reason": "stop", "choices": 1},
     },
     "mslearn-chat-empty-model.json": {
         "id": "12345678-1234-1234-1234-abcdefghijkl",
@@ -197,7 +208,7 @@ RECORDED: dict[str, dict[str, Any]] = {
         "model": None,
         "input_tokens": 10,
         "output_tokens": 30,
-        "details": {"response_id": "12345678-1234-1234-1234-abcdefghijkl", "finish_reason": "stop", "choices": 1},
+        "details": {"source_format": "openai_response", "response_id": "12345678-1234-1234-1234-abcdefghijkl", "finish_reason": "stop", "choices": 1},
     },
     "mslearn-serverless-stream.sse": {
         "id": "23b54589eba14564ad8a2e6978775a39",
@@ -205,14 +216,20 @@ RECORDED: dict[str, dict[str, Any]] = {
         "model": "Meta-Llama-3.1-405B-Instruct",
         "input_tokens": 19,
         "output_tokens": 72,
-        "details": {"response_id": "23b54589eba14564ad8a2e6978775a39", "finish_reason": "stop", "choices": 1, "stream": True},
+        "details": {
+            "source_format": "openai_response",
+            "response_id": "23b54589eba14564ad8a2e6978775a39",
+            "finish_reason": "stop",
+            "choices": 1,
+            "stream": True,
+        },
     },
     "mslearn-content-filter-400.json": {
         "id": None,
         "time": None,
         "operation": Operation.OTHER,
         "status": Status.FILTERED,
-        "details": {"http_status": 400, "error_code": "content_filter"},
+        "details": {"source_format": "openai_response", "http_status": 400, "error_code": "content_filter"},
     },
     "synthetic-stream-include-usage.sse": {
         "id": "chatcmpl-dev-inc",
@@ -220,7 +237,7 @@ RECORDED: dict[str, dict[str, Any]] = {
         "model": "Llama-3.3-70B-Instruct",
         "input_tokens": 11,
         "output_tokens": 2,
-        "details": {"response_id": "chatcmpl-dev-inc", "finish_reason": "stop", "choices": 1, "stream": True},
+        "details": {"source_format": "openai_response", "response_id": "chatcmpl-dev-inc", "finish_reason": "stop", "choices": 1, "stream": True},
     },
     "synthetic-stream-truncated.sse": {
         "id": "chatcmpl-dev-inc",
@@ -229,7 +246,7 @@ RECORDED: dict[str, dict[str, Any]] = {
         "status": Status.INCOMPLETE,
         "quality": Quality.MISSING,
         "flags": Flag.USAGE_MISSING | Flag.STREAM_TRUNCATED,
-        "details": {"response_id": "chatcmpl-dev-inc", "choices": 1, "stream": True},
+        "details": {"source_format": "openai_response", "response_id": "chatcmpl-dev-inc", "finish_reason": None, "choices": 1, "stream": True},
     },
     "synthetic-n3-cached.json": {
         "id": "chatcmpl-dev-n3",
@@ -239,14 +256,20 @@ RECORDED: dict[str, dict[str, Any]] = {
         "output_tokens": 96,
         "cached_input_tokens": 1408,
         "reasoning_output_tokens": 12,
-        "details": {"response_id": "chatcmpl-dev-n3", "finish_reason": "stop", "choices": 3},
+        "details": {"source_format": "openai_response", "response_id": "chatcmpl-dev-n3", "finish_reason": "stop", "choices": 3},
     },
     "synthetic-429.json": {
         "id": "5f1a8a16-7b0a-4d5d-9a3c-111111111111",
         "time": None,
         "operation": Operation.OTHER,
         "status": Status.THROTTLED,
-        "details": {"request_id": "5f1a8a16-7b0a-4d5d-9a3c-111111111111", "http_status": 429, "error_code": "429", "ratelimit_remaining_tokens": 0},
+        "details": {
+            "source_format": "openai_response",
+            "request_id": "5f1a8a16-7b0a-4d5d-9a3c-111111111111",
+            "http_status": 429,
+            "error_code": "429",
+            "ratelimit_remaining_tokens": 0,
+        },
     },
 }
 
@@ -306,6 +329,7 @@ def test_an_envelope_tells_who_where_and_when() -> None:
         flags=Flag.SPILLOVER,
         started_at=TEN_O_CLOCK - 1_500_000,
         details={
+            "source_format": "openai_response",
             "response_id": "chatcmpl-1",
             "request_id": "apim-1",
             "http_status": 200,
@@ -525,7 +549,7 @@ def test_a_response_object_names_its_counts_otherwise() -> None:
         output_tokens=11,
         cached_input_tokens=30,
         reasoning_output_tokens=4,
-        details={"response_id": "resp_1", "stream": True},
+        details={"source_format": "openai_response", "response_id": "resp_1", "stream": True},
     )
     assert one(streamed.partition("\n\n")[0]).status is Status.INCOMPLETE
 
@@ -626,7 +650,7 @@ def test_the_request_tells_what_a_failed_call_asked_for(request_: Any, operation
 
 def test_a_failed_request_names_its_model_and_limits() -> None:
     event = one({"request": {"model": "llama", "max_completion_tokens": 64, "n": True, "best_of": -1, "stream": True}, "status": 429})
-    assert (event.model, event.details) == ("llama", {"http_status": 429, "max_tokens": 64, "stream": True})
+    assert (event.model, event.details) == ("llama", {"source_format": "openai_response", "http_status": 429, "max_tokens": 64, "stream": True})
 
 
 @pytest.mark.parametrize("body", [{"object": "model", "id": "m"}, {"object": "list", "data": [{"object": "model"}]}])

@@ -1,0 +1,334 @@
+"""``meterbridge apply -f FILE``: rules, budgets, silences, receivers and owners as a file in version control.
+
+The difference is shown before anything is done, everything is done in one transaction, and a file that was applied
+changes nothing when it is applied again. What the file does not name stays as it is, unless ``prune`` ends what an
+earlier file made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+import yaml
+from pydantic import BaseModel
+from sqlmodel import Session, col, select
+
+from collector import registry, rulebook
+from collector.rulebook import Author, BudgetBody, RuleBody, SilenceBody
+from models.alerts import AlertRule, Budget, Silence
+from models.columns import canonical_json
+from models.errors import InvalidInput
+from models.notices import Receiver
+from models.periods import rfc3339
+from models.store import Store
+
+ORIGIN = "apply"
+_SECTIONS = ("receivers", "rules", "budgets", "silences", "owners")
+_MAX_FILE = 4 * 1024 * 1024
+_MOST_ITEMS = 10_000
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One difference: the line that shows it, and what makes it so."""
+
+    line: str
+    do: Callable[[], object]
+
+
+@dataclass(slots=True)
+class Plan:
+    """What a file would change."""
+
+    steps: list[Step]
+    unchanged: int = 0
+
+    def add(self, line: str, do: Callable[[], object]) -> None:
+        self.steps.append(Step(line, do))
+
+
+class Apply(msgspec.Struct, tag="apply", forbid_unknown_fields=True):
+    """``meterbridge apply -f FILE``; the file is a path on this machine."""
+
+    file: str
+    dry_run: bool = False
+    prune: bool = False
+
+
+class Receivers:
+    """Where a file's receivers go. Names of receivers in rules and budgets stand for their ids."""
+
+    def ids(self, session: Session) -> Mapping[str, str]:
+        """The ids of the receivers by name."""
+        return {row.name: row.id for row in session.exec(select(Receiver).where(col(Receiver.deleted_at).is_(None)).order_by(col(Receiver.created_at).desc()))}
+
+    def plan(self, session: Session, said: Sequence[object], plan: Plan, *, by: Author, now: datetime, prune: bool) -> None:
+        """Add the differences of a file's receivers to the plan."""
+        del session, plan, by, now, prune
+        if said:
+            raise InvalidInput("receivers: make them with POST /v1/webhooks; their secrets are shown once and belong into no file")
+
+
+def apply(
+    store: Store, file: Path, *, now: datetime, author: str, say: Say, dry_run: bool = False, prune: bool = False, receivers: Receivers | None = None
+) -> int:
+    """Show what the file changes, then change it (not with ``dry_run``); gives the exit code."""
+    said = read_file(file)
+    by = Author(author or "apply", ORIGIN)
+    with store.write() as session:
+        plan = Plan([])
+        _plan(session, said, plan, by=by, now=now, prune=prune, receivers=receivers or Receivers(), where=file.name)
+        for step in plan.steps:
+            say(step.line)
+        if not plan.steps:
+            say(f"nothing to change ({plan.unchanged} as the file says)")
+            return 0
+        if dry_run:
+            session.rollback()
+            say(f"{len(plan.steps)} to change, {plan.unchanged} unchanged; nothing was done (--dry-run)")
+            return 0
+        for step in plan.steps:
+            step.do()
+    say(f"{len(plan.steps)} changed, {plan.unchanged} unchanged")
+    return 0
+
+
+# -- the file -------------------------------------------------------------------------------------
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML whose numbers with a point and times stay the text that was written: an amount of 100.10 is no float."""
+
+
+def _as_text(_loader: yaml.SafeLoader, node: yaml.ScalarNode) -> str:
+    return str(node.value)
+
+
+def _mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[Any, Any]:
+    loader.flatten_mapping(node)
+    found: dict[Any, Any] = {}
+    for key_node, value_node in node.value:
+        key = loader.construct_object(key_node, deep=True)
+        if not isinstance(key, str):
+            raise InvalidInput(f"line {key_node.start_mark.line + 1}: a key must be text, not {str(key)[:40]!r}")
+        if key in found:
+            raise InvalidInput(f"line {key_node.start_mark.line + 1}: {key[:60]!r} is said twice")
+        found[key] = loader.construct_object(value_node, deep=True)
+    return found
+
+
+_Loader.add_constructor("tag:yaml.org,2002:float", _as_text)
+_Loader.add_constructor("tag:yaml.org,2002:timestamp", _as_text)
+_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+
+
+def read_file(file: Path) -> dict[str, list[Any]]:
+    """The sections of the file; a fault says its line."""
+    if not file.is_file():
+        raise InvalidInput(f"{file} is not a file" if file.exists() else f"there is no file {file}")
+    if file.stat().st_size > _MAX_FILE:
+        raise InvalidInput(f"{file.name} is larger than {_MAX_FILE // 1024 // 1024} MiB; split it")
+    try:
+        said = yaml.load(file.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 - a safe loader of our own
+    except UnicodeDecodeError as fault:
+        raise InvalidInput(f"{file.name} is not UTF-8 text") from fault
+    except yaml.MarkedYAMLError as fault:
+        line = f"line {fault.problem_mark.line + 1}" if fault.problem_mark is not None else "somewhere"
+        raise InvalidInput(f"{file.name}, {line}: {fault.problem or 'it is not YAML'}") from fault
+    except yaml.YAMLError as fault:
+        raise InvalidInput(f"{file.name} is not YAML: {str(fault).splitlines()[0]}") from fault
+    except InvalidInput as fault:
+        raise InvalidInput(f"{file.name}, {fault.message}") from fault
+    except RecursionError as fault:
+        raise InvalidInput(f"{file.name} is nested too deeply") from fault
+    if said is None:
+        return {}
+    if not isinstance(said, dict):
+        raise InvalidInput(f"{file.name} must have the sections {', '.join(_SECTIONS)}")
+    unknown = [name for name in said if name not in _SECTIONS]
+    if unknown:
+        raise InvalidInput(f"{file.name} does not know the section {unknown[0][:60]!r}; it takes {', '.join(_SECTIONS)}")
+    for name, items in said.items():
+        if items is not None and (not isinstance(items, list) or len(items) > _MOST_ITEMS):
+            raise InvalidInput(f"{file.name}, {name}: a list of at most {_MOST_ITEMS:,} is needed")
+    return {name: items or [] for name, items in said.items()}
+
+
+# -- the plan -------------------------------------------------------------------------------------
+
+
+def _plan(session: Session, said: Mapping[str, list[Any]], plan: Plan, *, by: Author, now: datetime, prune: bool, receivers: Receivers, where: str) -> None:
+    if "receivers" in said:
+        receivers.plan(session, said["receivers"], plan, by=by, now=now, prune=prune)
+
+    def ids(wanted: Sequence[str]) -> list[str]:
+        # Asked again when a step is done: what the file itself makes has an id only then.
+        known = receivers.ids(session)
+        return [known.get(one, one) for one in wanted]
+
+    rules = [rulebook.parsed(RuleBody, item, where=f"{where}: rules[{index}]") for index, item in enumerate(said.get("rules", ()))]
+    _named(
+        session,
+        AlertRule,
+        "rule",
+        rules,
+        plan,
+        shown=lambda row: _comparable(rulebook.rule_body(row), RuleBody),
+        wanted=lambda body: _wanted(body, ids(body.receivers)),
+        create=lambda body: rulebook.create_rule(session, _resolved(body, ids(body.receivers)), by=by, now=now),
+        replace=lambda row, body: rulebook.replace_rule(session, row, _resolved(body, ids(body.receivers)), by=by, now=now),
+        delete=lambda row: rulebook.delete(session, row, by=by, now=now),
+        prune=prune and "rules" in said,
+    )
+    every = [rulebook.parsed(BudgetBody, item, where=f"{where}: budgets[{index}]") for index, item in enumerate(said.get("budgets", ()))]
+    _named(
+        session,
+        Budget,
+        "budget",
+        every,
+        plan,
+        shown=lambda row: _comparable(rulebook.budget_body(row), BudgetBody),
+        wanted=lambda body: _wanted(body, ids(body.receivers)),
+        create=lambda body: rulebook.create_budget(session, _resolved(body, ids(body.receivers)), by=by, now=now),
+        replace=lambda row, body: rulebook.replace_budget(session, row, _resolved(body, ids(body.receivers)), by=by, now=now),
+        delete=lambda row: rulebook.delete(session, row, by=by, now=now),
+        prune=prune and "budgets" in said,
+    )
+    quiet = [rulebook.parsed(SilenceBody, item, where=f"{where}: silences[{index}]") for index, item in enumerate(said.get("silences", ()))]
+    _silences(session, quiet, plan, by=by, now=now, prune=prune and "silences" in said)
+    if said.get("owners"):
+        _owners(session, said["owners"], plan, by=by, now=now, where=where, prune=prune)
+
+
+_Body = TypeVar("_Body", RuleBody, BudgetBody)
+_Kept = TypeVar("_Kept", AlertRule, Budget)
+
+
+def _named(
+    session: Session,
+    table: type[_Kept],
+    kind: str,
+    bodies: Sequence[_Body],
+    plan: Plan,
+    *,
+    shown: Callable[[_Kept], dict[str, Any]],
+    wanted: Callable[[_Body], dict[str, Any]],
+    create: Callable[[_Body], object],
+    replace: Callable[[_Kept, _Body], object],
+    delete: Callable[[_Kept], object],
+    prune: bool,
+) -> None:
+    """Rules and budgets are found again by their names."""
+    standing: dict[str, list[_Kept]] = {}
+    for row in rulebook.standing(session, table):
+        standing.setdefault(row.name, []).append(row)
+    seen: set[str] = set()
+    for body in bodies:
+        if body.name in seen:
+            raise InvalidInput(f"{kind} {body.name!r} is in the file twice; a {kind} is known by its name")
+        seen.add(body.name)
+        standing_one = _only(kind, body.name, standing.get(body.name, []))
+        after = wanted(body)
+        if standing_one is None:
+            plan.add(f"+ {kind} {body.name}: {_brief(after)}", partial(create, body))
+            continue
+        before = shown(standing_one)
+        changed = [f"{name} {_brief(before[name])} → {_brief(after[name])}" for name in after if before[name] != after[name]]
+        if changed:
+            plan.add(f"~ {kind} {body.name}: {'; '.join(changed)}", partial(replace, standing_one, body))
+        else:
+            plan.unchanged += 1
+    if prune:
+        for row in (one for rows in standing.values() for one in rows):
+            if row.origin == ORIGIN and row.name not in seen:
+                plan.add(f"- {kind} {row.name}", partial(delete, row))
+
+
+def _only(kind: str, name: str, rows: Sequence[_Kept]) -> _Kept | None:
+    own = [row for row in rows if row.origin == ORIGIN] or list(rows)
+    if len(own) > 1:
+        raise InvalidInput(f"there are {len(own)} {kind}s named {name!r}; rename or delete all but one, so that the file's can be found again")
+    return own[0] if own else None
+
+
+def _comparable(body: Mapping[str, Any], model: type[BaseModel]) -> dict[str, Any]:
+    return {name: body[name] for name in model.model_fields}
+
+
+def _wanted(body: RuleBody | BudgetBody, receivers: list[str]) -> dict[str, Any]:
+    """What a body will look like once it is kept, in the words of the API."""
+    said = body.model_dump(mode="python")
+    said["receivers"] = receivers
+    for name, value in said.items():
+        if isinstance(value, Decimal):
+            said[name] = rulebook.amount_text(value, body.currency) if isinstance(body, BudgetBody) else rulebook.number(value)
+        elif hasattr(value, "value"):
+            said[name] = value.value
+    return said
+
+
+def _resolved(body: _Body, receivers: list[str]) -> _Body:
+    return body.model_copy(update={"receivers": receivers})
+
+
+def _brief(value: object) -> str:
+    if isinstance(value, dict) and "name" in value:
+        value = {
+            name: one
+            for name, one in value.items()
+            if name in ("kind", "scope", "threshold", "threshold_percent", "amount", "currency", "period", "steps") and one
+        }
+    text = canonical_json(value) if isinstance(value, dict | list) else "none" if value is None else str(value)
+    return text if len(text) <= 200 else text[:197] + "…"
+
+
+def _silences(session: Session, bodies: Sequence[SilenceBody], plan: Plan, *, by: Author, now: datetime, prune: bool) -> None:
+    """A silence has no name; it is found again by what it matches and when it begins."""
+    standing = {_silence_key(rulebook.silence_body(row, now=now)): row for row in rulebook.standing(session, Silence)}
+    seen: set[str] = set()
+    for body in bodies:
+        weekly = None if body.weekly is None else body.weekly.model_dump(by_alias=True)
+        wanted = {"matchers": [one.model_dump() for one in body.matchers], "starts_at": rfc3339(body.starts_at), "weekly": weekly}
+        key = _silence_key(wanted)
+        if key in seen:
+            raise InvalidInput(f"the silence of {canonical_json(wanted['matchers'])} from {rfc3339(body.starts_at)} is in the file twice")  # type: ignore[arg-type]
+        seen.add(key)
+        name = f"silence {' '.join(f'{one.name}={one.value}' for one in body.matchers)}"
+        row = standing.get(key)
+        if row is None:
+            plan.add(f"+ {name}: until {rfc3339(body.ends_at)}", partial(rulebook.create_silence, session, body, by=by, now=now))
+        elif (row.ends_at, row.comment) != (body.ends_at, body.comment):
+            line = f"~ {name}: until {rfc3339(row.ends_at)} → {rfc3339(body.ends_at)}"
+            plan.add(line, partial(rulebook.replace_silence, session, row, body, by=by, now=now))
+        else:
+            plan.unchanged += 1
+    if prune:
+        for key, row in standing.items():
+            if row.origin == ORIGIN and key not in seen:
+                name = " ".join(f"{one['name']}={one['value']}" for one in row.matchers)
+                plan.add(f"- silence {name}", partial(rulebook.delete, session, row, by=by, now=now))
+
+
+def _silence_key(body: Mapping[str, Any]) -> str:
+    return canonical_json({name: body[name] for name in ("matchers", "starts_at", "weekly")})
+
+
+def _owners(session: Session, said: Sequence[Mapping[str, object]], plan: Plan, *, by: Author, now: datetime, where: str, prune: bool) -> None:
+    """Owners are kept over time by the registry; it says how many it would touch."""
+    try_out = session.begin_nested()
+    done = registry.set_owners(session, said, name=where, now=now, author=by.name, replace=prune)
+    try_out.rollback()
+    touched = done.owners.added + done.owners.changed + done.owners.ended
+    if touched:
+        line = f"~ owners: {done.owners.summary()}"
+        plan.add(line, lambda: registry.set_owners(session, said, name=where, now=now, author=by.name, replace=prune))
+    plan.unchanged += done.owners.unchanged

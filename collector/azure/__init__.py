@@ -1,0 +1,1 @@
+"""Azure: what is pulled from it, through one client."""

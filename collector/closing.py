@@ -1,0 +1,57 @@
+"""``meterbridge close`` and ``reopen``: the month close as commands. What is stored and compared is the ledger's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import date, datetime
+
+import msgspec
+
+from models import ledger, money
+from models.errors import InvalidInput
+from models.store import Store
+
+
+class CloseMonth(msgspec.Struct, tag="close_month", forbid_unknown_fields=True):
+    """``meterbridge close --month YYYY-MM``."""
+
+    month: str
+    author: str
+    software: str
+
+
+class ReopenMonth(msgspec.Struct, tag="reopen_month", forbid_unknown_fields=True):
+    """``meterbridge reopen --month YYYY-MM --reason TEXT``."""
+
+    month: str
+    author: str
+    reason: str = ""
+
+
+def close(store: Store, asked: CloseMonth, *, now: datetime, say: Callable[[str], None]) -> int:
+    """Close the month and say what it came to."""
+    month = month_from(asked.month)
+    with store.write() as session:
+        ledger.close_month(session, month, author=asked.author, software=asked.software, now=now)
+        (closed,) = [one for one in ledger.closed_months(session, now=now) if one.close.month == month]
+    say(f"{month:%Y-%m} is closed")
+    for currency, (expected, billed) in sorted(closed.totals.items(), key=lambda pair: pair[0] or ""):
+        say(f"{currency or 'no currency'}: billed {money.text(billed)}, expected {money.text(expected)}")
+    return 0
+
+
+def reopen(store: Store, asked: ReopenMonth, *, now: datetime, say: Callable[[str], None]) -> int:
+    """Open the month again."""
+    month = month_from(asked.month)
+    with store.write() as session:
+        ledger.reopen_month(session, month, author=asked.author, reason=asked.reason, now=now)
+    say(f"{month:%Y-%m} is open again; what it says moves with its bill and its usage")
+    return 0
+
+
+def month_from(text: str) -> date:
+    """A calendar month written ``2026-10``, as its first day."""
+    year, _, month = text.partition("-")
+    if not (len(year) == 4 and len(month) == 2 and (year + month).isascii() and (year + month).isdigit() and 1 <= int(month) <= 12 and int(year) >= 2000):
+        raise InvalidInput(f"a month is written like 2026-10, not {text[:20]!r}")
+    return date(int(year), int(month), 1)

@@ -1,0 +1,72 @@
+"""The outbox's front door: a notice of an alert, put into the caller's transaction for each receiver it is for.
+
+Every transition is told, also one that was over before its first delivery: the firing goes first, the resolved after it.
+What is sent is rendered here, once: every attempt has the same bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Literal
+
+from sqlmodel import Session, col, select, update
+
+from collector.rulebook import new_id
+from collector.webhooks.formats import Notice, render
+from models.notices import Delivery, DeliveryStatus, Receiver
+
+Type = Literal["alert.firing", "alert.resolved", "webhook.test"]
+
+
+def post(
+    session: Session,
+    *,
+    alert: Mapping[str, object],
+    type: Literal["alert.firing", "alert.resolved"],  # noqa: A002 - the word of the wire
+    receivers: Sequence[str] | None,
+    now: datetime,
+) -> None:
+    """Tell ``receivers`` (None: those marked default) of ``alert``; delivered after the caller's commit."""
+    question = select(Receiver).where(col(Receiver.deleted_at).is_(None), col(Receiver.is_enabled).is_(True)).order_by(col(Receiver.id))
+    question = question.where(col(Receiver.is_default).is_(True)) if receivers is None else question.where(col(Receiver.id).in_(list(receivers)))
+    notice = Notice(id=new_id("msg"), type=type, at=now, data=alert)
+    for receiver in session.exec(question):
+        if _is_for(receiver, alert, is_named=receivers is not None):
+            enqueue(session, receiver, notice, now=now)
+
+
+def enqueue(session: Session, receiver: Receiver, notice: Notice, *, now: datetime) -> Delivery:
+    """One delivery, due at once."""
+    alert_id = str(notice.data.get("id", notice.id))
+    mine = (col(Delivery.receiver_id) == receiver.id, col(Delivery.alert_id) == alert_id)
+    if notice.data.get("kind") == "heartbeat":
+        # A beat says "now": those that could not be told are worth nothing when the next one comes.
+        waiting = (*mine, col(Delivery.status) == DeliveryStatus.PENDING, col(Delivery.claimed_by).is_(None))
+        session.exec(update(Delivery).where(*waiting).values(status=DeliveryStatus.FAILED, next_attempt_at=None, last_error="a newer heartbeat took its place"))
+    # What is told now stands in for what would have been told again.
+    session.exec(update(Delivery).where(*mine, col(Delivery.resend_at).is_not(None)).values(resend_at=None))
+    row = Delivery(
+        id=new_id("dlv"),
+        notice_id=notice.id,
+        receiver_id=receiver.id,
+        alert_id=alert_id,
+        type=notice.type,
+        body=render(receiver.format, notice, receiver_name=receiver.name, routing_key=receiver.routing_key),
+        created_at=now,
+        started_at=now,
+        next_attempt_at=now,
+    )
+    session.add(row)
+    session.flush()
+    return row
+
+
+def _is_for(receiver: Receiver, alert: Mapping[str, object], *, is_named: bool) -> bool:
+    if not receiver.workspaces:
+        return True
+    scope = alert.get("scope")
+    said = scope.get("workspace") if isinstance(scope, Mapping) else None
+    workspaces = [said] if isinstance(said, str) else list(said) if isinstance(said, Sequence) else []
+    # One that is about no workspace at all goes only where a rule names the receiver.
+    return all(one in receiver.workspaces for one in workspaces) if workspaces else is_named

@@ -1,0 +1,11 @@
+"""Reports: an immutable snapshot of the ledger's figures, and the formats it is written in.
+
+Every format is a pure function of the snapshot's body, so that the same report can be produced again for ever. What
+changes later makes a numbered restatement, which names the difference; the first one stays as it was sent.
+"""
+
+from collector.reports.command import WeeklyReport, write_weekly
+from collector.reports.formats import FORMATS, MEDIA_TYPES, Format, Written, written
+from collector.reports.snapshots import weekly_snapshot
+
+__all__ = ["FORMATS", "MEDIA_TYPES", "Format", "WeeklyReport", "Written", "weekly_snapshot", "write_weekly", "written"]

@@ -1,0 +1,202 @@
+"""A snapshot as one HTML page: opens offline, prints well, runs nothing. Every text from outside is escaped here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+from collector.reports import words
+from collector.reports.charts import HEIGHT, WIDTH, Box, Chart, Stroke
+
+_STYLE = """
+:root { color-scheme: light; }
+body { margin: 0 auto; max-width: 760px; padding: 24px; background: #fff; color: #1b2330; font: 14px/1.5 system-ui, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }
+h1 { font-size: 22px; margin: 0; } h2 { font-size: 16px; margin: 28px 0 6px; } h3 { font-size: 13px; margin: 18px 0 4px; color: #566175; }
+.sub, .note, figcaption { color: #566175; font-size: 12.5px; } .lead { font-size: 17px; margin: 14px 0 4px; }
+.tiles { display: flex; flex-wrap: wrap; gap: 10px; margin: 14px 0; } .tile { border: 1px solid #dfe3ea; border-radius: 8px; padding: 8px 14px; min-width: 120px; }
+.tile b { display: block; font-size: 18px; } .tile span { color: #566175; font-size: 12px; }
+table { border-collapse: collapse; width: 100%; font-size: 12.5px; } th { text-align: left; color: #566175; font-weight: 600; }
+th { white-space: nowrap; } th, td { padding: 4px 8px 4px 0; border-bottom: 1px solid #dfe3ea; vertical-align: top; overflow-wrap: anywhere; }
+.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+figure { margin: 10px 0; } svg { width: 100%; height: auto; } .key { display: inline-block; width: 10px; height: 10px; border-radius: 2px; margin: 0 4px 0 10px; }
+.warn { background: #fdf3dd; color: #6d4a05; border-radius: 8px; padding: 8px 12px; }
+footer { margin-top: 28px; border-top: 1px solid #dfe3ea; padding-top: 8px; color: #566175; font-size: 11.5px; }
+@media print { body { padding: 0; max-width: none; } table, figure { break-inside: avoid; } h2 { break-after: avoid; } }
+"""
+
+
+def html_page(body: Mapping[str, Any]) -> str:
+    """The whole page."""
+    title = f"Weekly cost report {body['week']}"
+    span = f"{words.instant(body['from'], body['time_zone'])} to {words.instant(body['to'], body['time_zone'])} · {_number_of(body)}"
+    parts = [f"<h1>{escape(title)}</h1>", f'<p class="sub">{escape(span)}</p>']
+    if not body["totals"]:
+        parts.append('<p class="lead">Nothing was used and nothing was billed in this week or the one before.</p>')
+    parts += [f'<p class="lead">{escape(words.headline(body, total))}</p>' for total in body["totals"]]
+    parts += _restatement(body)
+    for total, one in zip(body["totals"], body["currencies"], strict=True):
+        parts += _currency(body, total, one)
+    parts.append(f"<footer>{escape(_footer(body))}</footer>")
+    policy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+    return (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}"><title>{escape(title)} · meterbridge</title><style>{_STYLE}</style></head>'
+        f"<body>{''.join(parts)}</body></html>\n"
+    )
+
+
+def _number_of(body: Mapping[str, Any]) -> str:
+    snapshot = body["snapshot"]
+    if snapshot["id"] is None:
+        return f"as of {words.instant(snapshot['made_at'], body['time_zone'])}: {snapshot['reason']}"
+    kept = f"made {words.instant(snapshot['made_at'], body['time_zone'])}"
+    return f"{kept}, restatement {snapshot['number']}" if snapshot["number"] else kept
+
+
+def _footer(body: Mapping[str, Any]) -> str:
+    snapshot, age = body["snapshot"], body["data_age"]
+    return (
+        f"Basis best: billed where the bill reaches, metered after it. Metered until {words.instant(age['metered_until'], body['time_zone'])}, "
+        f"billed until {words.instant(age['billed_until'], body['time_zone'])}. "
+        f"Snapshot {snapshot['id'] or '(not kept)'}, sha256 {snapshot['sha256']}."
+    )
+
+
+def _restatement(body: Mapping[str, Any]) -> list[str]:
+    changed = body.get("restatement")
+    if not changed:
+        return []
+    rows = [
+        [
+            escape(words.name(line["workspace"])),
+            escape(words.name(line["deployment"])),
+            _n(words.amount(line["was"], line["currency"])),
+            _n(words.amount(line["is"], line["currency"])),
+            _n(words.signed(line["delta"], line["currency"])),
+        ]
+        for line in changed
+    ]
+    return ["<h2>What this restatement changes</h2>", _table(["Workspace", "Deployment", "#Was", "#Is", "#Difference"], rows)]
+
+
+def _currency(body: Mapping[str, Any], total: Mapping[str, Any], one: Mapping[str, Any]) -> list[str]:
+    code = one["currency"]
+    if total["cost"] is None:
+        return [f"<h2>{escape(code or 'Without a price')}</h2>", *_unpriced(one)]
+    tiles = [
+        (words.amount(total["cost"], code), "cost, basis best"),
+        (words.percent(total["change_percent"]), f"against {words.amount(total['last_week']['cost'], code)} the week before"),
+        (words.amount(total["billed_cost"], code), "of it billed"),
+        (words.count(total["input_tokens"] + total["output_tokens"]), f"tokens in {words.count(total['requests'])} requests"),
+        (words.hours(total["core_hours"]), "core-hours"),
+        (words.share(total["coverage"]), "of the billed money was metered"),
+    ]
+    expected = one["forecast"]
+    if expected is not None and expected["month_end"] is not None:
+        tiles.append((words.amount(expected["month_end"], code), f"expected for the month; {words.amount(expected['month_to_date'], code)} so far"))
+    parts = [
+        f"<h2>{escape(code or 'No currency')}</h2>",
+        '<div class="tiles">',
+        *(f'<div class="tile"><b>{escape(a)}</b><span>{escape(b)}</span></div>' for a, b in tiles),
+        "</div>",
+    ]
+    missing = [
+        f"{words.count(total[key])} {label}"
+        for key, label in (
+            ("unpriced_tokens", "tokens have no price"),
+            ("unknown_token_requests", "requests did not say their tokens"),
+            ("estimated_token_requests", "requests have estimated tokens"),
+        )
+        if total[key]
+    ]
+    if missing:
+        parts.append(f'<p class="warn">Not in these figures or not certain: {escape("; ".join(missing))}.</p>')
+    parts += [_figure(chart) for chart in words.charts_of(body, one)]
+    parts += _lines("By workspace", one["workspaces"], ("workspace",), code)
+    parts += _lines("By deployment", one["deployments"], ("workspace", "deployment", "model"), code)
+    parts += _lines("By mode", one["modes"], ("mode",), code)
+    parts += _lines("By team", one["teams"], ("team",), code, absent="no team")
+    if one["movers"]:
+        rows = [
+            [
+                escape(words.name(line["workspace"])),
+                escape(words.name(line["deployment"])),
+                _n(words.signed(line["change"], code)),
+                _n(words.amount(line["cost"], code)),
+                escape(line["reason"]),
+            ]
+            for line in one["movers"]
+        ]
+        parts += ["<h3>What moved most</h3>", _table(["Workspace", "Deployment", "#Change", "#This week", "Why"], rows)]
+    parts += _matched(one["reconciliation"], code)
+    return parts
+
+
+def _unpriced(one: Mapping[str, Any]) -> list[str]:
+    rows = [
+        [
+            *(escape(words.name(line[key])) for key in ("workspace", "deployment", "model")),
+            _n(words.count(line["unpriced_tokens"])),
+            _n(words.count(line["requests"])),
+        ]
+        for line in one["deployments"]
+    ]
+    return [_table(["Workspace", "Deployment", "Model", "#Tokens without a price", "#Requests"], rows)]
+
+
+def _lines(title: str, lines: Sequence[Mapping[str, Any]], names: Sequence[str], code: str | None, absent: str = "unallocated") -> list[str]:
+    if not lines:
+        return []
+    rows = [
+        [
+            *(escape(words.name(line[name], absent)) for name in names),
+            _n(words.amount(line["cost"], code)),
+            _n(words.amount(line["last_week_cost"], code)),
+            _n(words.percent(line["change_percent"])),
+            escape(line["status"] + (", estimate" if line["estimate"] else "")),
+        ]
+        for line in lines
+    ]
+    return [f"<h3>{escape(title)}</h3>", _table([*(name.capitalize() for name in names), "#This week", "#Last week", "#Change", "Standing"], rows)]
+
+
+def _matched(matched: Mapping[str, Any] | None, code: str | None) -> list[str]:
+    if matched is None:
+        return []
+    rows = [[escape(cause.replace("_", " ")), _n(words.signed(share, code))] for cause, share in matched["causes"].items()]
+    said = (
+        f"Expected {words.amount(matched['expected'], code)}, billed {words.amount(matched['billed'], code)}: a gap of "
+        f"{words.signed(matched['variance'], code)}, of which {words.amount(matched['unexplained'], code)} is unexplained."
+    )
+    return ["<h3>Bill against metering</h3>", f'<p class="note">{escape(said)}</p>', _table(["Cause", "#Amount"], rows) if rows else ""]
+
+
+def _n(text: str) -> str:
+    return escape(text)
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Heads that begin with # are of numbers. Cells are escaped already."""
+    classes = [' class="n"' if head.startswith("#") else "" for head in heads]
+    head = "".join(f"<th{of}>{escape(text.removeprefix('#'))}</th>" for text, of in zip(heads, classes, strict=True))
+    lines = "".join("<tr>" + "".join(f"<td{of}>{cell}</td>" for cell, of in zip(row, classes, strict=True)) + "</tr>" for row in rows)
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table>"
+
+
+def _figure(chart: Chart) -> str:
+    shapes: list[str] = []
+    for shape in chart.shapes:
+        if isinstance(shape, Box):
+            shapes.append(f'<rect x="{shape.x:.1f}" y="{shape.y:.1f}" width="{shape.width:.1f}" height="{shape.height:.1f}" fill="{shape.color}" rx="1.5"/>')
+        elif isinstance(shape, Stroke):
+            shapes.append(f'<line x1="{shape.x1:.1f}" y1="{shape.y1:.1f}" x2="{shape.x2:.1f}" y2="{shape.y2:.1f}" stroke="{shape.color}"/>')
+        else:
+            shapes.append(
+                f'<text x="{shape.x:.1f}" y="{shape.y:.1f}" font-size="{shape.size}" text-anchor="{shape.anchor}" fill="{shape.color}">{escape(shape.text)}</text>'
+            )
+    keys = "".join(f'<span class="key" style="background:{color}"></span>{escape(meaning)}' for color, meaning in chart.legend)
+    return (
+        f'<figure><figcaption>{escape(chart.title)}{keys}</figcaption><svg viewBox="0 0 {WIDTH:.0f} {HEIGHT:.0f}" role="img" '
+        f'aria-label="{escape(chart.says)}" font-family="inherit">{"".join(shapes)}</svg></figure>'
+    )

@@ -1,0 +1,231 @@
+"""A snapshot as PDF: the same figures and charts as the page, on A4, with fonts of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from fpdf import FPDF
+from fpdf.enums import MethodReturnValue, XPos, YPos
+
+from collector.reports import words
+from collector.reports.charts import HEIGHT, INK, LINE, QUIET, WIDTH, Box, Chart, Stroke
+
+_FONTS = Path(__file__).parent.parent / "data" / "fonts"
+_LEFT, _TOP, _PAGE_WIDTH = 16.0, 16.0, 178.0
+_SCALE = _PAGE_WIDTH / WIDTH
+_ROW = 5.2
+# A deployment list may be long; the file of a report with thousands of rows is CSV.
+_MOST_ROWS = 400
+
+
+class _Paper(FPDF):
+    """A4 with a footer that names the snapshot."""
+
+    def __init__(self, body: Mapping[str, Any]) -> None:
+        super().__init__(format="A4")
+        self._body = body
+        self.set_margins(_LEFT, _TOP, _LEFT)
+        self.set_auto_page_break(auto=True, margin=18)
+        self.add_font("report", "", _FONTS / "DejaVuSans.ttf")
+        self.add_font("report", "B", _FONTS / "DejaVuSans-Bold.ttf")
+        self.set_title(f"Weekly cost report {body['week']}")
+        self.set_creator("meterbridge")
+        # The file is a function of the snapshot: made twice, it is the same bytes.
+        self.set_creation_date(datetime.fromisoformat(body["snapshot"]["made_at"]))
+
+    def footer(self) -> None:
+        self.set_y(-13)
+        self.ink(QUIET, 7)
+        snapshot = self._body["snapshot"]
+        self.cell(0, 4, f"{snapshot['id'] or 'not kept'} · sha256 {snapshot['sha256'][:16]}… · page {self.page_no()} of {{nb}}", align="C")
+
+    def ink(self, color: str, size: float, style: str = "") -> None:
+        """The pen for the next text."""
+        self.set_font("report", style, size)
+        self.set_text_color(*_rgb(color))
+
+    def line_of(self, text: str, size: float, *, color: str = INK, style: str = "", gap: float = 0.0) -> None:
+        """A paragraph."""
+        self.ink(color, size, style)
+        self.multi_cell(_PAGE_WIDTH, size * 0.5, text, align="L", new_x=XPos.LMARGIN, new_y=YPos.NEXT)
+        if gap:
+            self.ln(gap)
+
+
+def pdf(body: Mapping[str, Any]) -> bytes:
+    """The whole file."""
+    paper = _Paper(body)
+    paper.add_page()
+    paper.line_of(f"Weekly cost report {body['week']}", 17, style="B", gap=1)
+    zone = body["time_zone"]
+    paper.line_of(f"{words.instant(body['from'], zone)} to {words.instant(body['to'], zone)}", 8.5, color=QUIET, gap=3)
+    if not body["totals"]:
+        paper.line_of("Nothing was used and nothing was billed in this week or the one before.", 11)
+    for total in body["totals"]:
+        paper.line_of(words.headline(body, total), 11.5, gap=2)
+    for line in body.get("restatement") or ():
+        place = " / ".join(words.name(line[key]) for key in ("workspace", "deployment"))
+        paper.line_of(f"Restated: {place}: {words.amount(line['was'], line['currency'])} is now {words.amount(line['is'], line['currency'])}", 8.5, color=QUIET)
+    for total, one in zip(body["totals"], body["currencies"], strict=True):
+        _currency(paper, body, total, one)
+    age = body["data_age"]
+    paper.ln(3)
+    paper.line_of(
+        f"Basis best: billed where the bill reaches, metered after it. Metered until {words.instant(age['metered_until'], zone)}, "
+        f"billed until {words.instant(age['billed_until'], zone)}.",
+        8,
+        color=QUIET,
+    )
+    return bytes(paper.output())
+
+
+def _currency(paper: _Paper, body: Mapping[str, Any], total: Mapping[str, Any], one: Mapping[str, Any]) -> None:
+    code = one["currency"]
+    paper.ln(2)
+    paper.line_of(code or "Without a price", 13, style="B", gap=1)
+    if total["cost"] is None:
+        rows = [
+            [*(words.name(line[key]) for key in ("workspace", "deployment", "model")), words.count(line["unpriced_tokens"]), words.count(line["requests"])]
+            for line in one["deployments"]
+        ]
+        _table(paper, "What it was", ["Workspace", "Deployment", "Model", "#Tokens without a price", "#Requests"], rows)
+        return
+    _tiles(
+        paper,
+        [
+            (words.amount(total["cost"], code), "cost"),
+            (words.percent(total["change_percent"]), "against the week before"),
+            (words.amount(total["billed_cost"], code), "of it billed"),
+            (words.count(total["input_tokens"] + total["output_tokens"]), "tokens"),
+            (words.hours(total["core_hours"]), "core-hours"),
+        ],
+    )
+    for chart in words.charts_of(body, one):
+        _chart(paper, chart)
+    names = ("workspace", "deployment", "model")
+    for title, key, columns, absent in (
+        ("By workspace", "workspaces", ("workspace",), "unallocated"),
+        ("By deployment", "deployments", names, "unallocated"),
+        ("By mode", "modes", ("mode",), "unknown"),
+        ("By team", "teams", ("team",), "no team"),
+    ):
+        rows = [
+            [
+                *(words.name(line[name], absent) for name in columns),
+                words.amount(line["cost"], code),
+                words.amount(line["last_week_cost"], code),
+                words.percent(line["change_percent"]),
+            ]
+            for line in one[key]
+        ]
+        _table(paper, title, [*(name.capitalize() for name in columns), "#This week", "#Last week", "#Change"], rows)
+    movers = [[words.name(line["workspace"]), words.name(line["deployment"]), words.signed(line["change"], code), line["reason"]] for line in one["movers"]]
+    _table(paper, "What moved most", ["Workspace", "Deployment", "#Change", "Why"], movers)
+    matched = one["reconciliation"]
+    if matched is not None:
+        causes = [[cause.replace("_", " "), words.signed(share, code)] for cause, share in matched["causes"].items()]
+        causes.append(["expected, billed", f"{words.amount(matched['expected'], code)}, {words.amount(matched['billed'], code)}"])
+        _table(paper, "Bill against metering", ["Cause", "#Amount"], causes)
+
+
+def _tiles(paper: _Paper, tiles: Sequence[tuple[str, str]]) -> None:
+    width = _PAGE_WIDTH / len(tiles)
+    top = paper.get_y()
+    for index, (figure, label) in enumerate(tiles):
+        left = _LEFT + index * width
+        paper.set_draw_color(*_rgb(LINE))
+        paper.rect(left, top, width - 2, 13)
+        size = 11.0
+        paper.ink(INK, size, "B")
+        while paper.get_string_width(figure) > width - 6 and size > 6:
+            size -= 0.5
+            paper.ink(INK, size, "B")
+        paper.set_xy(left + 2, top + 1.5)
+        paper.cell(width - 6, 6, figure)
+        paper.ink(QUIET, 7)
+        paper.set_xy(left + 2, top + 7.5)
+        paper.cell(width - 6, 4, label)
+    paper.set_xy(_LEFT, top + 16)
+
+
+def _chart(paper: _Paper, chart: Chart) -> None:
+    height = HEIGHT * _SCALE
+    if paper.will_page_break(height + 8):
+        paper.add_page()
+    paper.line_of(chart.title, 9, color=QUIET, style="B")
+    top = paper.get_y() + 1
+    for shape in chart.shapes:
+        if isinstance(shape, Box):
+            paper.set_fill_color(*_rgb(shape.color))
+            paper.rect(_LEFT + shape.x * _SCALE, top + shape.y * _SCALE, shape.width * _SCALE, shape.height * _SCALE, style="F")
+        elif isinstance(shape, Stroke):
+            paper.set_draw_color(*_rgb(shape.color))
+            paper.set_line_width(0.15)
+            paper.line(_LEFT + shape.x1 * _SCALE, top + shape.y1 * _SCALE, _LEFT + shape.x2 * _SCALE, top + shape.y2 * _SCALE)
+        else:
+            paper.ink(shape.color, shape.size * _SCALE / 0.3528)
+            width = paper.get_string_width(shape.text)
+            left = _LEFT + shape.x * _SCALE - {"start": 0.0, "middle": width / 2, "end": width}[shape.anchor]
+            paper.text(left, top + shape.y * _SCALE, shape.text)
+    left = _LEFT + 20
+    for color, meaning in chart.legend:
+        paper.set_fill_color(*_rgb(color))
+        paper.rect(left, top + height - 1, 2.4, 2.4, style="F")
+        paper.ink(QUIET, 7)
+        paper.text(left + 3.4, top + height + 1, meaning)
+        left += 8 + paper.get_string_width(meaning)
+    paper.set_xy(_LEFT, top + height + 4)
+
+
+def _table(paper: _Paper, title: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    if not rows:
+        return
+    if paper.will_page_break(_ROW * 3 + 6):
+        paper.add_page()
+    paper.ln(2)
+    paper.line_of(title, 9, color=QUIET, style="B", gap=0.5)
+    numeric = [head.startswith("#") for head in heads]
+    paper.ink(INK, 7.5, "B")
+    wanted = [
+        max(paper.get_string_width(text) + 3.5 for text in (head.removeprefix("#"), *(row[at] for row in rows[:_MOST_ROWS]))) for at, head in enumerate(heads)
+    ]
+    # Numbers get the room they need; names share the rest by how long they are.
+    fixed = sum(width for width, is_number in zip(wanted, numeric, strict=True) if is_number)
+    named = sum(width for width, is_number in zip(wanted, numeric, strict=True) if not is_number)
+    widths = [width if is_number else width / named * (_PAGE_WIDTH - fixed) for width, is_number in zip(wanted, numeric, strict=True)]
+    _row(paper, [head.removeprefix("#") for head in heads], widths, numeric, style="B", color=QUIET)
+    for row in rows[:_MOST_ROWS]:
+        _row(paper, row, widths, numeric)
+    if len(rows) > _MOST_ROWS:
+        paper.line_of(f"and {len(rows) - _MOST_ROWS:,} more: they are in the CSV of this snapshot", 8, color=QUIET)
+
+
+def _row(paper: _Paper, cells: Sequence[str], widths: Sequence[float], numeric: Sequence[bool], *, style: str = "", color: str = INK) -> None:
+    """A row as high as its longest cell, never cut by a page's end."""
+    paper.ink(color, 7.5, style)
+    lines = [_lines_of(paper, cell, width) for cell, width in zip(cells, widths, strict=True)]
+    height = max(_ROW, 3.6 * max(lines) + 1.4)
+    if paper.will_page_break(height):
+        paper.add_page()
+        paper.ink(color, 7.5, style)
+    left, top = _LEFT, paper.get_y()
+    for cell, width, is_number in zip(cells, widths, numeric, strict=True):
+        paper.set_xy(left, top + 0.7)
+        paper.multi_cell(width - 1, 3.6, cell, align="R" if is_number else "L", new_x=XPos.RIGHT, new_y=YPos.TOP)
+        left += width
+    paper.set_draw_color(*_rgb(LINE))
+    paper.set_line_width(0.1)
+    paper.line(_LEFT, top + height, _LEFT + _PAGE_WIDTH, top + height)
+    paper.set_xy(_LEFT, top + height)
+
+
+def _lines_of(paper: _Paper, cell: str, width: float) -> int:
+    lines = paper.multi_cell(width - 1, 3.6, cell, dry_run=True, output=MethodReturnValue.LINES)
+    return len(lines) if isinstance(lines, list) else 1
+
+
+def _rgb(color: str) -> tuple[int, int, int]:
+    return int(color[1:3], 16), int(color[3:5], 16), int(color[5:7], 16)

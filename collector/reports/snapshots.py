@@ -1,0 +1,206 @@
+"""Making and finding snapshots: the figures of a report as JSON, stored once per state of the figures."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import secrets
+from collections.abc import Sequence
+from dataclasses import fields
+from datetime import datetime
+from decimal import Decimal
+from typing import Any
+
+from sqlmodel import Session, col, select
+
+from models import ledger, money
+from models.columns import canonical_json
+from models.errors import Conflict
+from models.ledger import CurrencyWeek, Figures, Filters, Line, WeeklyReport
+from models.periods import rfc3339
+from models.reports import ReportSnapshot
+
+# Far more than a week is ever restated; a bound that is hit says that something writes in circles.
+MOST_RESTATEMENTS = 500
+
+
+def weekly_snapshot(session: Session, week: ledger.Week, *, visible: frozenset[str] | None, filters: Filters | None = None, now: datetime) -> dict[str, Any]:
+    """The body of the week's report as the figures stand now; kept, unless the week still runs.
+
+    ``filters`` limits it further (a team's own report). Where the figures are those of the last snapshot, that one is it.
+    """
+    asked = filters or Filters(visible=visible)
+    report = ledger.weekly(session, week, asked, now=now)
+    body = weekly_body(report)
+    digest = _digest(body)
+    scope = canonical_json(
+        {
+            "visible": None if asked.visible is None else sorted(asked.visible),
+            "workspaces": sorted(asked.workspaces),
+            "deployments": sorted(asked.deployments),
+            "teams": sorted(asked.teams),
+        }
+    )
+    if week.period.end > now:
+        return {**body, "snapshot": {"id": None, "number": None, "sha256": digest, "made_at": rfc3339(now), "reason": "the week is not over yet"}}
+    row = ReportSnapshot
+    known = session.exec(
+        select(row)
+        .where(col(row.kind) == "weekly", col(row.period) == week.name, col(row.time_zone) == week.time_zone, col(row.scope) == scope)
+        .order_by(col(row.number))
+    ).all()
+    if known and known[-1].figures_sha256 == digest:
+        return known[-1].body
+    if len(known) >= MOST_RESTATEMENTS:
+        raise Conflict(f"week {week.name} was restated {MOST_RESTATEMENTS} times; something changes its figures in circles")
+    name = f"weekly-{week.name}-{secrets.token_hex(6)}"
+    whole = {
+        **body,
+        "snapshot": {"id": name, "number": len(known), "sha256": digest, "made_at": rfc3339(now)},
+        "restatement": _difference(known[-1].body, body) if known else None,
+    }
+    session.add(
+        ReportSnapshot(
+            id=name,
+            kind="weekly",
+            period=week.name,
+            time_zone=week.time_zone,
+            scope=scope,
+            number=len(known),
+            made_at=now,
+            figures_sha256=digest,
+            body=whole,
+        )
+    )
+    session.flush()
+    return whole
+
+
+def weekly_body(report: WeeklyReport) -> dict[str, Any]:
+    """The report as JSON: money as text, counts as numbers, unknown as null."""
+    return {
+        "kind": "weekly",
+        "week": report.week.name,
+        "from": rfc3339(report.week.period.start),
+        "to": rfc3339(report.week.period.end),
+        "time_zone": report.week.time_zone,
+        "basis": "best",
+        "totals": [
+            {
+                "currency": one.currency,
+                "cost": _text(one.cost.now),
+                "billed_cost": _text(one.billed.now),
+                "metered_cost": _text(one.total.metered_cost),
+                "last_week": {"cost": _text(one.cost.before), "billed_cost": _text(one.billed.before)},
+                "change": _text(one.cost.difference),
+                "change_percent": _text(one.cost.percent),
+                "status": one.total.status,
+                "coverage": _text(one.total.coverage),
+                "requests": one.total.requests,
+                "input_tokens": one.total.input_tokens,
+                "output_tokens": one.total.output_tokens,
+                "core_hours": _text(one.total.core_hours),
+                "unpriced_tokens": one.total.unpriced_tokens,
+                "unknown_token_requests": one.total.unknown_token_requests,
+                "estimated_token_requests": one.total.estimated_token_requests,
+                "reasons": dict(one.total.reasons),
+            }
+            for one in report.currencies
+        ],
+        "currencies": [_currency(one) for one in report.currencies],
+        "provisional_days": [day.isoformat() for day in report.provisional_days],
+        "data_age": {"metered_until": _at(report.age.metered_until), "billed_until": _at(report.age.billed_until)},
+    }
+
+
+def _currency(one: CurrencyWeek) -> dict[str, Any]:
+    matched, expected = one.reconciliation, one.forecast
+    return {
+        "currency": one.currency,
+        "waterfall": None
+        if one.waterfall is None
+        else {
+            "last_week": _text(one.waterfall.before),
+            **{name: _text(step) for name, step in one.waterfall.steps.items()},
+            "this_week": _text(one.waterfall.now),
+        },
+        "days": [
+            {"from": rfc3339(row.period.start), "to": rfc3339(row.period.end), "cost": _text(row.figures.cost), "status": row.figures.status}
+            for row in one.by_day
+        ],
+        "modes": _lines(one.by_mode),
+        "workspaces": _lines(one.by_workspace),
+        "deployments": _lines(one.by_deployment),
+        "teams": _lines(one.by_team),
+        "movers": [{**dict(line.names), "change": _text(line.change.difference), "cost": _text(line.change.now), "reason": why} for line, why in one.movers],
+        "forecast": None
+        if expected is None
+        else {"month_to_date": _text(expected.month_to_date), "month_end": _text(expected.month_end), "reason": expected.reason},
+        "reconciliation": None
+        if matched is None
+        else {
+            "expected": _text(matched.expected),
+            "billed": _text(matched.billed),
+            "variance": _text(matched.variance),
+            "causes": {cause.value: _text(share) for cause, share in matched.causes.items()},
+            "unexplained": _text(matched.unexplained),
+            "coverage": _text(matched.coverage),
+        },
+    }
+
+
+def _lines(lines: Sequence[Line]) -> list[dict[str, Any]]:
+    return [
+        {
+            **dict(line.names),
+            "cost": _text(line.figures.cost),
+            "billed_cost": _text(line.figures.billed_cost),
+            "last_week_cost": _text(line.change.before),
+            "change": _text(line.change.difference),
+            "change_percent": _text(line.change.percent),
+            **{name: getattr(line.figures, name) for name in _COUNTS},
+            "core_hours": _text(line.figures.core_hours),
+            "status": line.figures.status,
+            "estimate": line.figures.estimate,
+        }
+        for line in lines
+    ]
+
+
+_COUNTS = tuple(one.name for one in fields(Figures) if one.name in {"input_tokens", "output_tokens", "requests", "unpriced_tokens", "unknown_token_requests"})
+
+
+def _difference(before: dict[str, Any], after: dict[str, Any]) -> list[dict[str, Any]]:
+    """What a restatement changes, per currency, workspace and deployment: only what differs."""
+    found: list[dict[str, Any]] = []
+    known = {one["currency"]: one for one in before["currencies"]}
+    keys = ("workspace", "deployment", "model", "mode")
+    for currency in sorted({*known, *(one["currency"] for one in after["currencies"])}, key=lambda code: (code is None, code or "")):
+        nothing: dict[str, Any] = {"deployments": []}
+        now = next((one for one in after["currencies"] if one["currency"] == currency), nothing)
+        then = known.get(currency, nothing)
+        costs = [{tuple(line[key] for key in keys): line["cost"] for line in side["deployments"]} for side in (then, now)]
+        for place in sorted(costs[0].keys() | costs[1].keys(), key=lambda names: [name or "" for name in names]):
+            was, is_now = (side.get(place) for side in costs)
+            if was != is_now:
+                delta = None if None in (was, is_now) and place in costs[0] and place in costs[1] else money.minus(_number(is_now), _number(was))
+                found.append({"currency": currency, **dict(zip(keys, place, strict=True)), "was": was, "is": is_now, "delta": _text(delta)})
+    return found
+
+
+def _number(text: str | None) -> Decimal:
+    return Decimal(text or 0)
+
+
+def _digest(body: dict[str, Any]) -> str:
+    """Of the figures: how old the data is and what the rest of the month may bring are no part of the week."""
+    figures = {**body, "data_age": None, "currencies": [{**one, "forecast": None} for one in body["currencies"]]}
+    return hashlib.sha256(json.dumps(figures, sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode()).hexdigest()
+
+
+def _text(value: Decimal | None) -> str | None:
+    return None if value is None else money.text(value)
+
+
+def _at(value: datetime | None) -> str | None:
+    return None if value is None else rfc3339(value)

@@ -1,0 +1,264 @@
+"""One attempt: connect to a checked address, send the stored bytes, read the answer's head and nothing more.
+
+What an answer says is never read or shown: a receiver's URL must not become a way to read what only we can reach. The
+whole attempt has one time limit, so that an answer that drips costs as much as one that never comes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import hashlib
+import hmac
+import json
+import smtplib
+import ssl
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import datetime
+from email.message import EmailMessage
+from email.policy import SMTP as SMTP_POLICY
+from email.utils import format_datetime
+from urllib.parse import unquote, urlsplit
+
+import certifi
+import h11
+
+from collector.webhooks import reach
+from collector.webhooks.reach import Policy, Refused, Resolver
+from models.columns import to_microseconds
+from models.errors import InvalidInput
+from models.notices import Format
+
+TIMEOUT_SECONDS = 15.0
+_MOST_INTERIM = 10  # 1xx answers before the real one
+_HEAD_BYTES = 64 * 1024
+_AGENT = "meterbridge"
+
+
+@dataclass(frozen=True, slots=True)
+class Mail:
+    """The operator's mail server (METERBRIDGE_SMTP_URL) and whom mails are from."""
+
+    host: str
+    port: int
+    is_tls: bool  # from the first byte; otherwise by STARTTLS where it is offered
+    user: str
+    password: str
+    sender: str
+
+    def __repr__(self) -> str:
+        return f"Mail({self.host}:{self.port})"
+
+    @classmethod
+    def parse(cls, url: str, sender: str) -> Mail | None:
+        """``smtp://user:password@host:587`` or ``smtps://…:465``; None where no mail is set up."""
+        if not url:
+            return None
+        try:
+            parts = urlsplit(url)
+            port = parts.port
+        except ValueError:
+            parts, port = urlsplit(""), None
+        if parts.scheme not in ("smtp", "smtps") or not parts.hostname:
+            raise InvalidInput("METERBRIDGE_SMTP_URL is like smtp://user:password@mail.example.com:587, or smtps://… for TLS from the start")
+        if not sender or len(reach.mailbox(f"mailto:{sender}")) != 1:
+            raise InvalidInput("METERBRIDGE_SMTP_FROM must be the address that mails are from, such as meterbridge@example.com")
+        is_tls = parts.scheme == "smtps"
+        return cls(parts.hostname, port or (465 if is_tls else 587), is_tls, unquote(parts.username or ""), unquote(parts.password or ""), sender)
+
+
+@dataclass(frozen=True, slots=True)
+class Parcel:
+    """What one attempt needs to know: a copy, so that no transaction is open while we wait for a receiver."""
+
+    delivery_id: str
+    notice_id: str
+    receiver_id: str
+    url: str
+    format: Format
+    secrets: tuple[str, ...]
+    body: str
+    created_at: datetime
+    step: int
+    started_at: datetime
+    is_resend: bool
+
+    def __repr__(self) -> str:
+        return f"Parcel({self.delivery_id})"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of an attempt: a status, or why there was none."""
+
+    status: int | None
+    error: str = ""
+    retry_after: str | None = None
+    duration_ms: int = 0
+
+    @property
+    def is_delivered(self) -> bool:
+        """2xx, or a mail server's 250; a redirect is not followed, so it is a failure."""
+        return self.status is not None and 200 <= self.status < 300 and not self.error
+
+
+def sign(secret: str, *, notice_id: str, timestamp: int, body: bytes) -> str:
+    """A signature of Standard Webhooks."""
+    key = base64.b64decode(secret.removeprefix("whsec_"))
+    return "v1," + base64.b64encode(hmac.new(key, f"{notice_id}.{timestamp}.".encode() + body, hashlib.sha256).digest()).decode()
+
+
+def default_tls() -> ssl.SSLContext:
+    """The system's authorities (SSL_CERT_FILE adds a private one) and those of the bundle."""
+    context = ssl.create_default_context()
+    context.load_verify_locations(certifi.where())
+    return context
+
+
+class Sender:
+    """Makes attempts; one for a process."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        *,
+        mail: Mail | None = None,
+        resolver: Resolver = reach.look_up,
+        tls: Callable[[], ssl.SSLContext] = default_tls,
+        timeout_seconds: float = TIMEOUT_SECONDS,
+    ) -> None:
+        self._policy = policy
+        self._mail = mail
+        self._resolver = resolver
+        self._tls_of = tls
+        self._tls: ssl.SSLContext | None = None
+        self._timeout_seconds = timeout_seconds
+        # A name server that hangs holds one of these, and no database call.
+        self._blocking = ThreadPoolExecutor(max_workers=64, thread_name_prefix="receivers")
+
+    def close(self) -> None:
+        """Wait for nobody."""
+        self._blocking.shutdown(wait=False, cancel_futures=True)
+
+    async def send(self, parcel: Parcel, *, now: datetime) -> Outcome:
+        """One attempt; every fault of the receiver is an outcome."""
+        began = time.monotonic()
+        try:
+            async with asyncio.timeout(self._timeout_seconds):
+                outcome = await (self._send_mail(parcel) if parcel.format is Format.EMAIL else self._send_http(parcel, now=now))
+        except TimeoutError:
+            outcome = Outcome(None, f"no answer within {self._timeout_seconds:g} seconds")
+        except Refused as fault:
+            outcome = Outcome(None, f"refused: {fault.message}")
+        except ssl.SSLCertVerificationError as fault:
+            outcome = Outcome(None, f"its certificate is not valid: {fault.verify_message}")
+        except h11.RemoteProtocolError:
+            outcome = Outcome(None, "its answer is not HTTP, or its head is too long")
+        except (OSError, ValueError) as fault:
+            outcome = Outcome(None, f"no connection: {getattr(fault, 'strerror', None) or type(fault).__name__}")
+        return Outcome(outcome.status, outcome.error[:300], outcome.retry_after, int((time.monotonic() - began) * 1000))
+
+    async def _send_http(self, parcel: Parcel, *, now: datetime) -> Outcome:
+        target = reach.parse(parcel.url)
+        loop = asyncio.get_running_loop()
+        found = [target.host] if reach.literal(target.host) else await loop.run_in_executor(self._blocking, self._resolver, target.host, target.port)
+        addresses = self._policy.check(target, found)
+        path = target.path
+        if parcel.format is Format.ALERTMANAGER_API and not path.endswith("/api/v2/alerts"):
+            path = path.rstrip("/") + "/api/v2/alerts"
+        body = parcel.body.encode()
+        headers = [("Host", target.authority), ("User-Agent", _AGENT), ("Content-Type", "application/json"), ("Content-Length", str(len(body)))]
+        headers += [("Accept", "*/*"), ("Connection", "close")]
+        if parcel.secrets:
+            timestamp = to_microseconds(now) // 1_000_000
+            signatures = " ".join(sign(secret, notice_id=parcel.notice_id, timestamp=timestamp, body=body) for secret in parcel.secrets)
+            headers += [("webhook-id", parcel.notice_id), ("webhook-timestamp", str(timestamp)), ("webhook-signature", signatures)]
+        connection = h11.Connection(h11.CLIENT, max_incomplete_event_size=_HEAD_BYTES)
+        head = connection.send(h11.Request(method="POST", target=path, headers=headers)) or b""
+        head += connection.send(h11.Data(data=body)) or b""
+        head += connection.send(h11.EndOfMessage()) or b""
+        if target.scheme == "https" and self._tls is None:
+            self._tls = self._tls_of()
+        reader, writer = await self._connect(addresses, target, self._tls if target.scheme == "https" else None)
+        try:
+            writer.write(head)
+            # A receiver may answer (413) before it has read everything: its answer counts then.
+            with contextlib.suppress(ConnectionError):
+                await writer.drain()
+            return await _answer(connection, reader)
+        finally:
+            writer.transport.abort()
+
+    async def _connect(self, addresses: list[str], target: reach.Target, tls: ssl.SSLContext | None) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        last: OSError | None = None
+        for address in addresses[:4]:
+            try:
+                return await asyncio.open_connection(address, target.port, ssl=tls, server_hostname=target.host if tls is not None else None)
+            except ssl.SSLError:
+                raise
+            except OSError as fault:
+                last = fault
+        raise last or OSError("no address")
+
+    async def _send_mail(self, parcel: Parcel) -> Outcome:
+        if self._mail is None:
+            return Outcome(None, "no mail server is set up (METERBRIDGE_SMTP_URL, METERBRIDGE_SMTP_FROM)")
+        to = reach.mailbox(parcel.url)
+        return await asyncio.get_running_loop().run_in_executor(self._blocking, self._mail_out, self._mail, parcel, to)
+
+    def _mail_out(self, mail: Mail, parcel: Parcel, to: list[str]) -> Outcome:
+        message = compose(parcel, mail.sender, to)
+        context = ssl.create_default_context()
+        limit = self._timeout_seconds / 2
+        try:
+            with (
+                smtplib.SMTP_SSL(mail.host, mail.port, timeout=limit, context=context) if mail.is_tls else smtplib.SMTP(mail.host, mail.port, timeout=limit)
+            ) as server:
+                is_safe = mail.is_tls
+                server.ehlo()
+                if not is_safe and server.has_extn("starttls"):
+                    server.starttls(context=context)
+                    server.ehlo()
+                    is_safe = True
+                if mail.user:
+                    if not is_safe:
+                        return Outcome(None, "the mail server offers no TLS; its password is not sent in the clear")
+                    server.login(mail.user, mail.password)
+                refused = server.send_message(message, mail.sender, to)
+        except smtplib.SMTPResponseException as fault:
+            return Outcome(fault.smtp_code, "the mail server refused it")
+        except smtplib.SMTPException as fault:
+            return Outcome(None, f"the mail server refused it: {type(fault).__name__}")
+        # Some got it: those are not told again for the sake of the others.
+        return Outcome(250, "" if len(refused) < len(to) else "the mail server refused every address")
+
+
+def compose(parcel: Parcel, sender: str, to: list[str]) -> EmailMessage:
+    """The mail: the same in every attempt, under one Message-ID."""
+    said = json.loads(parcel.body)
+    message = EmailMessage(policy=SMTP_POLICY)
+    message["From"], message["To"], message["Subject"] = sender, ", ".join(to), said["subject"]
+    message["Date"] = format_datetime(parcel.created_at)
+    message["Message-ID"] = f"<{parcel.notice_id}@{sender.rpartition('@')[2]}>"
+    message["Auto-Submitted"] = "auto-generated"
+    message.set_content(said["text"], cte="base64")
+    return message
+
+
+async def _answer(connection: h11.Connection, reader: asyncio.StreamReader) -> Outcome:
+    interim = 0
+    while True:
+        event = connection.next_event()
+        if event is h11.NEED_DATA:
+            connection.receive_data(await reader.read(4096))
+        elif isinstance(event, h11.Response):
+            after = next((value.decode("latin-1") for name, value in event.headers if name == b"retry-after"), None)
+            return Outcome(event.status_code, "" if 200 <= event.status_code < 300 else f"answered {event.status_code}", after)
+        elif isinstance(event, h11.InformationalResponse) and interim < _MOST_INTERIM:
+            interim += 1
+        else:
+            return Outcome(None, "it closed the connection without an answer")

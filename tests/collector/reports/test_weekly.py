@@ -1,0 +1,208 @@
+"""Weekly reports as files: what each format holds, that all tell the same figures, and that they can be made again."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import subprocess
+import sys
+from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from sqlmodel import Session, select
+
+from collector import reports
+from collector.reports.formats import safe
+from models import ledger, money
+from models.ledger import CostQuery
+from models.periods import Period
+from models.reports import ReportSnapshot
+from models.store import Store
+from tests import factories as make
+from tests.collector.api.serving import serving
+
+NOW = make.NOW
+W46 = Period(datetime(2026, 11, 9, tzinfo=UTC), datetime(2026, 11, 16, tzinfo=UTC))
+EVIL = '=HYPERLINK("http://x")<script>alert(1)</script>'
+
+
+def at(day: int) -> datetime:
+    return datetime(2026, 11, day, 8, tzinfo=UTC)
+
+
+def world(session: Session) -> None:
+    make.serverless(session)
+    make.token_prices(session, "1.00", "2.00")
+    make.event(session, time=at(4), input_tokens=1_000_000, output_tokens=0)
+    for day in range(9, 16):
+        make.event(session, make.series(session, team=EVIL), time=at(day), input_tokens=123_457 * day, output_tokens=7)
+    make.event(session, make.series(session, deployment="nameless", model=EVIL), time=at(10))
+    part = make.bill_part(session)
+    make.charge(session, part, make.charge_item(session), "1.00", charged_on=date(2026, 11, 4))
+    make.charge(session, part, make.charge_item(session), "3.50", charged_on=date(2026, 11, 10))
+
+
+def body_of(session: Session, week: str = "2026-W46", now: datetime = NOW) -> dict[str, Any]:
+    return reports.weekly_snapshot(session, ledger.week_of(week, now=now), visible=None, now=now)
+
+
+def test_json_has_the_figures_of_costs_to_the_digit(store: Store) -> None:
+    with store.write() as session:
+        world(session)
+        body = body_of(session)
+        expected = {total.currency: total for total in ledger.costs(session, CostQuery(W46, "none"), now=NOW).totals}
+    assert {total["currency"] for total in body["totals"]} == set(expected)
+    for total in body["totals"]:
+        figures = expected[total["currency"]]
+        assert total["cost"] == (None if figures.cost is None else money.text(figures.cost))
+        assert total["billed_cost"] == (None if figures.billed_cost is None else money.text(figures.billed_cost))
+    (dollars,) = [total for total in body["totals"] if total["currency"] == "USD"]
+    assert dollars["last_week"]["cost"] == "1"
+    assert dollars["change_percent"] is not None
+
+
+def test_csv_adds_up_to_the_total_and_no_name_is_a_formula(sqlite_store: Store) -> None:
+    with sqlite_store.write() as session:
+        world(session)
+        body = body_of(session)
+    made = reports.written(body, "csv")
+    rows = list(csv.DictReader(io.StringIO(made.content.decode())))
+    for total in body["totals"]:
+        own = [row for row in rows if row["currency"] == (total["currency"] or "")]
+        assert money.text(money.add(Decimal(row["cost"] or 0) for row in own)) == (total["cost"] or "0") == made.control_total[total["currency"] or "none"]
+        assert money.add(Decimal(row["billed_cost"] or 0) for row in own) == Decimal(total["billed_cost"] or 0)
+    assert not any(cell.startswith(("=", "+", "@")) for row in rows for cell in row.values())
+    assert any(row["model"] == f"'{EVIL}" for row in rows)
+
+
+@pytest.mark.parametrize("name", ["=1+1", "+1", "-1", "@x", "\tx", "\rx", "|x", "%x"])
+def test_what_a_spreadsheet_would_run_is_made_text(name: str) -> None:
+    assert safe(name) == f"'{name}"
+
+
+def test_html_runs_nothing_loads_nothing_and_shows_names_as_they_are(sqlite_store: Store) -> None:
+    with sqlite_store.write() as session:
+        world(session)
+        body = body_of(session)
+    page = reports.written(body, "html").content.decode()
+    assert "<script" not in page
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
+    assert "src=" not in page
+    assert "href=" not in page
+    assert page.count("<svg") == 2 * len([total for total in body["totals"] if total["cost"] is not None])
+    assert "default-src &#x27;none&#x27;" in page or "default-src 'none'" in page
+
+
+def test_pdf_is_a_function_of_the_snapshot(sqlite_store: Store) -> None:
+    with sqlite_store.write() as session:
+        world(session)
+        body = body_of(session)
+    first, second = (reports.written(body, "pdf").content for _ in range(2))
+    assert first.startswith(b"%PDF-")
+    assert first == second
+    assert len(first) < 200_000
+
+
+def test_the_same_figures_are_the_same_snapshot_and_a_change_is_a_numbered_restatement(sqlite_store: Store) -> None:
+    with sqlite_store.write() as session:
+        world(session)
+        first = body_of(session)
+        later = NOW + timedelta(hours=1)
+        again = body_of(session, now=later)
+        make.event(session, time=at(12), input_tokens=500_000, output_tokens=0)
+        restated = body_of(session, now=later)
+        rows = len(session.exec(select(ReportSnapshot)).all())
+    assert again == first
+    assert (first["snapshot"]["number"], restated["snapshot"]["number"], rows) == (0, 1, 2)
+    assert restated["restatement"] == [
+        {
+            "currency": "USD",
+            "workspace": "ws-east",
+            "deployment": "llama-chat",
+            "model": make.MODEL,
+            "mode": "serverless",
+            "was": restated["restatement"][0]["was"],
+            "is": restated["restatement"][0]["is"],
+            "delta": "0.5",
+        }
+    ]
+    assert b"What this restatement changes" in reports.written(restated, "html").content
+
+
+def test_a_week_that_still_runs_is_shown_and_not_kept(sqlite_store: Store) -> None:
+    with sqlite_store.write() as session:
+        world(session)
+        body = body_of(session, "2026-W47")
+        assert len(session.exec(select(ReportSnapshot)).all()) == 0
+    assert body["snapshot"]["id"] is None
+    assert "not over" in body["snapshot"]["reason"]
+
+
+def test_an_empty_world_makes_a_report_in_every_format(sqlite_store: Store) -> None:
+    with sqlite_store.write() as session:
+        body = body_of(session)
+    for form in reports.FORMATS:
+        assert reports.written(body, form).content
+    assert b"Nothing was used" in reports.written(body, "html").content
+
+
+def test_over_http_with_its_control_total(sqlite_store: Store) -> None:
+    with sqlite_store.write() as session:
+        world(session)
+    with serving(sqlite_store) as service:
+        found = {form: service.client.get(f"/v1/reports/weekly?week=2026-W46&format={form}") for form in reports.FORMATS}
+        wrong = [service.client.get(f"/v1/reports/weekly?{query}") for query in ("format=xls", "week=2025-W53", "weeks=1")]
+    assert [answer.status_code for answer in (*found.values(), *wrong)] == [200] * 4 + [422] * 3
+    (dollars,) = [total for total in found["json"].json()["totals"] if total["currency"] == "USD"]
+    assert f"USD {dollars['cost']}" in found["csv"].headers["x-control-total"]
+    assert found["pdf"].headers["content-type"] == "application/pdf"
+    assert "default-src 'none'" in found["html"].headers["content-security-policy"]
+    assert len({found[form].json()["snapshot"]["id"] for form in ("json",)}) == 1
+
+
+def test_the_command_writes_the_file_and_its_control_total(sqlite_store: Store, tmp_path: Path) -> None:
+    with sqlite_store.write() as session:
+        world(session)
+    sqlite_store.close()
+
+    def run(*more: str) -> subprocess.CompletedProcess[str]:
+        url = sqlite_store.url.render_as_string()
+        return subprocess.run(
+            [sys.executable, "-m", "collector.cli", "report", "weekly", "--database-url", url, *more], capture_output=True, text=True, check=False
+        )
+
+    done = run("--week", "2026-W46", "--format", "csv", "--out", str(tmp_path / "w.csv"))
+    assert (done.returncode, "USD" in done.stdout) == (0, True), done.stderr
+    meta = json.loads((tmp_path / "w.csv.meta.json").read_text())
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "w.csv").read_text())))
+    assert meta["control_total"]["USD"] == money.text(money.add(Decimal(row["cost"] or 0) for row in rows if row["currency"] == "USD"))
+    missing = run("--week", "2025-W53", "--format", "csv", "--out", str(tmp_path / "x.csv"))
+    assert (missing.returncode, missing.stderr.count("\n"), (tmp_path / "x.csv").exists()) == (2, 1, False)
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.tuples(st.integers(1, 19), st.integers(0, 23), st.integers(0, 10**7), st.sampled_from(["llama-chat", "other"])), max_size=12))
+def test_report_and_costs_agree_in_any_world(tmp_path_factory: pytest.TempPathFactory, calls: list[tuple[int, int, int, str]]) -> None:
+    store = Store(f"sqlite:///{tmp_path_factory.mktemp('world')}/t.db")
+    store.migrate()
+    with store.write() as session:
+        make.serverless(session)
+        make.token_prices(session, "0.713", "2.001")
+        for day, hour, tokens, name in calls:
+            make.event(session, make.series(session, deployment=name), time=at(day).replace(hour=hour), input_tokens=tokens, output_tokens=tokens // 3)
+        body = body_of(session)
+        totals = ledger.costs(session, CostQuery(W46, "none"), now=NOW).totals
+    store.close()
+    shown = {total["currency"]: total["cost"] for total in body["totals"] if total["requests"]}
+    assert shown == {total.currency: None if total.cost is None else money.text(total.cost) for total in totals}
+    for one in body["currencies"]:
+        fall = one["waterfall"]
+        if fall is not None:
+            steps = money.add(Decimal(fall[name]) for name in ("last_week", "volume", "mix", "price", "capacity", "corrections"))
+            assert steps == Decimal(fall["this_week"])

@@ -1,0 +1,136 @@
+"""May a call go: from what the last minute used, and from hard budgets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+
+import pytest
+
+from collector.admission import Admission, Asked
+from models.limits import Counting, LimitSource, set_limit
+from models.store import Store
+from tests import factories as make
+from tests.collector.api.serving import Service, serving
+
+NOW = make.NOW
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = NOW
+        self.ticks = 0.0
+
+    def __call__(self) -> datetime:
+        return self.now
+
+    def monotonic(self) -> float:
+        return self.ticks
+
+    def pass_seconds(self, seconds: float) -> None:
+        self.now += timedelta(seconds=seconds)
+        self.ticks += seconds
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+def desk(store: Store, clock: Clock) -> Admission:
+    found = Admission(store, now=clock, monotonic=clock.monotonic)
+    found.refresh()
+    return found
+
+
+def test_a_call_goes_while_the_minute_holds_it_and_waits_until_it_does(store: Store, clock: Clock) -> None:
+    with store.write() as session:
+        make.serverless(session)
+        make.event(session, time=NOW - timedelta(seconds=40), input_tokens=300_000, output_tokens=0)
+        make.event(session, time=NOW - timedelta(seconds=10), input_tokens=60_000, output_tokens=20_000)
+    found = desk(store, clock)
+    fits = found.judge(Asked("ws-east", "llama-chat", 20_000))
+    over = found.judge(Asked("ws-east", "llama-chat", 20_001))
+    assert (fits.allow, fits.remaining, fits.reason) == (True, 20_000, None)
+    # The 300,000 of forty seconds ago are gone in twenty.
+    assert (over.allow, over.retry_after_seconds, over.remaining) == (False, 20, 20_000)
+    assert over.reason is not None
+    assert over.reason.startswith("quota: 380,000 of 400,000 tokens a minute are used (default)")
+    assert [(one.deployment, one.retry_after_seconds) for one in found.denied()] == []
+    clock.pass_seconds(20)
+    assert found.judge(Asked("ws-east", "LLAMA-CHAT", 320_000)).allow
+
+
+def test_requests_count_too_and_a_limit_of_the_owner_wins(sqlite_store: Store, clock: Clock) -> None:
+    with sqlite_store.write() as session:
+        make.serverless(session)
+        set_limit(
+            session, workspace="ws-east", deployment="llama-chat", measure="requests_per_minute", value=3,
+            source=LimitSource.USER, counting=Counting.BILLED, author="", now=NOW - timedelta(hours=1),
+        )  # fmt: skip
+        for second in (50, 30, 5):
+            make.event(session, time=NOW - timedelta(seconds=second), input_tokens=1, output_tokens=1)
+    found = desk(sqlite_store, clock)
+    verdict = found.judge(Asked("ws-east", "llama-chat", 1))
+    assert (verdict.allow, verdict.retry_after_seconds) == (False, 10)
+    assert "3 of 3 requests a minute are used (user)" in (verdict.reason or "")
+    assert [(one.workspace, one.deployment) for one in found.denied()] == [("ws-east", "llama-chat")]
+
+
+def test_what_nobody_knows_has_the_default_limit_and_own_instances_have_none(sqlite_store: Store, clock: Clock) -> None:
+    with sqlite_store.write() as session:
+        make.managed(session)
+        make.event(session, make.series(session, endpoint="llama-online", deployment="blue"), time=NOW, input_tokens=900_000, output_tokens=0)
+    found = desk(sqlite_store, clock)
+    assert found.judge(Asked("nowhere", "new", 400_000)).remaining == 400_000
+    assert not found.judge(Asked("nowhere", "new", 400_001)).allow
+    assert found.judge(Asked("ws-east", "llama-online/blue", 500_000)).allow
+
+
+def test_what_was_read_stays_fresh_for_a_quarter_of_a_second(sqlite_store: Store, clock: Clock) -> None:
+    found = desk(sqlite_store, clock)
+    states = [found.is_stale]
+    clock.pass_seconds(0.3)
+    states.append(found.is_stale)
+    found.refresh()
+    assert [*states, found.is_stale] == [False, True, False]
+
+
+@pytest.fixture
+def service(sqlite_store: Store) -> Iterator[Service]:
+    with sqlite_store.write() as session:
+        make.serverless(session)
+        make.token_prices(session, "1.00", "1.00")
+    with serving(sqlite_store) as running:
+        yield running
+
+
+def test_quotas_and_admission_over_http(service: Service) -> None:
+    asked = {"workspace": "ws-east", "deployment": "llama-chat", "tokens": 1000}
+    assert service.client.post("/v1/admission", json=asked).json()["allow"] is True
+    tokens, requests = service.client.get("/v1/quotas").json()["items"]
+    assert (tokens["id"], tokens["limit"], tokens["limit_source"], tokens["counting"]) == ("ws-east/llama-chat:tokens_per_minute", 400_000, "default", "billed")
+    assert (requests["measure"], requests["limit"], requests["used"], requests["headroom"]) == ("requests_per_minute", 1000, 0, 1000)
+    told = service.client.put(f"/v1/quotas/{tokens['id']}", json={"limit": 500})
+    assert (told.status_code, told.json()["limit"], told.json()["limit_source"]) == (200, 500, "user")
+    assert service.client.put("/v1/quotas/ws-east/llama-chat:tokens_per_minute", json={"limit": None}).json()["limit"] == 400_000
+    assert service.client.put("/v1/quotas/nope", json={"limit": 5}).status_code == 404
+    assert service.client.put(f"/v1/quotas/{tokens['id']}", json={"limit": 0}).status_code == 422
+    assert service.client.post("/v1/admission", json={"workspace": "ws-east"}).status_code == 422
+    first = service.client.get("/v1/admission/denied")
+    assert (first.status_code, first.json()) == (200, {"items": []})
+    assert service.client.get("/v1/admission/denied", headers={"If-None-Match": first.headers["etag"]}).status_code == 304
+
+
+def test_the_peak_is_the_highest_minute_and_users_are_named(sqlite_store: Store) -> None:
+    with sqlite_store.write() as session:
+        make.serverless(session)
+        chat = make.series(session, application="chat")
+        for minutes, tokens in ((3000, 9_000), (3001, 7_000), (1000, 12_000), (1014, 3_000)):
+            make.event(session, chat, time=NOW - timedelta(minutes=minutes), input_tokens=tokens, output_tokens=0)
+        make.event(session, chat, time=NOW - timedelta(seconds=5), input_tokens=10, output_tokens=5)
+        make.event(session, time=NOW - timedelta(days=9), input_tokens=90_000, output_tokens=0)
+    with serving(sqlite_store) as service:
+        tokens, requests = service.client.get("/v1/quotas?workspace=ws-east").json()["items"]
+    assert (tokens["peak"], tokens["peak_at"], tokens["used"]) == (12_000, "2026-11-19T17:20:00Z", 15)
+    assert (tokens["users"], requests["users"], requests["peak"]) == ([{"name": "chat", "used": 15}], [{"name": "chat", "used": 1}], 1)

@@ -104,7 +104,7 @@ class StoredCall(NamedTuple):
     event_id: str
     response_id: str | None
     request_id: str | None
-    trace_id: str | None
+    span_id: str | None  # trace and span together
 
 
 class Link(Protocol):
@@ -1078,17 +1078,18 @@ class _Commit:
         self._names.trim()
 
     def calls(self) -> list[StoredCall]:
-        """What was stored and names its call by response, request or trace."""
+        """What was stored and names its call by response, request or span (a trace alone is shared by every retry)."""
         found: list[StoredCall] = []
         for row in self._rows:
             response, request, details = row[19:]
-            if response is None and request is None and (details is None or '"trace_id"' not in details):
+            has_span = details is not None and '"span_id"' in details and '"trace_id"' in details
+            if response is None and request is None and not has_span:
                 continue
-            trace = json.loads(details).get("trace_id") if details is not None and '"trace_id"' in details else None
+            said = json.loads(details) if has_span else {}
+            span = f"{said['trace_id']}:{said['span_id']}" if said.get("trace_id") and said.get("span_id") else None
             texts = [None if text is None else long_id(text) for text in (response, request)]
-            found.append(
-                StoredCall(row[0], row[4], row[1], row[2], row[5], row[12], long_id(row[3]), texts[0], texts[1], trace if isinstance(trace, str) else None)
-            )
+            if span is not None or texts[0] is not None or texts[1] is not None:
+                found.append(StoredCall(row[0], row[4], row[1], row[2], row[5], row[12], long_id(row[3]), texts[0], texts[1], span))
         return found
 
     def _write_events(self) -> None:

@@ -1,7 +1,7 @@
 """Several witnesses of one call: an SDK's span, a gateway's record, a log row. All are kept, one counts.
 
 ``link`` is told of every commit's calls in its transaction. Calls meet by workspace and the provider's response id (else
-its request id, else the trace), within an hour of each other or of another witness between them: ids are not promised to
+its request id, else the span), within an hour of each other or of another witness between them: ids are not promised to
 be unique for ever. Which one counts depends on the witnesses alone, never on their order.
 """
 
@@ -43,7 +43,7 @@ class NamesCall(Protocol):
     @property
     def request_id(self) -> str | None: ...
     @property
-    def trace_id(self) -> str | None: ...
+    def span_id(self) -> str | None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +72,8 @@ class StoredEvent:
 
 
 def call_key(call: NamesCall) -> int:
-    """A signed 64-bit digest of what the call is named by: the response, else the request, else the trace."""
-    kind, name = next((kind, name) for kind, name in (("r", call.response_id), ("q", call.request_id), ("t", call.trace_id)) if name is not None)
+    """A signed 64-bit digest of what the call is named by: the response, else the request, else the span."""
+    kind, name = next((kind, name) for kind, name in (("r", call.response_id), ("q", call.request_id), ("s", call.span_id)) if name is not None)
     text = f"{call.workspace_id}\0{kind}\0{name}"
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big", signed=True)
 

@@ -43,7 +43,7 @@ class UsagePosting(SQLModel, table=True):
 
 
 class UsageCall(SQLModel, table=True):
-    """Which event names which call, by a digest of workspace and response (else request, else trace) id; led by the hour."""
+    """Which event names which call, by a digest of workspace and response (else request, else span) id; led by the hour."""
 
     __tablename__ = "usage_call"
 

@@ -136,3 +136,11 @@ def anchors(page: Path) -> set[str]:
     """The headings of a page as links spell them."""
     headings = re.findall(r"^#+ (.+)$", text(page), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_every_test_that_a_page_calls_as_its_witness_exists() -> None:
+    page = text(ROOT / "docs" / "counted-once.md")
+    named = set(re.findall(r"`(test_\w+)`", page))
+    known = {name for path in (ROOT / "tests").rglob("test_*.py") for name in re.findall(r"^def (test_\w+)", path.read_text(encoding="utf-8"), re.MULTILINE)}
+    assert len(named) > 20
+    assert named - known == set()

@@ -761,7 +761,10 @@ def _demo(options: argparse.Namespace, settings: Settings) -> int:
                     tempfile.TemporaryDirectory(prefix="meterbridge-demo-") as folder,
                     demo.SampleAzure(world.estate(), store, first_day=first_day, now=_now) as azure,
                 ):
-                    _tell("a simulated Azure serves its bills; to pull from it yourself: " + " ".join(f"{name}={value}" for name, value in azure.environment.items()))
+                    _tell(
+                        "a simulated Azure serves its bills; to pull from it yourself: "
+                        + " ".join(f"{name}={value}" for name, value in azure.environment.items())
+                    )
                     demo.feed(url, world, api_key=None, say=_tell, stop=stop, import_bill=_importer(settings, Path(folder)), sync=azure.sync, clock=_now)
             except DomainError as fault:
                 _tell(f"the sample world could not be fed: {fault.message}")

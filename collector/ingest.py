@@ -257,7 +257,12 @@ class Ingest:
     """The writer of events of one process. ``now`` is the server's clock."""
 
     def __init__(
-        self, store: Store, *, now: Callable[[], datetime], closed: Callable[[sa.Connection], frozenset[date]] = closed_months, link: Link | None = witnesses.link
+        self,
+        store: Store,
+        *,
+        now: Callable[[], datetime],
+        closed: Callable[[sa.Connection], frozenset[date]] = closed_months,
+        link: Link | None = witnesses.link,
     ) -> None:
         self._store = store
         self._link = link

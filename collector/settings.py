@@ -32,6 +32,11 @@ class Settings:
     webhook_ports: str = ""
     smtp_url: str = ""
     smtp_from: str = ""
+    azure_arm_url: str = "https://management.azure.com"
+    azure_retail_prices_url: str = "https://prices.azure.com"
+    azure_credential: str = "default"
+    azure_scopes: str = ""
+    azure_subscriptions: str = ""
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str], **options: object) -> Settings:
@@ -57,6 +62,11 @@ class Settings:
             webhook_ports=str(values.get("webhook_ports", default.webhook_ports)),
             smtp_url=str(values.get("smtp_url", default.smtp_url)),
             smtp_from=str(values.get("smtp_from", default.smtp_from)),
+            azure_arm_url=str(values.get("azure_arm_url", default.azure_arm_url)).rstrip("/"),
+            azure_retail_prices_url=str(values.get("azure_retail_prices_url", default.azure_retail_prices_url)).rstrip("/"),
+            azure_credential=str(values.get("azure_credential", default.azure_credential)),
+            azure_scopes=str(values.get("azure_scopes", default.azure_scopes)),
+            azure_subscriptions=str(values.get("azure_subscriptions", default.azure_subscriptions)),
             secure_cookies=_flag(values.get("secure_cookies", default.secure_cookies), what="METERBRIDGE_SECURE_COOKIES"),
         )
 

@@ -25,7 +25,25 @@ from sqlalchemy import event, exc
 from sqlmodel import Session
 
 # The tables must be known to the metadata before anything asks for it.
-from models import alerts, charges, closing, corrections, identities, limits, notices, prices, quotas, reports, resources, sources, usage, witnesses  # noqa: F401
+from models import (  # noqa: F401
+    alerts,
+    charges,
+    closing,
+    corrections,
+    identities,
+    leases,
+    limits,
+    notices,
+    prices,
+    quotas,
+    reports,
+    resources,
+    schedules,
+    sources,
+    usage,
+    witnesses,
+    worklist,
+)
 from models.errors import InvalidInput, Unavailable
 
 _NETWORK_FILE_SYSTEMS = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "fuse.sshfs", "fuse.rclone", "glusterfs", "ceph", "lustre", "afs"})

@@ -1,0 +1,3 @@
+"""Who runs which job now: fenced leases."""
+
+from __future__ import annotations

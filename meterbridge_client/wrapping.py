@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import sys
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from typing import Any
@@ -110,7 +111,7 @@ class _Meter:
 
 
 class _Httpx:
-    """Requests and responses of httpx."""
+    """Requests and responses of httpx and httpx2."""
 
     def __init__(self, *, is_async: bool) -> None:
         self._is_async = is_async
@@ -128,7 +129,7 @@ class _Httpx:
         return str(response.headers.get("content-encoding", ""))
 
     def tee(self, response: Any, tee: _Tee) -> None:
-        response.stream = (_async_stream if self._is_async else _sync_stream)(response.stream, tee)
+        response.stream = (_async_stream if self._is_async else _sync_stream)(response, tee)
 
 
 class _AzureCore:
@@ -427,10 +428,15 @@ async def _aiterate(pieces: AsyncIterator[bytes], tee: _Tee) -> AsyncIterator[by
         tee.end()
 
 
-def _sync_stream(stream: Any, tee: _Tee) -> Any:
-    import httpx  # noqa: PLC0415 - it is the client's; this package needs none of its own
+def _library(response: Any) -> Any:
+    """The client's own HTTP library, which is loaded, as it made the response: httpx, or httpx2 in newer clients; this package needs none."""
+    return next(sys.modules[name] for name in (each.__module__.partition(".")[0] for each in type(response).__mro__) if name.startswith("httpx"))
 
-    class Teed(httpx.SyncByteStream):
+
+def _sync_stream(response: Any, tee: _Tee) -> Any:
+    stream = response.stream
+
+    class Teed(_library(response).SyncByteStream):  # type: ignore[misc]  # known when it runs
         def __iter__(self) -> Iterator[bytes]:
             return _iterate(iter(stream), tee)
 
@@ -444,10 +450,10 @@ def _sync_stream(stream: Any, tee: _Tee) -> Any:
     return Teed()
 
 
-def _async_stream(stream: Any, tee: _Tee) -> Any:
-    import httpx  # noqa: PLC0415
+def _async_stream(response: Any, tee: _Tee) -> Any:
+    stream = response.stream
 
-    class Teed(httpx.AsyncByteStream):
+    class Teed(_library(response).AsyncByteStream):  # type: ignore[misc]
         def __aiter__(self) -> AsyncIterator[bytes]:
             return _aiterate(stream.__aiter__(), tee)
 

@@ -13,7 +13,6 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import httpx
 import openai
 import pytest
 from azure.ai.inference import ChatCompletionsClient
@@ -82,7 +81,7 @@ def counted(service: Service, application: str, number: int) -> list[tuple[Any, 
 
 def test_python_through_the_proxy(proxy: Service, service: Service) -> None:
     headers = {"x-meterbridge-application": "python", "x-meterbridge-team": "support"}
-    with httpx.Client(trust_env=False) as http:
+    with openai.DefaultHttpxClient(trust_env=False) as http:
         client = openai.OpenAI(base_url=proxy.url + "/v1", api_key=KEY, max_retries=0, http_client=http, default_headers=headers)
         assert client.chat.completions.create(model="llama", messages=MESSAGES).choices[0].message.content == ANSWER
         assert len(list(client.chat.completions.create(model="llama", messages=MESSAGES, stream=True))) == 5
@@ -108,7 +107,7 @@ def test_python_through_the_proxy(proxy: Service, service: Service) -> None:
 def test_python_through_wrapped_clients(deployment: Upstream, service: Service, tmp_path: Path) -> None:
     reporter = meterbridge_client.Reporter(service.url, spool=tmp_path)
     labels: dict[str, Any] = {"url": service.url, "reporter": reporter, "workspace": "proj-chat", "deployment": "llama-70b", "application": "wrapped"}
-    with httpx.Client(trust_env=False) as http:
+    with openai.DefaultHttpxClient(trust_env=False) as http:
         client = openai.OpenAI(base_url=deployment.url + "/v1", api_key=KEY, max_retries=0, http_client=http)
         meterbridge_client.wrap(client, **labels)
         client.chat.completions.create(model="llama", messages=MESSAGES)

@@ -795,12 +795,13 @@ def test_calls_that_name_themselves_are_told_of_in_the_transaction(store: Store)
         assert (received, is_sqlite) == (to_microseconds(NOW), store.is_sqlite)
         for one in calls:
             assert connection.execute(sa.text("SELECT seq FROM usage_event WHERE time = :time"), {"time": one.time}).scalars().all().count(one.seq) == 1
-            told.append((one.event_id, one.response_id, one.request_id, one.trace_id))
+            told.append((one.event_id, one.response_id, one.request_id, one.span_id))
 
     ingest = Ingest(store, now=lambda: NOW, link=link)
     ingest.start()
     details: list[dict[str, Any]] = [{"response_id": "r"}, {}, {"trace_id": "t"}, {"request_id": str(uuid.UUID(int=5))}]
+    details.append({"trace_id": "t", "span_id": "s"})
     ingest.accept(Batch([call(f"call-{number}", details=one) for number, one in enumerate(details)]))
     ingest.accept(Batch([call("call-0", details=details[0])]))
     ingest.stop()
-    assert told == [("call-0", "r", None, None), ("call-2", None, None, "t"), ("call-3", None, str(uuid.UUID(int=5)), None)]
+    assert told == [("call-0", "r", None, None), ("call-3", None, str(uuid.UUID(int=5)), None), ("call-4", None, None, "t:s")]

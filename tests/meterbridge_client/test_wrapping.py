@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import openai
 import pytest
 from azure.ai.inference import ChatCompletionsClient, EmbeddingsClient
@@ -45,13 +44,14 @@ def notebook(tmp_path: Path) -> Iterator[Notebook]:
 
 
 @pytest.fixture
-def http() -> Iterator[httpx.Client]:
-    with httpx.Client(trust_env=False) as client:
+def http() -> Iterator[openai.DefaultHttpxClient]:
+    # The HTTP library is the client's choice: httpx, or httpx2 in newer ones.
+    with openai.DefaultHttpxClient(trust_env=False) as client:
         yield client
 
 
 @pytest.fixture
-def client(deployment: Upstream, notebook: Notebook, http: httpx.Client) -> openai.OpenAI:
+def client(deployment: Upstream, notebook: Notebook, http: openai.DefaultHttpxClient) -> openai.OpenAI:
     plain = openai.OpenAI(base_url=deployment.url + "/v1", api_key=KEY, max_retries=0, http_client=http)
     return meterbridge_client.wrap(plain, url="http://127.0.0.1:9", reporter=notebook, **LABELS)
 
@@ -215,8 +215,9 @@ def test_every_attempt_of_the_library_s_own_retries_is_an_event(client: openai.O
 
 def test_a_stream_that_breaks_is_incomplete_with_what_is_known(client: openai.OpenAI, deployment: Upstream, notebook: Notebook) -> None:
     deployment.shape = "cumulative"
-    with pytest.raises(httpx.RemoteProtocolError):
+    with pytest.raises(Exception) as broken:
         list(client.chat.completions.create(model="llama", messages=messages("BREAK"), stream=True))
+    assert type(broken.value).__name__ in ("RemoteProtocolError", "APIConnectionError")
 
     assert [fields(event) for event in notebook.events] == [
         {name: value for name, value in STREAMED.items() if name != "finish_reason"} | {"status": "incomplete", "output_tokens": 2}
@@ -233,7 +234,7 @@ def test_a_stream_that_its_caller_leaves_is_incomplete(client: openai.OpenAI, de
     ]
 
 
-def test_a_deployment_that_cannot_be_reached_is_an_error(notebook: Notebook, http: httpx.Client) -> None:
+def test_a_deployment_that_cannot_be_reached_is_an_error(notebook: Notebook, http: openai.DefaultHttpxClient) -> None:
     client = openai.OpenAI(base_url="http://127.0.0.1:9/v1", api_key=KEY, max_retries=0, http_client=http)
     meterbridge_client.wrap(client, url="http://127.0.0.1:9", reporter=notebook, workspace="proj-chat")
 
@@ -248,7 +249,7 @@ def test_an_async_openai_client(deployment: Upstream, notebook: Notebook) -> Non
     deployment.shape = "after_finish"
 
     async def walk() -> tuple[str | None, int]:
-        async with openai.AsyncOpenAI(base_url=deployment.url + "/v1", api_key=KEY, max_retries=0, http_client=httpx.AsyncClient(trust_env=False)) as client:
+        async with openai.AsyncOpenAI(base_url=deployment.url + "/v1", api_key=KEY, max_retries=0, http_client=openai.DefaultAsyncHttpxClient(trust_env=False)) as client:
             meterbridge_client.wrap(client, url="http://127.0.0.1:9", reporter=notebook, **LABELS)
             answer = await client.chat.completions.create(model="llama", messages=messages())
             stream = await client.chat.completions.create(model="llama", messages=messages(), stream=True)
@@ -269,7 +270,7 @@ def test_an_async_openai_client(deployment: Upstream, notebook: Notebook) -> Non
     ]
 
 
-def test_an_azure_openai_client_names_its_deployment_by_the_address(deployment: Upstream, notebook: Notebook, http: httpx.Client) -> None:
+def test_an_azure_openai_client_names_its_deployment_by_the_address(deployment: Upstream, notebook: Notebook, http: openai.DefaultHttpxClient) -> None:
     client = openai.AzureOpenAI(azure_endpoint=deployment.url, api_key=KEY, api_version="2024-10-21", max_retries=0, http_client=http)
     meterbridge_client.wrap(client, url="http://127.0.0.1:9", reporter=notebook, workspace="account")
 
@@ -366,5 +367,5 @@ def test_other_clients_and_wrapping_twice_are_refused(client: openai.OpenAI, dep
         meterbridge_client.wrap(client, url="http://127.0.0.1:9", reporter=notebook)
     with pytest.raises(TypeError, match="object cannot be wrapped"):
         meterbridge_client.wrap(object(), url="http://127.0.0.1:9", reporter=notebook)
-    with httpx.Client(trust_env=False) as other, pytest.raises(ValueError, match="URL must be http"):
+    with openai.DefaultHttpxClient(trust_env=False) as other, pytest.raises(ValueError, match="URL must be http"):
         meterbridge_client.wrap(openai.OpenAI(api_key=KEY, http_client=other), url="file:///etc", spool=False)

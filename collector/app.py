@@ -29,6 +29,7 @@ from collector.api import (
     reconciliation,
     reports,
     sources,
+    workbench,
 )
 from collector.api.deps import Reading
 from collector.api.gate import Gate
@@ -70,7 +71,7 @@ def create_app(
     api.state.admission = None if ingest is None else Admission(store, now=now)
     api.state.telling = telling or Telling()
     problems.install(api)
-    for part in (corrections, reads, explaining, insights, deployments, reconciliation, reports, quotas, alerts, receivers, sources):
+    for part in (corrections, reads, explaining, insights, deployments, reconciliation, reports, quotas, alerts, receivers, sources, workbench):
         api.include_router(part.router)
     if ingest is not None:
         api.include_router(control.router)

@@ -187,6 +187,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="charges: accept a total that falls by more than a fifth; prices, inventory, owners: what the file no longer names ends now",
     )
 
+    importing.add_argument("--dry-run", action="store_true", help="prices: show what the file would change per month and team, and import nothing")
     importing.add_argument("--format", metavar="NAME", help=f"usage: the files' format, where it is not to be recognised: {', '.join(usagefiles.FORMATS)}")
     importing.add_argument("--workspace", metavar="NAME", help="usage: the workspace of events that say none")
     importing.add_argument("--deployment", metavar="NAME", help="usage: the deployment of events that say none")
@@ -211,6 +212,10 @@ def build_parser() -> argparse.ArgumentParser:
         of_month.add_argument("--month", required=True, metavar="YYYY-MM", help="which month, as 2026-10")
         if name == "reopen":
             of_month.add_argument("--reason", default="", metavar="TEXT", help="why, for the record")
+
+    reviewing = command("prices", _prices, "review price rows that look wrong", description="List price rows that wait for review, accept or reject them.")
+    reviewing.add_argument("action", choices=("waiting", "accept", "reject"), help="what to do")
+    reviewing.add_argument("ids", nargs="*", type=int, metavar="ID", help="which rows, as prices waiting lists them")
 
     keys = words.add_parser(
         "keys",
@@ -521,7 +526,7 @@ def _import(options: argparse.Namespace, settings: Settings) -> int:
         # Looked at before anything else is done: a misspelt name must not make a database.
         commands.readable([file for file in options.files if file != "-"])
         files = [stack.enter_context(_spooled_input()) if file == "-" else str(Path(file).absolute()) for file in options.files]
-        more = {name: getattr(options, name) for name in ("format", "workspace", "deployment", "source")}
+        more = {name: getattr(options, name) for name in ("format", "workspace", "deployment", "source", "dry_run")}
         return _write(settings, commands.Import(options.kind, files, options.replace, **more))
 
 
@@ -532,6 +537,12 @@ def _spooled_input() -> Iterator[str]:
             file.write(chunk)
         file.flush()
         yield file.name
+
+
+def _prices(options: argparse.Namespace, settings: Settings) -> int:
+    if (options.action == "waiting") == bool(options.ids):
+        raise InvalidInput("prices accept and reject take the ids that prices waiting lists; prices waiting takes none")
+    return _write(settings, commands.ReviewPrices(options.action, options.ids))
 
 
 def _report_weekly(options: argparse.Namespace, settings: Settings) -> int:

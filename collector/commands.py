@@ -10,18 +10,19 @@ import getpass
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
 
-from collector import applying, auth, billing, closing, pricing, registry, reports, usagefiles, witnessing
+from collector import applying, auth, billing, closing, pricereview, pricing, registry, reports, usagefiles, witnessing
 from collector.capture.event import Defaults
 from collector.ingest import Ingest
+from models import money
 from models.columns import to_microseconds
 from models.errors import InvalidInput
-from models.periods import rfc3339
+from models.periods import Period, rfc3339
 from models.store import Store
 
 Kind = Literal["usage", "charges", "prices", "inventory", "owners"]
@@ -32,6 +33,7 @@ _USAGE_SLICE = 1024 * 1024
 # Events of one commit: beside an import a service has requests to answer.
 _MOST_TOGETHER = 5_000
 _MOST_SHOWN = 20
+_PREVIEWED = timedelta(days=92)
 
 Say = Callable[[str], None]
 Progress = Callable[[int, int | None], None]
@@ -48,6 +50,15 @@ class Import(msgspec.Struct, tag="import", forbid_unknown_fields=True):
     workspace: str | None = None
     deployment: str | None = None
     source: str | None = None
+    # Of prices: show what the file would change and import nothing.
+    dry_run: bool = False
+
+
+class ReviewPrices(msgspec.Struct, tag="review_prices", forbid_unknown_fields=True):
+    """``meterbridge prices waiting|accept|reject``."""
+
+    action: Literal["waiting", "accept", "reject"]
+    ids: list[int] = msgspec.field(default_factory=list)
 
 
 class CreateKey(msgspec.Struct, tag="create_key", forbid_unknown_fields=True):
@@ -64,7 +75,7 @@ class RevokeKey(msgspec.Struct, tag="revoke_key", forbid_unknown_fields=True):
     key_id: str
 
 
-Command = Import | CreateKey | RevokeKey | reports.WeeklyReport | closing.CloseMonth | closing.ReopenMonth | applying.Apply
+Command = Import | ReviewPrices | CreateKey | RevokeKey | reports.WeeklyReport | closing.CloseMonth | closing.ReopenMonth | applying.Apply
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,10 +92,16 @@ class Desk:
 def run(command: Command, desk: Desk) -> int:
     """Do it; gives the exit code (1 where some of the usage was refused). Raises ``DomainError`` where nothing was done."""
     match command:
-        case Import(kind="usage"):
+        case Import(kind="usage", dry_run=False):
             return _import_usage(command, desk)
-        case Import(kind="charges"):
+        case Import(kind="charges", dry_run=False):
             return _import_charges(command, desk)
+        case Import(kind="prices", dry_run=True):
+            return _preview_prices(command, desk)
+        case Import(dry_run=True):
+            raise InvalidInput("--dry-run is for prices: it shows what they would change")
+        case ReviewPrices():
+            return _review_prices(command, desk)
         case Import():
             return _import_registry(command, desk)
         case closing.CloseMonth():
@@ -138,9 +155,10 @@ def _import_charges(command: Import, desk: Desk) -> int:
 
 def _import_registry(command: Import, desk: Desk) -> int:
     files = [(path.name, _read(path)) for path in readable(command.files)]
+    summaries: list[str] = []
+    waits = 0
     with desk.store.write() as session:
         now = desk.now()
-        summaries: list[str] = []
         match command.kind:
             case "inventory":
                 summaries.append(registry.import_inventory(session, files, now=now, author=author(), replace=command.replace).summary())
@@ -150,9 +168,39 @@ def _import_registry(command: Import, desk: Desk) -> int:
                 for index, (name, content) in enumerate(files):
                     # --replace ends what stood before this command, not the file just imported.
                     done = pricing.import_prices(session, content, name=name, now=now, author=author(), replace=command.replace and index == 0)
-                    summaries.append(done.summary())
+                    summaries += done.summary().splitlines()
+                    waits += len(done.waiting)
     for summary in summaries:
         desk.say(summary)
+    return 1 if waits else 0
+
+
+def _preview_prices(command: Import, desk: Desk) -> int:
+    now = desk.now()
+    period = Period(now - _PREVIEWED, now)
+    with desk.store.read() as session:
+        for path in readable(command.files):
+            rows = pricing.previewed(session, _read(path), name=path.name, period=period, now=now, replace=command.replace)
+            desk.say(f"{path.name} would change the metered cost of {len(rows)} months and teams of the last {_PREVIEWED.days} days; nothing was imported")
+            for row in rows:
+                closed = "; the month is closed: its rows stay, this would be an adjustment" if row.is_closed else ""
+                costs = f"{money.text(row.cost_now)} -> {money.text(row.cost_then)} ({'+' if row.difference > 0 else ''}{money.text(row.difference)})"
+                desk.say(f"  {row.month:%Y-%m} {row.team or '(no team)'} {row.currency or 'no currency'}: {costs}{closed}")
+    return 0
+
+
+def _review_prices(command: ReviewPrices, desk: Desk) -> int:
+    if command.action == "waiting":
+        with desk.store.read() as session:
+            rows = pricereview.waiting(session)
+            desk.say(f"{len(rows)} price rows wait for review")
+            for row in rows:
+                desk.say(pricereview.line(row))
+        return 0
+    with desk.store.write() as session:
+        for waiting_id in command.ids:
+            decided = pricereview.decide(session, waiting_id, accept=command.action == "accept", author=author(), now=desk.now())
+            desk.say(f"price row {decided.id} is {decided.decision}")
     return 0
 
 
@@ -201,4 +249,4 @@ def described(command: Command) -> Mapping[str, Any]:
     return found
 
 
-__all__ = ["KINDS", "Command", "CreateKey", "Desk", "Import", "RevokeKey", "described", "run"]
+__all__ = ["KINDS", "Command", "CreateKey", "Desk", "Import", "ReviewPrices", "RevokeKey", "described", "run"]

@@ -17,10 +17,12 @@ from typing import Literal
 import sqlalchemy as sa
 from sqlmodel import Session, col, select
 
+from collector import pricereview
 from collector.rowfiles import Faults, Row, overlaps, read_rows
+from models import ledger
 from models.columns import EPOCH
 from models.errors import InvalidInput
-from models.periods import rfc3339
+from models.periods import Period, rfc3339
 from models.prices import TOKEN_METERS, Price, PriceMeter, model_key
 
 COLUMNS = ("model", "meter", "unit_price", "currency", "unit", "valid_from", "valid_to", "workspace", "sku", "region", "source")
@@ -29,6 +31,7 @@ _TOKEN_UNITS = ("1M tokens", "1K tokens")
 _HOUR_UNITS = ("1 hour",)
 
 BUNDLED_ON = date(2026, 11, 20)  # when collector/data/prices.csv was last looked over; change both together
+_MOST_SHOWN = 20
 _IMPORT_LOCK = 0x6D627072696365  # "mbprice": one import of prices at a time
 
 Origin = Literal["imported", "synced", "bundled"]
@@ -70,29 +73,54 @@ class PriceImport:
     unchanged: int
     superseded: int  # earlier rows that a new one now wins over, for the time both are valid
     ended: int  # earlier rows that ``replace`` took out of use
+    waiting: Sequence[pricereview.Waits] = ()  # rows that look wrong and wait for somebody to say that they are right
 
     def summary(self) -> str:
         """One line for the person who ran it."""
         parts = [f"{self.added} added", f"{self.unchanged} unchanged"]
         parts += [f"{self.superseded} superseded"] if self.superseded else []
         parts += [f"{self.ended} ended"] if self.ended else []
-        return f"prices: {', '.join(parts)} (version {self.version})"
+        parts += [f"{len(self.waiting)} wait for review"] if self.waiting else []
+        told = [f"prices: {', '.join(parts)} (version {self.version})", *(f"waits as {row.line}" for row in self.waiting[:_MOST_SHOWN])]
+        if self.waiting:
+            told.append("let them count with: meterbridge prices accept ID…, or put them away with: meterbridge prices reject ID…")
+        return "\n".join(told)
 
 
 def import_prices(session: Session, content: bytes, *, name: str, now: datetime, author: str, replace: bool = False) -> PriceImport:
-    """Take in a price file; ``replace`` ends every imported price that it does not repeat."""
+    """Take in a price file; ``replace`` ends every imported price that it does not repeat. Rows that look wrong wait."""
     return store_prices(
-        session, parse_prices(content, name=name), origin="imported", version=_version(content, now.date()), now=now, author=author, replace=replace
+        session,
+        parse_prices(content, name=name),
+        origin="imported",
+        version=_version(content, now.date()),
+        now=now,
+        author=author,
+        replace=replace,
+        is_reviewed=False,
     )
 
 
-def store_prices(session: Session, rows: Sequence[PriceRow], *, origin: Origin, version: str, now: datetime, author: str, replace: bool = False) -> PriceImport:
+def store_prices(
+    session: Session,
+    rows: Sequence[PriceRow],
+    *,
+    origin: Origin,
+    version: str,
+    now: datetime,
+    author: str,
+    replace: bool = False,
+    is_reviewed: bool = True,
+) -> PriceImport:
     """Add the rows of one origin that do not already stand; they win over earlier ones from ``now`` on."""
     _one_at_a_time(session)
     by_subject: dict[tuple[PriceMeter, str, str, str, str], list[Price]] = {}
     for price in session.exec(select(Price).where(col(Price.origin) == origin, col(Price.known_to).is_(None)).order_by(col(Price.known_from), col(Price.id))):
         by_subject.setdefault(_applies_to(price), []).append(price)
-    added, superseded, kept = [], 0, set[int | None]()
+    added: list[Price] = []
+    superseding: list[int] = []
+    kept = set[int | None]()
+    unchanged = 0
     for row in rows:
         rivals = [price for price in by_subject.get(row.applies_to(), ()) if row.overlaps(price)]
         # Only the latest arrival counts as standing: a price that was since overruled is said anew by saying it again.
@@ -100,15 +128,33 @@ def store_prices(session: Session, rows: Sequence[PriceRow], *, origin: Origin, 
         same = next((price for price in standing if _states(price, row)), None)
         if same is not None:
             kept.add(same.id)
+            unchanged += 1
             continue
-        superseded += len(rivals)
+        superseding.append(len(rivals))
         added.append(_price(row, origin=origin, version=version, author=author, known_from=now))
+    held: dict[int, str] = {}
+    if not is_reviewed:
+        in_use = [price for price in price_rows(session) if price.known_from <= now]
+        held = pricereview.doubts(added, in_use, now=now)
+    waiting = pricereview.hold(session, [(added[index], reason) for index, reason in held.items()], version=version, author=author, now=now) if held else []
+    # What a row that waits would have replaced goes on until it is decided.
+    kept |= {price.id for index in held for price in by_subject.get(_applies_to(added[index]), ())}
+    added = [row for index, row in enumerate(added) if index not in held]
+    superseded = sum(count for index, count in enumerate(superseding) if index not in held)
     ended = [price for prices in by_subject.values() for price in prices if price.id not in kept] if replace else []
     for price in ended:
         price.known_to = now
     session.add_all([*ended, *added])
     session.flush()
-    return PriceImport(version=version, added=len(added), unchanged=len(rows) - len(added), superseded=0 if replace else superseded, ended=len(ended))
+    return PriceImport(version=version, added=len(added), unchanged=unchanged, superseded=0 if replace else superseded, ended=len(ended), waiting=waiting)
+
+
+def previewed(session: Session, content: bytes, *, name: str, period: Period, now: datetime, replace: bool = False) -> list[ledger.Rerate]:
+    """What importing a price file would change of a period's metered cost; nothing is imported."""
+    rows = parse_prices(content, name=name)
+    standing = [price for price in price_rows(session) if price.known_from <= now and not (replace and price.origin == "imported")]
+    told = [_price(row, origin="imported", version="preview", author="", known_from=now) for row in rows]
+    return ledger.rerated(session, [*standing, *told], period, now=now)
 
 
 def ensure_bundled(session: Session, *, now: datetime) -> int:

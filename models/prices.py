@@ -64,6 +64,33 @@ class Price(SQLModel, table=True):
     known_to: datetime | None = Field(default=None, sa_column=Column(Instant))
 
 
+class WaitingPrice(SQLModel, table=True):
+    """A row of a price file that looks wrong and counts only once somebody has said that it is right. Never deleted."""
+
+    __tablename__ = "waiting_price"
+
+    id: int | None = Field(default=None, sa_column=Column(BigInt, primary_key=True, autoincrement=True))
+    model: str = Field(default="", sa_column=Column(Text, nullable=False))
+    meter: PriceMeter = Field(sa_column=Column(EnumText(PriceMeter), nullable=False))
+    unit_price: Decimal = Field(sa_column=Column(ExactDecimal, nullable=False))
+    currency: str = Field(sa_column=Column(Text, nullable=False))
+    unit: str = Field(sa_column=Column(Text, nullable=False))
+    workspace: str = Field(default="", sa_column=Column(Text, nullable=False))
+    sku: str = Field(default="", sa_column=Column(Text, nullable=False))
+    region: str = Field(default="", sa_column=Column(Text, nullable=False))
+    valid_from: datetime | None = Field(default=None, sa_column=Column(Instant))
+    valid_to: datetime | None = Field(default=None, sa_column=Column(Instant))
+    source: str = Field(default="", sa_column=Column(Text, nullable=False))
+    version: str = Field(sa_column=Column(Text, nullable=False))
+    author: str = Field(default="", sa_column=Column(Text, nullable=False))
+    reason: str = Field(sa_column=Column(Text, nullable=False))  # what looks wrong
+    arrived_at: datetime = Field(sa_column=Column(Instant, nullable=False))
+    # accepted | rejected | superseded (by a later file); None while it waits
+    decision: str | None = Field(default=None, sa_column=Column(Text))
+    decided_at: datetime | None = Field(default=None, sa_column=Column(Instant))
+    decided_by: str = Field(default="", sa_column=Column(Text, nullable=False))
+
+
 # A model asset as ARM, the registry and the command line write it: azureml://registries/R/models/NAME/versions/1,
 # /subscriptions/…/workspaces/W/models/NAME/versions/1, azureml:NAME:1.
 _ASSET_PATH = re.compile(r"(?:azureml:)?/.*/(?:workspaces|registries)/[^/]+/models/([^/]+)(?:/.*)?\Z", re.IGNORECASE)

@@ -12,8 +12,12 @@ from models.ledger.events import receipt, usage_list
 from models.ledger.explain import FORMULA, BilledLine, Explanation, MeteredLine, counted_in, explain
 from models.ledger.hours import instance_hours
 from models.ledger.insight import choices, data_age, forecast
+from models.ledger.invoices import Invoice, invoices
+from models.ledger.lags import Lag, lags
+from models.ledger.onboarding import onboarding
 from models.ledger.quotas import Pool, pool_place, quotas
 from models.ledger.reconciliation import Reconciliation, ReconciliationRow, ReconciliationTotal, reconciliation
+from models.ledger.rerating import Rerate, rerated
 from models.ledger.taken_back import ConflictRecord, DoubleSource, PostingRecord, conflicts, double_sources, postings
 from models.ledger.values import (
     BASES,
@@ -38,6 +42,7 @@ from models.ledger.values import (
 from models.ledger.waste import WasteRow, waste
 from models.ledger.weekly import Change, CurrencyWeek, Line, Waterfall, Week, WeeklyReport, week_of, weekly
 from models.ledger.witnesses import WitnessRow, problems, witness_rows
+from models.ledger.worklist import WorklistItem, worklist, worklist_item
 
 __all__ = [
     "BASES",
@@ -62,6 +67,8 @@ __all__ = [
     "Figures",
     "Filters",
     "Forecast",
+    "Invoice",
+    "Lag",
     "Line",
     "MeteredLine",
     "Pool",
@@ -72,6 +79,7 @@ __all__ = [
     "Reconciliation",
     "ReconciliationRow",
     "ReconciliationTotal",
+    "Rerate",
     "SourceAge",
     "Standing",
     "UsagePage",
@@ -82,6 +90,7 @@ __all__ = [
     "WeeklyReport",
     "WhatIf",
     "WitnessRow",
+    "WorklistItem",
     "adjustments",
     "choices",
     "close_month",
@@ -97,6 +106,9 @@ __all__ = [
     "explain",
     "forecast",
     "instance_hours",
+    "invoices",
+    "lags",
+    "onboarding",
     "pool_place",
     "postings",
     "problems",
@@ -104,10 +116,13 @@ __all__ = [
     "receipt",
     "reconciliation",
     "reopen_month",
+    "rerated",
     "settings_known",
     "usage_list",
     "waste",
     "week_of",
     "weekly",
     "witness_rows",
+    "worklist",
+    "worklist_item",
 ]

@@ -31,6 +31,7 @@ from collector import applying, auth, closing, commands, doctor, jobs, pricing, 
 from collector.api.gate import refuse_foreign
 from collector.app import create_app
 from collector.auth import KeyRing, Principal
+from collector.azure import sync as azure_sync
 from collector.ingest import Ingest
 from collector.locks import DatabaseLock, Running
 from collector.proxy import command as proxy_command
@@ -192,6 +193,15 @@ def build_parser() -> argparse.ArgumentParser:
     importing.add_argument("--workspace", metavar="NAME", help="usage: the workspace of events that say none")
     importing.add_argument("--deployment", metavar="NAME", help="usage: the deployment of events that say none")
     importing.add_argument("--source", metavar="NAME", help="usage: the sender's name (default: default); identity is workspace, source and id")
+
+    pulling = command(
+        "sync",
+        _sync,
+        "pull from Azure now: costs, inventory, quotas or prices",
+        description="Make one pull from Azure now, through METERBRIDGE_AZURE_SUBSCRIPTIONS and METERBRIDGE_AZURE_SCOPES. A pull lands whole or changes nothing. Exit 1 where something could not be pulled.",
+    )
+    pulling.add_argument("what", choices=azure_sync.WHAT, help="costs: the bill. inventory: workspaces and deployments. quotas: vCPUs. prices: the retail list")
+    pulling.add_argument("--month", metavar="YYYY-MM", help="costs: which month, as 2026-10 (default: the open one, and the one before until it has settled)")
 
     reporting = words.add_parser("report", help="write a report into a file", description="Write a report into a file.")
     kinds = reporting.add_subparsers(title="reports", metavar="REPORT", required=True, parser_class=_Parser)
@@ -537,6 +547,10 @@ def _spooled_input() -> Iterator[str]:
             file.write(chunk)
         file.flush()
         yield file.name
+
+
+def _sync(options: argparse.Namespace, settings: Settings) -> int:
+    return _write(settings, azure_sync.command_of(options.what, options.month, settings))
 
 
 def _prices(options: argparse.Namespace, settings: Settings) -> int:

@@ -17,6 +17,7 @@ from typing import Any, Literal
 import msgspec
 
 from collector import applying, auth, billing, closing, pricereview, pricing, registry, reports, usagefiles, witnessing
+from collector.azure import sync as azure_sync
 from collector.capture.event import Defaults
 from collector.ingest import Ingest
 from models import money
@@ -75,7 +76,7 @@ class RevokeKey(msgspec.Struct, tag="revoke_key", forbid_unknown_fields=True):
     key_id: str
 
 
-Command = Import | ReviewPrices | CreateKey | RevokeKey | reports.WeeklyReport | closing.CloseMonth | closing.ReopenMonth | applying.Apply
+Command = Import | ReviewPrices | CreateKey | RevokeKey | reports.WeeklyReport | closing.CloseMonth | closing.ReopenMonth | applying.Apply | azure_sync.Sync
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +101,8 @@ def run(command: Command, desk: Desk) -> int:
             return _preview_prices(command, desk)
         case Import(dry_run=True):
             raise InvalidInput("--dry-run is for prices: it shows what they would change")
+        case azure_sync.Sync():
+            return azure_sync.run(desk.store, command, now=desk.now, say=desk.say, progress=desk.progress)
         case ReviewPrices():
             return _review_prices(command, desk)
         case Import():

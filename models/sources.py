@@ -1,3 +1,121 @@
-"""Where facts are pulled from: leases of jobs, runs of pulls, the budget of calls, and what Azure said of quotas."""
+"""Pulls from Azure: each run as a row, so that what failed, and why, is seen, and what was begun is taken up again."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import date, datetime, timedelta
+from enum import StrEnum
+
+import sqlalchemy as sa
+from sqlalchemy import Column, Date, Index, Text
+from sqlmodel import Field, Session, SQLModel, col, select
+
+from models.columns import BigInt, EnumText, Instant
+
+# Runs older than this are removed, but for the last of each source and scope.
+_KEPT = timedelta(days=100)
+
+
+class PullState(StrEnum):
+    """What became of a run."""
+
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
+    RESCHEDULED = "rescheduled"  # Azure throttled for longer than a job sleeps; ``next_at`` says until when
+
+
+class SourcePull(SQLModel, table=True):
+    """One run of one source over one scope; ``month`` for bills. A run that is still ``running`` after a restart was interrupted."""
+
+    __tablename__ = "source_pull"
+
+    id: int | None = Field(default=None, sa_column=Column(BigInt, primary_key=True, autoincrement=True))
+    source: str = Field(sa_column=Column(Text, nullable=False))  # costs | inventory | quotas | prices | metrics
+    scope: str = Field(sa_column=Column(Text, nullable=False))  # without slashes at its ends; '' where there is none
+    month: date | None = Field(default=None, sa_column=Column(Date))  # its first day
+    started_at: datetime = Field(sa_column=Column(Instant, nullable=False))
+    finished_at: datetime | None = Field(default=None, sa_column=Column(Instant))
+    state: PullState = Field(sa_column=Column(EnumText(PullState), nullable=False))
+    rows: int | None = Field(default=None, sa_column=Column(BigInt))
+    calls: int = Field(default=0, sa_column=Column(BigInt, nullable=False))
+    throttles: int = Field(default=0, sa_column=Column(BigInt, nullable=False))
+    message: str = Field(default="", sa_column=Column(Text, nullable=False))  # what came of it, or what went wrong and the fix
+    data_until: datetime | None = Field(default=None, sa_column=Column(Instant))
+    next_at: datetime | None = Field(default=None, sa_column=Column(Instant))
+    # Where a report that was ordered is asked for: an address of Resource Manager, which holds no secret.
+    operation: str = Field(default="", sa_column=Column(Text, nullable=False))
+
+    __table_args__ = (Index("ix_source_pull_source", "source", "scope", "month"),)
+
+
+def begin(session: Session, source: str, scope: str, *, month: date | None = None, now: datetime) -> SourcePull:
+    """A run that starts."""
+    row = SourcePull(source=source, scope=scope, month=month, started_at=now, state=PullState.RUNNING)
+    session.add(row)
+    session.flush()
+    return row
+
+
+def finish(
+    session: Session,
+    pull_id: int,
+    state: PullState,
+    *,
+    now: datetime,
+    message: str = "",
+    rows: int | None = None,
+    calls: int = 0,
+    throttles: int = 0,
+    data_until: datetime | None = None,
+    next_at: datetime | None = None,
+) -> None:
+    """How a run ended; older runs of its source and scope that nobody needs any more are removed."""
+    row = session.get(SourcePull, pull_id)
+    if row is None:
+        return
+    row.state, row.finished_at, row.message, row.rows = state, now, message[:2000], rows
+    row.calls, row.throttles, row.data_until, row.next_at = calls, throttles, data_until, next_at
+    if state == PullState.DONE:
+        row.operation = ""
+    session.add(row)
+    table = SourcePull
+    session.execute(
+        sa.delete(table).where(col(table.source) == row.source, col(table.scope) == row.scope, col(table.started_at) < now - _KEPT, col(table.id) != row.id)
+    )
+
+
+def remember_operation(session: Session, pull_id: int, operation: str) -> None:
+    """Where the report of a run is asked for, so that a restart asks for the same one."""
+    row = session.get(SourcePull, pull_id)
+    if row is not None:
+        row.operation = operation
+        session.add(row)
+
+
+def unfinished_operation(session: Session, source: str, scope: str, month: date, *, since: datetime) -> str:
+    """The report that was ordered by a run that did not end well; '' where there is none to go on with."""
+    row = SourcePull
+    last = session.exec(
+        select(row)
+        .where(col(row.source) == source, col(row.scope) == scope, col(row.month) == month, col(row.started_at) >= since)
+        .order_by(col(row.id).desc())
+        .limit(1)
+    ).first()
+    return "" if last is None or last.state == PullState.DONE else last.operation
+
+
+def last_runs(session: Session) -> Sequence[SourcePull]:
+    """The last run of every source, scope and month, in that order."""
+    row = SourcePull
+    newest = sa.select(sa.func.max(col(row.id))).group_by(col(row.source), col(row.scope), col(row.month))
+    return session.exec(select(row).where(col(row.id).in_(newest)).order_by(col(row.source), col(row.scope), col(row.month))).all()
+
+
+def last_success(session: Session, source: str, scope: str, *, month: date | None = None) -> SourcePull | None:
+    """The last run that went well."""
+    row = SourcePull
+    asked = select(row).where(col(row.source) == source, col(row.scope) == scope, col(row.state) == PullState.DONE)
+    if month is not None:
+        asked = asked.where(col(row.month) == month)
+    return session.exec(asked.order_by(col(row.id).desc()).limit(1)).first()

@@ -249,7 +249,9 @@ def test_an_async_openai_client(deployment: Upstream, notebook: Notebook) -> Non
     deployment.shape = "after_finish"
 
     async def walk() -> tuple[str | None, int]:
-        async with openai.AsyncOpenAI(base_url=deployment.url + "/v1", api_key=KEY, max_retries=0, http_client=openai.DefaultAsyncHttpxClient(trust_env=False)) as client:
+        async with openai.AsyncOpenAI(
+            base_url=deployment.url + "/v1", api_key=KEY, max_retries=0, http_client=openai.DefaultAsyncHttpxClient(trust_env=False)
+        ) as client:
             meterbridge_client.wrap(client, url="http://127.0.0.1:9", reporter=notebook, **LABELS)
             answer = await client.chat.completions.create(model="llama", messages=messages())
             stream = await client.chat.completions.create(model="llama", messages=messages(), stream=True)

@@ -132,8 +132,8 @@ def test_sixty_days_of_faults_end_in_the_truth(empty: Path, tmp_path: Path) -> N
             parts = session.exec(select(BillPart).where(col(BillPart.superseded_at).is_(None), col(BillPart.landed_at).is_not(None))).all()
             totals = {(part.subscription_id, part.period_start, code): Decimal(amount) for part in parts for code, amount in part.totals.items()}
         assert totals == world.totals(now[0])
-    assert pulled > 5
-    assert failed > 5
+    # One request in eight goes wrong, and the client takes it all.
+    assert (pulled, failed) == (59, 0)
     assert leftovers(store) == 0
     store.close()
     verify(f"sqlite:///{tmp_path / 't.db'}", folder=tmp_path)
@@ -192,14 +192,15 @@ def test_the_sample_world_pulled_is_the_sample_world_imported(empty: Path, tmp_p
     world = demo.World(11, now, days=40, scale=0.02)
     store = opened(empty, tmp_path / "t.db")
     with demo.SampleAzure(world.estate(), store, first_day=world.story.first_day, now=lambda: now) as azure:
-        assert azure.sync("inventory", threading.Event()) == "10 deployments"
+        assert azure.sync("inventory", threading.Event()) == "inventory: 10 deployments of 2 subscriptions"
         assert azure.sync("quotas", threading.Event()).splitlines() == ["10 quotas of 4 regions and sources, 10 of them new or changed"]
         azure.sync("costs", threading.Event())
         yesterday = now - DAY
         span = f"{yesterday:%Y-%m-%d}T00:00:00Z/{now:%Y-%m-%d}T00:00:00Z"
         asked = {"metricnames": "RequestsPerMinute", "interval": "PT1M", "aggregation": "Average", "timespan": span}
         endpoint = f"{places.ASSIST.resource_id}/onlineEndpoints/llama-8b/providers/Microsoft.Insights/metrics"
-        (metric,) = azure.arm_get(endpoint, api_version="2024-02-01", params=asked)["value"]
+        with azure.opened() as client:
+            (metric,) = client.arm_get(endpoint, api_version="2024-02-01", params=asked)["value"]
         counted = {series["metadatavalues"][0]["value"]: sum(point.get("average", 0) for point in series["data"]) for series in metric["timeseries"]}
     sent = [json.loads(line) for body in world.usage(day_start(utc_day(yesterday)), day_start(utc_day(now))) for line in body.decode().splitlines()]
     assert counted == {name: sum(each["deployment"] == name for each in sent) for name in ("blue", "green")}

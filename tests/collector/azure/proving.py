@@ -25,9 +25,9 @@ Key = tuple[str, date, str, str, str | None, str, date]
 
 @contextmanager
 def pulling(world: InventedWorld, store: Store, now: Callable[[], datetime]) -> Iterator[tuple[Simulator, Callable[[], None]]]:
-    """The world as an Azure, and a pull of all its costs through the real SDK."""
-    with SampleAzure(world, store, first_day=world.first_day, now=now) as azure:
-        simulator = azure._simulator
+    """The world as an Azure, and a pull of all its costs through the client, which waits for nothing here."""
+    with SampleAzure(world, store, first_day=world.first_day, now=now, sleep=lambda _seconds: None, timeout=0.5) as azure:
+        simulator = azure.simulator
         simulator.costs.poll_seconds = "0.005"
         simulator.faults.hang_seconds = 0.02
         simulator.faults.retry_after_seconds = 0

@@ -1,0 +1,159 @@
+"""``meterbridge sync``: one pull from Azure now. The schedule makes the same ones by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import date, datetime
+from typing import Literal
+
+import msgspec
+
+from collector.azure import costs, inventory, quotas
+from collector.azure.client import Azure, AzureSettings, Rescheduled
+from collector.closing import month_from
+from collector.settings import Settings
+from models import sources
+from models.errors import DomainError, InvalidInput, UpstreamError
+from models.periods import month_start, utc_day
+from models.sources import PullState
+from models.store import Store
+
+What = Literal["costs", "inventory", "quotas", "prices"]
+WHAT: tuple[What, ...] = ("costs", "inventory", "quotas", "prices")
+Say = Callable[[str], None]
+Progress = Callable[[int, int | None], None]
+
+
+class Sync(msgspec.Struct, tag="sync", forbid_unknown_fields=True):
+    """``meterbridge sync costs|inventory|quotas|prices``."""
+
+    what: What
+    month: str | None = None
+    # The settings of whoever gives the command: a running service may have none of its own.
+    azure_arm_url: str = ""
+    azure_retail_prices_url: str = ""
+    azure_credential: str = ""
+    azure_scopes: str = ""
+    azure_subscriptions: str = ""
+
+    def __repr__(self) -> str:
+        """Without the credential."""
+        return f"Sync(what={self.what!r}, month={self.month!r})"
+
+
+def command_of(what: What, month: str | None, settings: Settings) -> Sync:
+    """The command of the person who gives it; ``InvalidInput`` where their settings name no Azure."""
+    AzureSettings.of(settings)
+    return Sync(
+        what,
+        month,
+        settings.azure_arm_url,
+        settings.azure_retail_prices_url,
+        settings.azure_credential,
+        settings.azure_scopes,
+        settings.azure_subscriptions,
+    )
+
+
+def run(store: Store, asked: Sync, *, now: Callable[[], datetime], say: Say, progress: Progress) -> int:
+    """Pull; 0 where everything came, 1 where some of it did not, with the reason of each. Raises where the settings are wrong."""
+    if asked.month is not None and asked.what != "costs":
+        raise InvalidInput("--month is for costs")
+    settings = AzureSettings.of(
+        Settings(
+            azure_arm_url=asked.azure_arm_url,
+            azure_retail_prices_url=asked.azure_retail_prices_url,
+            azure_credential=asked.azure_credential,
+            azure_scopes=asked.azure_scopes,
+            azure_subscriptions=asked.azure_subscriptions,
+        )
+    )
+    month = None if asked.month is None else month_from(asked.month)
+    if month is not None and month > month_start(utc_day(now())):
+        raise InvalidInput(f"{month:%Y-%m} has not begun")
+    with Azure(settings, now=now) as azure:
+        failures = pull(store, azure, asked.what, months=None if month is None else [month], now=now, say=say, progress=progress)
+    for failure in failures:
+        say(f"failed: {failure}")
+    return 1 if failures else 0
+
+
+def pull(
+    store: Store, azure: Azure, what: What, *, months: Sequence[date] | None = None, now: Callable[[], datetime], say: Say, progress: Progress
+) -> list[str]:
+    """Pull one kind of thing from everywhere it is; gives what failed, each with its reason. One scope's fault does not stop the others."""
+    match what:
+        case "costs":
+            return _costs(store, azure, months, now=now, say=say, progress=progress)
+        case "inventory":
+            return _kept(store, azure, what, lambda: _inventory(store, azure, now=now, say=say), now=now, say=say)
+        case "quotas":
+            return _kept(store, azure, what, lambda: _quotas(store, azure, now=now, say=say), now=now, say=say)
+        case "prices":
+            return _kept(store, azure, what, lambda: _prices(store, azure, now=now, say=say, progress=progress), now=now, say=say)
+
+
+def _costs(store: Store, azure: Azure, months: Sequence[date] | None, *, now: Callable[[], datetime], say: Say, progress: Progress) -> list[str]:
+    failures: list[str] = []
+    for scope in azure.asked.scopes:
+        for month in months if months is not None else costs.months_due(store, scope, now=now()):
+            say(f"{scope}: asking for {month:%Y-%m}")
+            try:
+                done = costs.pull(store, azure, scope, month, now=now, say=say, progress=progress)
+            except Rescheduled as fault:
+                # It is the tenant that is throttled: the other scopes would only make it worse.
+                return [*failures, f"{scope} {month:%Y-%m}: {fault.message}"]
+            except DomainError as fault:
+                failures.append(f"{scope} {month:%Y-%m}: {fault.message}")
+                continue
+            for line in done.message.splitlines():
+                say(line)
+    return failures
+
+
+def _kept(store: Store, azure: Azure, what: What, work: Callable[[], tuple[str, int | None, list[str]]], *, now: Callable[[], datetime], say: Say) -> list[str]:
+    """Do it with a row that tells of it."""
+    calls, throttles = azure.tally.calls, azure.tally.throttles
+    with store.write() as session:
+        pull_id = sources.begin(session, what, "", now=now()).id or 0
+
+    def ended(state: PullState, message: str, *, rows: int | None = None, next_at: datetime | None = None) -> None:
+        with store.write() as session:
+            done = {"calls": azure.tally.calls - calls, "throttles": azure.tally.throttles - throttles}
+            until = now() if state == PullState.DONE else None
+            sources.finish(session, pull_id, state, now=now(), message=message, rows=rows, next_at=next_at, data_until=until, **done)
+
+    try:
+        summary, rows, failures = work()
+    except Rescheduled as fault:
+        ended(PullState.RESCHEDULED, fault.message, next_at=fault.until)
+        return [fault.message]
+    except DomainError as fault:
+        ended(PullState.FAILED, fault.message)
+        return [fault.message]
+    ended(PullState.FAILED if failures else PullState.DONE, "; ".join(failures) or summary, rows=rows)
+    say(summary)
+    return failures
+
+
+def _inventory(store: Store, azure: Azure, *, now: Callable[[], datetime], say: Say) -> tuple[str, int | None, list[str]]:
+    done = inventory.sync(store, azure, _subscriptions(azure), now=now, say=say)
+    count = sum(each.deployments.added + each.deployments.changed + each.deployments.unchanged for each in done.imported)
+    return f"inventory: {count} deployments of {len(done.imported)} subscriptions", count, list(done.failures)
+
+
+def _quotas(store: Store, azure: Azure, *, now: Callable[[], datetime], say: Say) -> tuple[str, int | None, list[str]]:
+    done = quotas.sync(store, azure, _subscriptions(azure), now=now, say=say)
+    return done.summary(), done.rows, list(done.failures)
+
+
+def _prices(store: Store, azure: Azure, *, now: Callable[[], datetime], say: Say, progress: Progress) -> tuple[str, int | None, list[str]]:
+    from collector.azure import retail  # noqa: PLC0415
+
+    return retail.sync(store, base_url=azure.asked.retail_prices_url, now=now, say=say, progress=progress), None, []
+
+
+def _subscriptions(azure: Azure) -> Sequence[str]:
+    if not azure.asked.subscriptions:
+        raise UpstreamError("say which subscriptions to read: METERBRIDGE_AZURE_SUBSCRIPTIONS", retryable=False)
+    return azure.asked.subscriptions

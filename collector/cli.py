@@ -27,7 +27,7 @@ import uvicorn
 from a2wsgi import WSGIMiddleware
 from starlette.types import ASGIApp
 
-from collector import applying, auth, closing, commands, doctor, jobs, pricing, reports, usagefiles, vllm
+from collector import applying, auth, closing, commands, doctor, focus, jobs, pricing, reports, usagefiles, vllm
 from collector.api.gate import refuse_foreign
 from collector.app import create_app
 from collector.auth import KeyRing, Principal
@@ -213,6 +213,20 @@ def build_parser() -> argparse.ArgumentParser:
     weekly.add_argument("--time-zone", default="UTC", metavar="ZONE", help="the zone whose days make the week, as Europe/Berlin (default UTC)")
     weekly.add_argument("--out", required=True, metavar="FILE", help="the file to write; FILE.meta.json beside it has the control total and the hash")
     weekly.set_defaults(run=_report_weekly)
+
+    exporting = words.add_parser("export", help="write data for other tools", description="Write data for other tools.")
+    kinds = exporting.add_subparsers(title="exports", metavar="EXPORT", required=True, parser_class=_Parser)
+    in_focus = kinds.add_parser(
+        "focus",
+        parents=[common],
+        help="a month in the FinOps Open Cost and Usage Specification",
+        description="Write a billing month as FOCUS: charges as billed, usage that no bill reaches yet as estimates of no billed cost. Every row is checked; FILE.meta.json beside it has the control totals.",
+    )
+    in_focus.add_argument("--month", required=True, metavar="YYYY-MM", help="which month, as 2026-10")
+    in_focus.add_argument("--version", default="1.2", choices=focus.VERSIONS, help="of FOCUS (default 1.2)")
+    in_focus.add_argument("--format", choices=focus.FORMATS, default="csv", help="how it is written (default csv)")
+    in_focus.add_argument("--out", required=True, metavar="FILE", help="the file to write")
+    in_focus.set_defaults(run=_export_focus)
 
     for name, run, summary in (
         ("close", _close, "close a month: store its rows as they are"),
@@ -562,6 +576,11 @@ def _prices(options: argparse.Namespace, settings: Settings) -> int:
 def _report_weekly(options: argparse.Namespace, settings: Settings) -> int:
     out = str(Path(options.out).absolute())
     return _write(settings, reports.WeeklyReport(out=out, format=options.format, week=options.week, time_zone=options.time_zone))
+
+
+def _export_focus(options: argparse.Namespace, settings: Settings) -> int:
+    out = str(Path(options.out).absolute())
+    return _write(settings, focus.ExportFocus(options.month, out, options.version, options.format))
 
 
 def _close(options: argparse.Namespace, settings: Settings) -> int:

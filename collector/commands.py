@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from collector import applying, auth, billing, closing, pricereview, pricing, registry, reports, usagefiles, witnessing
+from collector import applying, auth, billing, closing, focus, pricereview, pricing, registry, reports, usagefiles, witnessing
 from collector.azure import sync as azure_sync
 from collector.capture.event import Defaults
 from collector.ingest import Ingest
@@ -76,7 +76,18 @@ class RevokeKey(msgspec.Struct, tag="revoke_key", forbid_unknown_fields=True):
     key_id: str
 
 
-Command = Import | ReviewPrices | CreateKey | RevokeKey | reports.WeeklyReport | closing.CloseMonth | closing.ReopenMonth | applying.Apply | azure_sync.Sync
+Command = (
+    Import
+    | ReviewPrices
+    | CreateKey
+    | RevokeKey
+    | reports.WeeklyReport
+    | closing.CloseMonth
+    | closing.ReopenMonth
+    | applying.Apply
+    | azure_sync.Sync
+    | focus.ExportFocus
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +112,8 @@ def run(command: Command, desk: Desk) -> int:
             return _preview_prices(command, desk)
         case Import(dry_run=True):
             raise InvalidInput("--dry-run is for prices: it shows what they would change")
+        case focus.ExportFocus():
+            return focus.run(desk.store, command, now=desk.now(), say=desk.say, progress=desk.progress)
         case azure_sync.Sync():
             return azure_sync.run(desk.store, command, now=desk.now, say=desk.say, progress=desk.progress)
         case ReviewPrices():

@@ -50,7 +50,8 @@ _DOCUMENTED: Mapping[str, tuple[str, bool]] = {
     "instances": ("what if: how many of them", False),
     "hours_per_day": ("what if: how many hours a day they run", False),
     "week": ("an ISO week, as 2026-W46; by default the last complete one", False),
-    "format": ("json, csv, html or pdf", False),
+    "format": ("json, csv, html, pdf or parquet, as the route has them", False),
+    "version": ("of FOCUS: 1.2 (default), 1.3 or 1.4", False),
     "month": ("a calendar month in UTC, as 2026-11", False),
 }
 

@@ -10,6 +10,7 @@ from models.ledger.costs import costs
 from models.ledger.deployments import Deployment, deployment, deployments, settings_known
 from models.ledger.events import receipt, usage_list
 from models.ledger.explain import FORMULA, BilledLine, Explanation, MeteredLine, counted_in, explain
+from models.ledger.focus import FocusLine, FocusMonth, focus_lines, focus_month
 from models.ledger.hours import instance_hours
 from models.ledger.insight import choices, data_age, forecast
 from models.ledger.invoices import Invoice, invoices
@@ -66,6 +67,8 @@ __all__ = [
     "Explanation",
     "Figures",
     "Filters",
+    "FocusLine",
+    "FocusMonth",
     "Forecast",
     "Invoice",
     "Lag",
@@ -104,6 +107,8 @@ __all__ = [
     "deployments",
     "double_sources",
     "explain",
+    "focus_lines",
+    "focus_month",
     "forecast",
     "instance_hours",
     "invoices",

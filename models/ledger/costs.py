@@ -92,6 +92,7 @@ class _Bill:
     is_credit: bool = False  # anything but usage: a refund, a credit, a correction
     lines: int = 1
     part_id: int = 0
+    charge_type: str = "Usage"  # as billed
     is_estimate: bool = False
 
 
@@ -589,6 +590,7 @@ class Answer:
                 cost = None if term.factor is None else money.times(term.factor, tokens)
                 self._evidence.note_metered(
                     identity,
+                    day=day,
                     meter=kind,
                     price=term.price,
                     currency=term.currency,
@@ -689,7 +691,16 @@ class Answer:
         rate = None if price is None else self._rate(identity.subscription, price.currency, currency or price.currency, day)
         is_reached = self.world.is_reached(identity.subscription, Route.COMPUTE, day)
         self._evidence.note_metered(
-            identity, meter=MeterKind.COMPUTE, price=price, currency=currency, rate=rate, reason=cost[2], units=hours, amount=cost[0], counts=not is_reached
+            identity,
+            day=day,
+            meter=MeterKind.COMPUTE,
+            price=price,
+            currency=currency,
+            rate=rate,
+            reason=cost[2],
+            units=hours,
+            amount=cost[0],
+            counts=not is_reached,
         )
 
     def _cost_of(
@@ -782,7 +793,9 @@ class Answer:
             if hours is not None and identities[0].deployment is not None:
                 key = _key(day, identities[0])
                 tagged[key] = money.plus(tagged.get(key, ZERO), hours)
-            bills.append(_Bill(day, item, currency, billed, effective, hours, identities, units, charge_type.casefold() != "usage", lines, part_id))
+            bills.append(
+                _Bill(day, item, currency, billed, effective, hours, identities, units, charge_type.casefold() != "usage", lines, part_id, charge_type)
+            )
         return self._with_untagged(bills, tagged)
 
     def _items(self, ids: set[int]) -> dict[int, ChargeItem]:
@@ -896,7 +909,14 @@ class Answer:
             row.best_core_hours = plus(row.best_core_hours, share.amounts.core_hours)
             if self._evidence is not None and self._is_wanted(bill.currency):
                 self._evidence.note_billed(
-                    share, meter=bill.item.meter_kind, currency=bill.currency, part_id=bill.part_id, day=bill.day, rows=bill.lines, estimate=row.estimate
+                    share,
+                    item=bill.item,
+                    charge_type=bill.charge_type,
+                    currency=bill.currency,
+                    part_id=bill.part_id,
+                    day=bill.day,
+                    rows=bill.lines,
+                    estimate=row.estimate,
                 )
             row.bill.add(share.amounts.billed, share.amounts.units, is_credit=bill.is_credit, lines=bill.lines)
             row.add_cover(bill.day, share.identity, billed=share.amounts.billed)

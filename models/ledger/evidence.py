@@ -7,7 +7,7 @@ from datetime import date
 from decimal import Decimal
 
 from models import money
-from models.charges import MeterKind
+from models.charges import ChargeItem, MeterKind
 from models.ledger.shares import Share
 from models.matching import Identity
 from models.money import ZERO
@@ -71,6 +71,7 @@ class Evidence:
         self,
         identity: Identity,
         *,
+        day: date,
         meter: MeterKind,
         price: UnitPrice | None,
         currency: str | None,
@@ -80,7 +81,8 @@ class Evidence:
         amount: Decimal | None,
         counts: bool,
     ) -> None:
-        """Units that were priced, or could not be (``reason``)."""
+        """A day's units that were priced, or could not be (``reason``)."""
+        del day
         row = None if price is None else price.row
         key = MeteredKey(identity.workspace, identity.deployment, meter.value, currency, None if row is None else row.id, rate, reason)
         line = self.metered.setdefault(key, Metered(row))
@@ -90,9 +92,12 @@ class Evidence:
             if counts:
                 line.counted = money.plus(line.counted, amount)
 
-    def note_billed(self, share: Share, *, meter: MeterKind, currency: str | None, part_id: int, day: date, rows: int, estimate: bool) -> None:
-        """A share of a charge."""
-        key = BilledKey(share.identity.workspace, share.identity.deployment, meter.value, currency, part_id)
+    def note_billed(
+        self, share: Share, *, item: ChargeItem, charge_type: str, currency: str | None, part_id: int, day: date, rows: int, estimate: bool
+    ) -> None:
+        """A share of a day's charges of one item and kind."""
+        del charge_type
+        key = BilledKey(share.identity.workspace, share.identity.deployment, item.meter_kind.value, currency, part_id)
         line = self.billed.setdefault(key, Billed(day, day))
         line.first_day, line.last_day = min(line.first_day, day), max(line.last_day, day)
         line.amount = money.plus(line.amount, share.amounts.billed)

@@ -1,0 +1,8 @@
+"""FOCUS out: a month of model spend in the columns of the FinOps Open Cost and Usage Specification 1.2, 1.3 or 1.4."""
+
+from collector.focus.check import faults
+from collector.focus.columns import VERSIONS, Version, columns
+from collector.focus.export import FORMATS, MEDIA_TYPES, ExportFocus, Form, checked, export, month_asked, run
+from collector.focus.rows import row_of
+
+__all__ = ["FORMATS", "MEDIA_TYPES", "VERSIONS", "ExportFocus", "Form", "Version", "checked", "columns", "export", "faults", "month_asked", "row_of", "run"]

@@ -1,0 +1,211 @@
+"""What a row of FOCUS must hold to, row by row and together: also what the official validator is known to let pass.
+
+Rules and reasons: the specification 1.2 to 1.4. ``faults`` looks at one row; ``Together`` at what only rows side by side
+show: ids that stand twice, shares that do not add up, a service in two categories.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from decimal import Decimal
+
+from collector.focus.columns import DECIMALS, TIMES, Version, columns
+from collector.focus.rows import Row, Value
+from models import money
+from models.money import ZERO
+
+_ENUMS: Mapping[str, frozenset[str]] = {
+    "ChargeCategory": frozenset({"Usage", "Purchase", "Tax", "Credit", "Adjustment"}),
+    "ChargeClass": frozenset({"Correction"}),
+    "ChargeFrequency": frozenset({"One-Time", "Recurring", "Usage-Based"}),
+    "PricingCategory": frozenset({"Standard", "Dynamic", "Committed", "Other"}),
+    "CommitmentDiscountCategory": frozenset({"Spend", "Usage"}),
+    "CommitmentDiscountStatus": frozenset({"Used", "Unused"}),
+    "CapacityReservationStatus": frozenset({"Used", "Unused"}),
+    "x_CostStatus": frozenset({"Estimated", "Metered", "Reconciled"}),
+    "x_CostSource": frozenset({"RequestUsage", "MarketplaceMeter", "ComputeMeter", "CostManagementExport"}),
+}
+_MANDATORY = (
+    "BilledCost",
+    "BillingAccountId",
+    "BillingCurrency",
+    "BillingPeriodStart",
+    "BillingPeriodEnd",
+    "ChargeCategory",
+    "ChargePeriodStart",
+    "ChargePeriodEnd",
+    "ContractedCost",
+    "EffectiveCost",
+    "InvoiceIssuerName",
+    "ListCost",
+    "ServiceCategory",
+    "ServiceName",
+)
+_NOT_NEGATIVE = ("ListUnitPrice", "ContractedUnitPrice", "PricingCurrencyListUnitPrice", "PricingCurrencyContractedUnitPrice")
+_PRICED = ("ListUnitPrice", "ContractedUnitPrice", "PricingQuantity", "PricingUnit", "SkuId")
+_TOGETHER = (
+    ("ConsumedQuantity", "ConsumedUnit"),
+    ("PricingQuantity", "PricingUnit"),
+    ("RegionId", "RegionName"),
+    ("SubAccountId", "SubAccountType"),
+    ("ResourceId", "ResourceType"),
+)
+_UNIT = re.compile(r"(?:(?:1000|1000000) )?Tokens|Hours")
+_CURRENCY = re.compile(r"[A-Z]{3}")
+_JSONS = ("Tags", "SkuPriceDetails", "AllocatedTags", "AllocatedMethodDetails")
+
+
+def faults(row: Row, *, version: Version) -> list[str]:
+    """What is wrong with a row; empty where it conforms."""
+    return list(_faults(row, version))
+
+
+def _faults(row: Row, version: Version) -> Iterator[str]:
+    known = set(columns(version))
+    for name, value in row.items():
+        if name not in known:
+            yield f"{name} is no column of {version}"
+        elif value is None or (isinstance(value, str) and (not value.strip() or value != value.strip())):
+            yield f"{name} is blank or has blanks at its ends; it must be null"
+        elif name in DECIMALS and not (isinstance(value, Decimal) and value.is_finite()):
+            yield f"{name} is no decimal: {value!r}"
+        elif name in TIMES and not (isinstance(value, datetime) and value.utcoffset() == timedelta(0)):
+            yield f"{name} is no instant in UTC: {value!r}"
+        elif name in _ENUMS and value not in _ENUMS[name]:
+            yield f"{name} is {value!r}, none of {', '.join(sorted(_ENUMS[name]))}"
+    mandatory = [*_MANDATORY, *(("ProviderName", "PublisherName") if version != "1.4" else ()), *(("ServiceProviderName",) if version != "1.2" else ())]
+    missing = [name for name in mandatory if row.get(name) is None]
+    if missing:
+        yield f"{', '.join(missing)} must not be null"
+        return
+    yield from _of_time(row)
+    yield from _of_amounts(row)
+    yield from _of_kind(row)
+    yield from _of_texts(row)
+
+
+def _of_time(row: Row) -> Iterator[str]:
+    for what in ("BillingPeriod", "ChargePeriod"):
+        start, end = row[f"{what}Start"], row[f"{what}End"]
+        if isinstance(start, datetime) and isinstance(end, datetime) and start.tzinfo and end.tzinfo and not start < end:
+            yield f"{what}Start is not before {what}End"
+
+
+def _of_amounts(row: Row) -> Iterator[str]:
+    for name in _NOT_NEGATIVE:
+        if _number(row, name) < 0:
+            yield f"{name} is negative"
+    for cost, price in (("ListCost", "ListUnitPrice"), ("ContractedCost", "ContractedUnitPrice")):
+        if row.get(price) is not None and row.get("PricingQuantity") is not None:
+            expected = money.times(_number(row, price), _number(row, "PricingQuantity"))
+            if _number(row, cost) != expected:
+                yield f"{cost} is not {price} x PricingQuantity: {row[cost]} and {expected}"
+    is_priced = row.get("SkuPriceId") is not None
+    wrong = [name for name in _PRICED if (row.get(name) is not None) != is_priced]
+    if wrong:
+        yield f"{', '.join(wrong)} must be {'set' if is_priced else 'null'} where SkuPriceId is {'set' if is_priced else 'null'}"
+    for one, other in _TOGETHER:
+        if (row.get(one) is None) != (row.get(other) is None):
+            yield f"{one} and {other} are set together or not at all"
+    if row.get("SkuMeter") is not None and row.get("SkuId") is None:
+        yield "SkuMeter needs a SkuId"
+
+
+def _number(row: Row, name: str) -> Decimal:
+    value = row.get(name)
+    return value if isinstance(value, Decimal) else ZERO
+
+
+def _of_kind(row: Row) -> Iterator[str]:
+    of, status = row["ChargeCategory"], row.get("x_CostStatus")
+    billed = _number(row, "BilledCost")
+    if status == "Estimated" and billed != 0:
+        yield "an estimate is invoiced by nobody: its BilledCost must be 0"
+    if of == "Usage" and row.get("PricingCategory") is None:
+        yield "PricingCategory must be set on Usage"
+    if of in ("Tax", "Credit", "Adjustment"):
+        set_though = [name for name in ("PricingCategory", "PricingQuantity", "ConsumedQuantity", "SkuPriceId") if row.get(name) is not None]
+        if set_though:
+            yield f"{', '.join(set_though)} must be null on {of}"
+        if of != "Tax" and len({_number(row, name) for name in ("BilledCost", "EffectiveCost", "ListCost", "ContractedCost")}) > 1:
+            yield f"the four costs of {of} must be the same"
+    if of == "Purchase" and row.get("ChargeFrequency") == "Usage-Based":
+        yield "a Purchase is not Usage-Based"
+    if of == "Purchase" and row.get("ConsumedQuantity") is not None:
+        yield "ConsumedQuantity must be null on Purchase"
+    if of == "Usage" and row.get("SkuPriceId") is not None and row.get("ConsumedQuantity") is None:
+        yield "ConsumedQuantity must be set on Usage"
+    if row.get("ProviderName") not in (None, row["InvoiceIssuerName"]) and billed != 0:
+        yield "BilledCost must be 0 where ProviderName is not InvoiceIssuerName"
+    ratio = row.get("x_AllocatedRatio")
+    if (ratio is None) != (row.get("x_OriginChargeId") is None):
+        yield "x_AllocatedRatio and x_OriginChargeId are set together or not at all"
+    if isinstance(ratio, Decimal) and not 0 <= ratio <= 1:
+        yield "x_AllocatedRatio is not from 0 to 1"
+
+
+def _of_texts(row: Row) -> Iterator[str]:
+    for name in ("BillingCurrency", "PricingCurrency"):
+        value = row.get(name)
+        if value is not None and not (isinstance(value, str) and _CURRENCY.fullmatch(value)):
+            yield f"{name} is no currency code: {value!r}"
+    for name in ("ConsumedUnit", "PricingUnit"):
+        value = row.get(name)
+        if value is not None and not (isinstance(value, str) and _UNIT.fullmatch(value)):
+            yield f"{name} is {value!r}; it is written Tokens, 1000 Tokens, 1000000 Tokens or Hours"
+    if str(row["BillingAccountId"]).isdigit():
+        yield "BillingAccountId of digits alone is read as a number"
+    for name in _JSONS:
+        value = row.get(name)
+        if value is None:
+            continue
+        try:
+            found = json.loads(str(value))
+        except ValueError:
+            yield f"{name} is no JSON"
+            continue
+        is_flat = isinstance(found, dict) and not any(isinstance(one, (dict, list)) for one in found.values())
+        if not is_flat and name != "AllocatedMethodDetails":
+            yield f"{name} is no flat object"
+
+
+@dataclass(slots=True)
+class Together:
+    """What rows of one file must hold to together; memory grows with the shares of a file, not with its rows."""
+
+    ratios: dict[str, Decimal] = field(default_factory=dict)
+    services: dict[Value, tuple[Value, Value]] = field(default_factory=dict)
+    prices: dict[Value, Value] = field(default_factory=dict)
+    has_invoice: bool | None = None
+    wrong: list[str] = field(default_factory=list)
+
+    def see(self, row: Row) -> None:
+        """One more row."""
+        origin, ratio = row.get("x_OriginChargeId"), row.get("x_AllocatedRatio")
+        if isinstance(origin, str) and isinstance(ratio, Decimal):
+            self.ratios[origin] = money.plus(self.ratios.get(origin, ZERO), ratio)
+        service = row["ServiceName"]
+        kind = (row["ServiceCategory"], row.get("ServiceSubcategory"))
+        if self.services.setdefault(service, kind) != kind:
+            self._note(f"{service} is in two categories")
+        price = row.get("SkuPriceId")
+        if price is not None and self.prices.setdefault(price, row.get("SkuId")) != row.get("SkuId"):
+            self._note(f"{price} is of two SkuIds")
+        has = row.get("InvoiceId") is not None
+        if self.has_invoice is None:
+            self.has_invoice = has
+        elif self.has_invoice != has:
+            self._note("some rows name an invoice and some do not")
+
+    def _note(self, fault: str) -> None:
+        if fault not in self.wrong and len(self.wrong) < 20:
+            self.wrong.append(fault)
+
+    def faults(self, *, is_whole: bool) -> list[str]:
+        """What is wrong; ``is_whole`` where no share was left out for a reader who may not see it."""
+        unequal = [f"the shares of {origin} add up to {total}, not to 1" for origin, total in self.ratios.items() if is_whole and total != 1]
+        return [*self.wrong, *unequal[:20]]

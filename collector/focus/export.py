@@ -1,0 +1,239 @@
+"""A month written as a FOCUS file: streamed, every row checked, with what was written stated beside it.
+
+The file stands under its name only when it is whole. ``FILE.meta.json`` has the control totals per currency, the schema
+and how final the month is.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import date, datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, BinaryIO, Literal, get_args
+
+import msgspec
+from sqlmodel import Session
+
+from collector.closing import month_from
+from collector.focus.check import Together, faults
+from collector.focus.columns import DECIMALS, TIMES, VERSIONS, Version, columns
+from collector.focus.rows import Row, row_of
+from models import ledger, money
+from models.errors import InvalidInput, InvariantBroken
+from models.money import ZERO
+from models.periods import month_start, rfc3339, utc_day
+from models.store import Store
+
+Form = Literal["csv", "parquet"]
+FORMATS: tuple[Form, ...] = get_args(Form)
+MEDIA_TYPES: Mapping[Form, str] = {"csv": "text/csv; charset=utf-8", "parquet": "application/vnd.apache.parquet"}
+# What a spreadsheet would run as a formula, were it the first sign of a cell; numbers are written as numbers.
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+_GROUP_ROWS = 20_000
+# decimal(38, 18): exact for anything a bill says, and what readers of Parquet agree on.
+_PRECISION, _SCALE = 38, 18
+
+Say = Callable[[str], None]
+Progress = Callable[[int, int | None], None]
+
+
+class ExportFocus(msgspec.Struct, tag="export_focus", forbid_unknown_fields=True):
+    """``meterbridge export focus``; ``out`` is a path on this machine."""
+
+    month: str
+    out: str
+    version: str = "1.2"
+    format: str = "csv"
+
+
+@dataclass(slots=True)
+class Written:
+    """What was written: rows, and the sums of billed and effective cost per currency."""
+
+    rows: int = 0
+    billed: dict[str, Decimal] = field(default_factory=dict)
+    effective: dict[str, Decimal] = field(default_factory=dict)
+    sha256: str = ""
+
+    def add(self, row: Row) -> None:
+        """One more row."""
+        currency = str(row["BillingCurrency"])
+        for sums, name in ((self.billed, "BilledCost"), (self.effective, "EffectiveCost")):
+            amount = row[name]
+            assert isinstance(amount, Decimal)
+            sums[currency] = money.plus(sums.get(currency, ZERO), amount)
+        self.rows += 1
+
+    @property
+    def control_header(self) -> str:
+        """The billed cost per currency, as a header says it."""
+        return "; ".join(f"{currency} {money.text(total)}" for currency, total in sorted(self.billed.items()))
+
+
+def run(store: Store, asked: ExportFocus, *, now: datetime, say: Say, progress: Progress) -> int:
+    """Write the file of the command and say what is in it."""
+    version, form = checked(asked.version, asked.format)
+    month = month_asked(asked.month, now=now)
+    out = Path(asked.out)
+    if not out.parent.is_dir():
+        raise InvalidInput(f"there is no folder {out.parent}")
+    part = out.with_name(f".{out.name}.{os.getpid()}.part")
+    try:
+        with store.read() as session, part.open("wb") as stream:
+            about = ledger.focus_month(session, month, now=now)
+            written = export(session, about, stream, version=version, form=form, visible=None, now=now, progress=progress)
+            stream.flush()
+            os.fsync(stream.fileno())
+        written.sha256 = _digest(part)
+        part.replace(out)
+    finally:
+        part.unlink(missing_ok=True)
+    out.with_name(out.name + ".meta.json").write_bytes(meta(about, written, version=version, form=form, now=now))
+    say(f"{out.name}: {written.rows} rows of FOCUS {version} for {month:%Y-%m}, {'closed' if about.is_closed else 'open'}")
+    for currency in sorted(written.effective):
+        say(f"{currency}: billed {money.text(written.billed[currency])}, effective {money.text(written.effective[currency])}")
+    if not written.rows:
+        say("nothing is billed or metered in that month")
+    return 0
+
+
+def checked(version: str, form: str) -> tuple[Version, Form]:
+    """The version and format by their names."""
+    known = next((one for one in VERSIONS if one == version), None)
+    if known is None:
+        raise InvalidInput(f"version must be one of {', '.join(VERSIONS)}, not {version[:20]!r}")
+    written = next((one for one in FORMATS if one == form), None)
+    if written is None:
+        raise InvalidInput(f"format must be one of {', '.join(FORMATS)}, not {form[:20]!r}")
+    return known, written
+
+
+def month_asked(text: str, *, now: datetime) -> date:
+    """The month, which must have begun."""
+    month = month_from(text)
+    if month > month_start(utc_day(now)):
+        raise InvalidInput(f"{text} has not begun")
+    return month
+
+
+def export(
+    session: Session,
+    about: ledger.FocusMonth,
+    stream: BinaryIO,
+    *,
+    version: Version,
+    form: Form,
+    visible: frozenset[str] | None,
+    now: datetime,
+    progress: Progress = lambda _done, _of: None,
+) -> Written:
+    """Write the month into the stream. A row that breaks a rule stops it: nobody is to book a wrong file."""
+    names, written, together = columns(version), Written(), Together()
+
+    def rows() -> Iterator[Row]:
+        for line in ledger.focus_lines(session, about, visible=visible, now=now):
+            row = row_of(line, month=about.month, version=version)
+            wrong = faults(row, version=version)
+            if wrong:
+                raise InvariantBroken(f"row {row.get('x_ChargeId')} would break FOCUS {version}: {'; '.join(wrong[:3])}; nothing was written")
+            together.see(row)
+            written.add(row)
+            if written.rows % 5000 == 0:
+                progress(written.rows, about.rows or None)
+            yield row
+
+    if form == "csv":
+        _csv(rows(), names, stream)
+    else:
+        _parquet(rows(), names, stream)
+    wrong = together.faults(is_whole=visible is None)
+    if wrong:
+        raise InvariantBroken(f"the file would break FOCUS {version}: {'; '.join(wrong[:3])}; nothing was written")
+    progress(written.rows, written.rows)
+    return written
+
+
+def _csv(rows: Iterator[Row], names: Sequence[str], stream: BinaryIO) -> None:
+    text = io.TextIOWrapper(stream, encoding="utf-8", newline="", write_through=False)
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(names)
+    for row in rows:
+        writer.writerow([_cell(name, row.get(name)) for name in names])
+    text.flush()
+    text.detach()
+
+
+def _cell(name: str, value: Any) -> str:
+    if value is None:
+        return ""
+    if name in DECIMALS:
+        told = money.text(value)
+        return told if "." in told else told + ".0"  # without a point some readers take a column for whole numbers
+    if name in TIMES:
+        return rfc3339(value)
+    told = str(value)
+    # An apostrophe in front keeps a name from being run as a formula.
+    return "'" + told if told.startswith(_FORMULA) else told
+
+
+def _parquet(rows: Iterator[Row], names: Sequence[str], stream: BinaryIO) -> None:
+    import pyarrow as pa  # noqa: PLC0415 - it takes longer to load than most commands take to run
+    import pyarrow.parquet as pq  # noqa: PLC0415
+
+    kinds = {name: pa.decimal128(_PRECISION, _SCALE) if name in DECIMALS else pa.timestamp("us", tz="UTC") if name in TIMES else pa.string() for name in names}
+    schema = pa.schema([pa.field(name, kind) for name, kind in kinds.items()])
+    rounded = Decimal(1).scaleb(-_SCALE)
+    with pq.ParquetWriter(stream, schema, compression="snappy") as writer:
+        group: dict[str, list[Any]] = {name: [] for name in names}
+        count = 0
+
+        def flush() -> None:
+            writer.write_table(pa.table({name: pa.array(values, kinds[name]) for name, values in group.items()}, schema=schema))
+            for values in group.values():
+                values.clear()
+
+        for row in rows:
+            for name, values in group.items():
+                value = row.get(name)
+                values.append(
+                    money.truncated(value, _SCALE) if isinstance(value, Decimal) and value != value.quantize(rounded, context=money.QUOTIENT) else value
+                )
+            count += 1
+            if count % _GROUP_ROWS == 0:
+                flush()
+        if count % _GROUP_ROWS or not count:
+            flush()
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def meta(about: ledger.FocusMonth, written: Written, *, version: Version, form: Form, now: datetime) -> bytes:
+    """What stands beside the file, as JSON: the metadata that FOCUS asks for, and our control totals."""
+    said = {
+        "DataGenerator": "meterbridge",
+        "FocusVersion": version,
+        "CreationDate": rfc3339(now),
+        "Month": f"{about.month:%Y-%m}",
+        "IsComplete": about.is_closed,
+        "AsOf": None if about.as_of is None else rfc3339(about.as_of),
+        "Format": form,
+        "Rows": written.rows,
+        "control_total": {currency: money.text(total) for currency, total in sorted(written.billed.items())},
+        "effective_total": {currency: money.text(total) for currency, total in sorted(written.effective.items())},
+        "scope": "model spend: serverless charges, managed compute of online endpoints, fine-tuning, hosting; other Azure charges are left out",
+        "sha256": written.sha256 or None,
+        "Columns": [
+            {"ColumnName": name, "DataType": "Decimal" if name in DECIMALS else "DateTime" if name in TIMES else "String"} for name in columns(version)
+        ],
+    }
+    return (json.dumps(said, indent=2, ensure_ascii=False) + "\n").encode()

@@ -31,6 +31,7 @@ from collector import applying, auth, closing, commands, doctor, focus, jobs, pr
 from collector.api.gate import refuse_foreign
 from collector.app import create_app
 from collector.auth import KeyRing, Principal
+from collector.azure import schedule as azure_schedule
 from collector.azure import sync as azure_sync
 from collector.ingest import Ingest
 from collector.locks import DatabaseLock, Running
@@ -400,7 +401,7 @@ def _run_service(
         mounts=mounts,
         telling=telling,
     )
-    scheduler = jobs.create_scheduler(store, now=_now, more=vllm.jobs(settings)) if has_jobs else None
+    scheduler = jobs.create_scheduler(store, now=_now, more=[*vllm.jobs(settings), *azure_schedule.jobs(settings)]) if has_jobs else None
     dispatcher = telling.dispatcher(store, now=_now) if has_jobs else None
     stop = threading.Event()
     companion = threading.Thread(target=beside, args=(url, stop), name="companion", daemon=True) if beside is not None else None
@@ -498,7 +499,7 @@ def _url(host: str, listener: socket.socket) -> str:
 
 def _work(_options: argparse.Namespace, settings: Settings) -> int:
     with _owned(settings) as (store, _):
-        scheduler = jobs.create_scheduler(store, now=_now, more=vllm.jobs(settings))
+        scheduler = jobs.create_scheduler(store, now=_now, more=[*vllm.jobs(settings), *azure_schedule.jobs(settings)])
         dispatcher = Telling.of(settings).dispatcher(store, now=_now)
         done = threading.Event()
         for sign in (signal.SIGINT, signal.SIGTERM):

@@ -1,11 +1,15 @@
 """What runs on a schedule, in UTC. Jobs live in code: a stored job would be a pickle that anyone with the database could swap.
 
-Every job may run twice with the same outcome; after a stall a missed one runs once. A restart begins the intervals anew.
+Time is cut into slots as long as a job's interval. Of any number of processes on one database one runs each slot, under
+a fenced lease; a slot that was missed (a stall, a restart) is run once, late. Every job may run twice with the same
+outcome: a process that dies in the middle leaves its slot to the next one.
 """
 
 from __future__ import annotations
 
 import logging
+import os
+import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -16,6 +20,7 @@ from apscheduler.schedulers.background import BackgroundScheduler
 from collector import pricing
 from collector.corrections import reverse_twins
 from collector.watch import Watcher, standing_watch
+from models import leases
 from models.errors import DomainError
 from models.store import Store, unavailable_as_such
 
@@ -29,6 +34,8 @@ class Job:
     name: str
     every: timedelta
     run: Callable[[Store, datetime], None]
+    # How long a process may take before another one thinks it dead.
+    lasts: timedelta = timedelta(minutes=15)
 
 
 def standing() -> list[Job]:
@@ -51,16 +58,49 @@ def create_scheduler(store: Store, *, now: Callable[[], datetime], more: Sequenc
         # The default grace of one second would skip a run after any stall.
         job_defaults={"coalesce": True, "max_instances": 1, "misfire_grace_time": None},
     )
+    holder = f"{socket.gethostname()}/{os.getpid()}"
     for job in (*standing(), *more):
-        scheduler.add_job(_guarded, "interval", seconds=job.every.total_seconds(), args=(job, store, now), id=job.name)
+        # Looked at more often than it runs: a slot that a restart has missed is not to wait for a whole interval.
+        seconds = min(job.every, _LOOK).total_seconds()
+        scheduler.add_job(run_slot, "interval", seconds=seconds, args=(job, store, now), kwargs={"holder": holder}, id=job.name)
     return scheduler
 
 
-def _guarded(job: Job, store: Store, now: Callable[[], datetime]) -> None:
+_LOOK = timedelta(minutes=1)
+
+
+def run_slot(job: Job, store: Store, now: Callable[[], datetime], *, holder: str) -> bool:
+    """Run the job if its slot is free; gives whether it was run here."""
+    if store.is_sqlite and job.every < _LOOK:
+        # One process owns a SQLite file: there is nobody to share with, and no need to write that often.
+        _guarded(job, store, now)
+        return True
+    try:
+        with store.write() as session:
+            fence = leases.take(session, job.name, every=job.every, holder=holder, now=now(), lasts=job.lasts)
+        if fence is None:
+            return False
+        error = _guarded(job, store, now)
+        with store.write() as session:
+            if not leases.finish(session, job.name, fence, now=now(), error=error):
+                logger.warning("job %s took longer than its lease of %s; another process has taken over", job.name, job.lasts)
+    except DomainError as fault:
+        logger.warning("job %s could not be taken: %s", job.name, fault.message)
+        return False
+    return True
+
+
+def _guarded(job: Job, store: Store, now: Callable[[], datetime]) -> str:
+    """Run it; gives what went wrong."""
     try:
         job.run(store, now())
     except DomainError as fault:
         logger.warning("job %s did not run: %s; it is tried again at its next time", job.name, fault.message)
+        return fault.message
+    except Exception as fault:
+        logger.exception("job %s failed", job.name)
+        return f"{type(fault).__name__}; see the log"
+    return ""
 
 
 def watch(watcher: Watcher, store: Store, *, now: datetime) -> None:

@@ -1,0 +1,126 @@
+"""Jobs under leases: each slot once among any number of processes, a dead one's slot again, a stalled one's word not at all."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from threading import Barrier
+
+import pytest
+
+from collector import jobs
+from collector.azure import schedule
+from collector.jobs import Job, run_slot
+from collector.settings import Settings
+from models import leases
+from models.errors import UpstreamError
+from models.leases import JobLease
+from models.store import Store
+
+NOW = datetime(2026, 11, 20, 10, tzinfo=UTC)
+HOUR = timedelta(hours=1)
+
+
+def counting(name: str = "count", *, every: timedelta = HOUR) -> tuple[Job, list[datetime]]:
+    runs: list[datetime] = []
+    return Job(name, every, lambda _store, now: runs.append(now), timedelta(minutes=10)), runs
+
+
+def test_a_slot_is_run_once_whoever_comes(store: Store) -> None:
+    job, runs = counting()
+    clock = [NOW]
+    for minutes in (0, 1, 59, 60, 61, 180):
+        clock[0] = NOW + timedelta(minutes=minutes)
+        for holder in ("a", "b", "c"):
+            run_slot(job, store, lambda: clock[0], holder=holder)
+    assert runs == [NOW, NOW + HOUR, NOW + 3 * HOUR]
+
+
+def test_processes_that_come_at_the_same_moment_share_the_slots(store: Store) -> None:
+    job, runs = counting()
+    together = Barrier(4)
+
+    def process(holder: str) -> int:
+        done = 0
+        for hour in range(12):
+            together.wait()
+            done += run_slot(job, store, lambda hour=hour: NOW + hour * HOUR, holder=holder)  # type: ignore[misc]
+        return done
+
+    with ThreadPoolExecutor(4) as pool:
+        assert sum(pool.map(process, "abcd")) == 12
+    assert sorted(runs) == [NOW + hour * HOUR for hour in range(12)]
+
+
+def test_a_dead_process_leaves_its_slot_and_a_stalled_one_has_no_word(store: Store) -> None:
+    def take(holder: str, at: datetime) -> int | None:
+        with store.write() as session:
+            return leases.take(session, "j", every=HOUR, holder=holder, now=at, lasts=timedelta(minutes=10))
+
+    assert take("a", NOW) == 1
+    assert take("b", NOW + timedelta(minutes=9)) is None
+    assert take("b", NOW + timedelta(minutes=10)) == 2
+    with store.write() as session:
+        assert not leases.finish(session, "j", 1, now=NOW + timedelta(minutes=11), error="late")
+        assert leases.finish(session, "j", 2, now=NOW + timedelta(minutes=12))
+    assert take("a", NOW + timedelta(minutes=30)) is None
+    # One that runs past its slot is waited for, up to the end of its lease.
+    assert take("a", NOW + timedelta(minutes=59)) is None
+    assert take("a", NOW + HOUR) == 3
+    with store.read() as session:
+        row = session.get_one(JobLease, "j")
+        assert (row.holder, row.finished_at, row.error) == ("a", None, "")
+
+
+def test_what_went_wrong_is_kept_and_the_next_slot_runs(store: Store) -> None:
+    def fails(_store: Store, _now: datetime) -> None:
+        raise UpstreamError("Azure is away", retryable=True)
+
+    def breaks(_store: Store, _now: datetime) -> None:
+        raise ZeroDivisionError
+
+    assert run_slot(Job("f", HOUR, fails), store, lambda: NOW, holder="a")
+    assert run_slot(Job("b", HOUR, breaks), store, lambda: NOW, holder="a")
+    with store.read() as session:
+        assert [(row.name, row.error) for row in (session.get_one(JobLease, "b"), session.get_one(JobLease, "f"))] == [
+            ("b", "ZeroDivisionError; see the log"),
+            ("f", "Azure is away"),
+        ]
+    job, runs = counting("f")
+    assert run_slot(job, store, lambda: NOW + HOUR, holder="a")
+    assert len(runs) == 1
+
+
+def test_on_sqlite_what_runs_every_few_seconds_writes_no_lease(sqlite_store: Store) -> None:
+    job, runs = counting(every=timedelta(seconds=5))
+    for _ in range(3):
+        assert run_slot(job, sqlite_store, lambda: NOW, holder="a")
+    with sqlite_store.read() as session:
+        assert (len(runs), session.get(JobLease, "count")) == (3, None)
+
+
+def test_every_job_has_a_name_of_its_own_and_pulls_need_settings(store: Store) -> None:
+    pulls = schedule.jobs(Settings.from_environment({"METERBRIDGE_AZURE_SUBSCRIPTIONS": "s1"}))
+    assert [job.name for job in pulls] == ["azure_costs", "azure_inventory", "azure_quotas", "azure_prices", "azure_settled_months"]
+    assert schedule.jobs(Settings()) == []
+    scheduler = jobs.create_scheduler(store, now=lambda: NOW, more=pulls)
+    names = [job.id for job in scheduler.get_jobs()]
+    assert len(names) == len(set(names)) >= 9
+    # The library's own default of one second would skip a run after any stall.
+    assert scheduler._job_defaults == {"misfire_grace_time": None, "coalesce": True, "max_instances": 1}
+
+
+def test_a_throttle_is_honoured_by_the_next_slots(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    from models import sources
+    from models.sources import PullState
+
+    with store.write() as session:
+        run = sources.begin(session, "costs", "subscriptions/s1", now=NOW)
+        sources.finish(session, run.id or 0, PullState.RESCHEDULED, now=NOW, next_at=NOW + HOUR)
+    asked: list[str] = []
+    monkeypatch.setattr(schedule, "_pull", lambda *said: asked.append(said[2]))
+    (pull,) = [job for job in schedule.jobs(Settings.from_environment({"METERBRIDGE_AZURE_SUBSCRIPTIONS": "s1"})) if job.name == "azure_costs"]
+    with pytest.raises(UpstreamError, match="left alone until 11:00"):
+        pull.run(store, NOW + timedelta(minutes=30))
+    pull.run(store, NOW + HOUR)
+    assert asked == ["costs"]

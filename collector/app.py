@@ -6,13 +6,11 @@ import logging
 from collections.abc import Callable, Mapping
 from datetime import datetime
 
-import sqlalchemy as sa
 from fastapi import FastAPI, Request
 from fastapi.responses import PlainTextResponse, RedirectResponse
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from collector import watch
 from collector.admission import Admission
 from collector.api import (
     alerts,
@@ -22,6 +20,7 @@ from collector.api import (
     docs,
     explaining,
     insights,
+    metrics,
     problems,
     quotas,
     reads,
@@ -31,12 +30,10 @@ from collector.api import (
     sources,
     workbench,
 )
-from collector.api.deps import Reading
 from collector.api.gate import Gate
 from collector.api.ingest import IngestRoutes
 from collector.auth import KeyRing
 from collector.ingest import Ingest
-from collector.webhooks import dispatch
 from collector.webhooks.setup import Telling
 from collector.witnessing import witnessing
 from models.columns import to_microseconds
@@ -70,8 +67,9 @@ def create_app(
     # Asked by gateways before a call: answered from memory, read again when it is too old.
     api.state.admission = None if ingest is None else Admission(store, now=now)
     api.state.telling = telling or Telling()
+    api.state.metrics = metrics.Kept()
     problems.install(api)
-    for part in (corrections, reads, explaining, insights, deployments, reconciliation, reports, quotas, alerts, receivers, sources, workbench):
+    for part in (corrections, reads, explaining, insights, deployments, reconciliation, reports, quotas, alerts, receivers, sources, workbench, metrics):
         api.include_router(part.router)
     if ingest is not None:
         api.include_router(control.router)
@@ -108,22 +106,6 @@ def _operations(api: FastAPI, version: str, *, has_dashboard: bool) -> None:
     @api.get("/version", tags=["operations"], summary="This software's version")
     def show_version() -> dict[str, str]:
         return {"version": version, "schema": head_revision()}
-
-    @api.get("/metrics", tags=["operations"], summary="Prometheus metrics of the service itself", response_class=PlainTextResponse)
-    def metrics(request: Request, session: Reading) -> Response:
-        ingest: Ingest | None = request.app.state.ingest
-        counters = ingest.counters if ingest is not None else dict.fromkeys(("accepted", "duplicates", "rejected", "commits", "failures"), 0)
-        session.execute(sa.text("SELECT 1"))
-        lines = ["# HELP meterbridge_usage_events_total Usage events by what became of them.", "# TYPE meterbridge_usage_events_total counter"]
-        lines += [f'meterbridge_usage_events_total{{outcome="{name}"}} {counters[name]}' for name in ("accepted", "duplicates", "rejected")]
-        lines += [
-            "# HELP meterbridge_commits_total Group commits of usage.",
-            "# TYPE meterbridge_commits_total counter",
-            f"meterbridge_commits_total {counters['commits']}",
-        ]
-        lines += ["# HELP meterbridge_commit_failures_total Commits that failed.", "# TYPE meterbridge_commit_failures_total counter"]
-        lines += [f"meterbridge_commit_failures_total {counters['failures']}", *dispatch.metric_lines(session), *watch.metrics_lines(session), ""]
-        return PlainTextResponse("\n".join(lines), media_type="text/plain; version=0.0.4")
 
     @api.exception_handler(Exception)
     def _fault(_request: Request, _fault: Exception) -> Response:

@@ -18,7 +18,7 @@ from email.utils import parsedate_to_datetime
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Any, Self
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import httpx
 
@@ -37,6 +37,9 @@ _MOST_PAGES = 1000
 _TIMEOUT = 60.0
 _MOST_BLOB = 4 * 1024**3  # a report is documented to end at 2 GB
 _CHUNK = 1024 * 1024
+_STORAGE_VERSION = "2023-05-01"
+_BLOB_VERSION = "2023-11-03"
+_STORAGE_HOSTS = (".blob.core.windows.net", ".blob.storage.azure.net", ".blob.core.chinacloudapi.cn", ".blob.core.usgovcloudapi.net")
 _RETRIED = frozenset({408, 429, 500, 502, 503, 504})
 _THROTTLES = tuple(f"x-ms-ratelimit-microsoft.costmanagement-{name}-retry-after" for name in ("qpu", "entity", "tenant", "clienttype"))
 
@@ -140,6 +143,7 @@ class Azure:
         self._sleep = sleep
         self._longest_wait = longest_wait
         self._most_cost_calls = most_cost_calls
+        self._storage_token = _storage_token_source(asked)
         self._blobs = httpx.Client(trust_env=False, timeout=timeout, follow_redirects=False)
         self._client = self._opened(timeout)
 
@@ -263,25 +267,57 @@ class Azure:
                 return found, 0.0
         raise UpstreamError("Cost Management's answer broke off three times", retryable=True)
 
+    def exports(self, scope: str, *, api_version: str) -> list[dict[str, Any]]:
+        """The exports of a scope."""
+        return self.arm_list(f"/{scope}/providers/Microsoft.CostManagement/exports", api_version=api_version)
+
+    def export_runs(self, scope: str, name: str, *, api_version: str) -> list[dict[str, Any]]:
+        """The last runs of an export."""
+        return self.arm_list(f"/{scope}/providers/Microsoft.CostManagement/exports/{quote(name, safe='')}/runHistory", api_version=api_version)
+
     # -- storage --------------------------------------------------------------------------------
 
+    def blob_endpoint(self, account: str) -> str:
+        """Where a storage account, by its resource id, keeps its blobs."""
+        found = self.arm_get("/" + account.strip("/"), api_version=_STORAGE_VERSION)
+        endpoint = str(((found.get("properties") or {}).get("primaryEndpoints") or {}).get("blob") or "").rstrip("/")
+        host = urlsplit(endpoint).hostname or ""
+        is_ours = urlsplit(endpoint).scheme == "https" and host.endswith(_STORAGE_HOSTS)
+        if not is_ours and not (host in _LOOPBACK and urlsplit(self.asked.arm_url).hostname in _LOOPBACK):
+            raise UpstreamError(f"the storage account of the export says that its blobs are at {host or 'no host'}, which is no address of Azure", retryable=False)
+        return endpoint
+
+    def download_stored(self, url: str, path: Path, *, size: int | None = None, progress: Callable[[int, int | None], None] | None = None) -> None:
+        """Fetch a blob from where ``blob_endpoint`` says, with a token that is good for storage and nothing else."""
+        if self._storage_token is None:
+            raise Forbidden("a static token is for Resource Manager alone and is not sent to storage; read exports with METERBRIDGE_AZURE_CREDENTIAL=default")
+        headers = {"authorization": f"Bearer {self._storage_token()}", "x-ms-version": _BLOB_VERSION}
+        self._download(url, path, headers=headers, size=size, progress=progress)
+
     def download(self, link: str, path: Path, *, size: int | None = None, progress: Callable[[int, int | None], None] | None = None) -> None:
-        """Fetch a blob by its signed link, which is no business of any log; never with our token. Whole or not at all."""
+        """Fetch a blob by its signed link, which is no business of any log; never with a token. Whole or not at all."""
+        self._download(link, path, headers={}, size=size, progress=progress)
+
+    def _download(
+        self, link: str, path: Path, *, headers: Mapping[str, str], size: int | None, progress: Callable[[int, int | None], None] | None
+    ) -> None:
         where = urlsplit(link)
         if where.scheme != "https" and where.hostname not in _LOOPBACK:
             raise UpstreamError(f"the report's blob at {where.hostname} is not offered over https; it was not fetched", retryable=False)
         for tried in range(_MOST_TRIES):
-            fault = self._fetched(link, where.hostname or "", path, size=size, progress=progress)
+            fault = self._fetched(link, where.hostname or "", path, headers=headers, size=size, progress=progress)
             if fault is None:
                 return
             if tried < _MOST_TRIES - 1:
                 self.wait(min(0.5 * 2**tried, 30.0))
         raise UpstreamError(f"the blob at {where.hostname} could not be fetched whole: {fault}", retryable=True)
 
-    def _fetched(self, link: str, host: str, path: Path, *, size: int | None, progress: Callable[[int, int | None], None] | None) -> str | None:
+    def _fetched(
+        self, link: str, host: str, path: Path, *, headers: Mapping[str, str], size: int | None, progress: Callable[[int, int | None], None] | None
+    ) -> str | None:
         """Fetch once; gives what was wrong where another try may help. Other faults are not named: they may hold the link."""
         try:
-            with self._blobs.stream("GET", link, headers={"accept-encoding": "identity"}) as response:
+            with self._blobs.stream("GET", link, headers={"accept-encoding": "identity", **headers}) as response:
                 status = response.status_code
                 if status in (403, 404):
                     raise Expired(f"the blob at {host} answered {status}: its link has expired, or its container refuses us", retryable=True)
@@ -353,7 +389,31 @@ class _Nobody:
 
 def _token_source(asked: AzureSettings) -> Callable[[], str]:
     if asked.credential.startswith(_STATIC):
-        return lambda: asked.credential.removeprefix(_STATIC)
+        return lambda: asked.credential.removeprefix(_STATIC).partition(";")[0]
+    return _identity(asked, f"{asked.arm_url}/.default")
+
+
+def _storage_token_source(asked: AzureSettings) -> Callable[[], str] | None:
+    """A token for storage; None where all there is is a token of Resource Manager (``static:<its token>;<one for storage>`` gives both)."""
+    if asked.credential.startswith(_STATIC):
+        said = asked.credential.removeprefix(_STATIC).partition(";")[2]
+        return (lambda: said) if said else None
+    return _identity(asked, "https://storage.azure.com/.default")
+
+
+def _identity(asked: AzureSettings, scope: str) -> Callable[[], str]:
+    """Tokens of whoever we are to Azure; nobody is asked before one is needed."""
+    credentials: list[Any] = []
+
+    def token() -> str:
+        if not credentials:
+            credentials.append(_credential(asked))
+        return str(credentials[0].get_token(scope).token)
+
+    return token
+
+
+def _credential(asked: AzureSettings) -> Any:
     from azure.identity import AzureAuthorityHosts, DefaultAzureCredential  # noqa: PLC0415
 
     host = urlsplit(asked.arm_url).hostname or ""
@@ -361,9 +421,7 @@ def _token_source(asked: AzureSettings) -> Callable[[], str]:
         "management.chinacloudapi.cn": AzureAuthorityHosts.AZURE_CHINA,
         "management.usgovcloudapi.net": AzureAuthorityHosts.AZURE_GOVERNMENT,
     }.get(host, AzureAuthorityHosts.AZURE_PUBLIC_CLOUD)
-    credential = DefaultAzureCredential(authority=authority, exclude_interactive_browser_credential=True)
-    scope = f"{asked.arm_url}/.default"
-    return lambda: str(credential.get_token(scope).token)
+    return DefaultAzureCredential(authority=authority, exclude_interactive_browser_credential=True)
 
 
 def retry_seconds(headers: Mapping[str, str], *, now: datetime) -> float | None:

@@ -6,7 +6,7 @@ and column, and nothing of it is ever visible. Which deployment a charge belongs
 """
 
 from collector.billing.classify import Item
-from collector.billing.formats import BillFile, BillRow, deliveries, read_bill, together
+from collector.billing.formats import BillFile, BillRow, amortized, deliveries, read_bill, together
 from collector.billing.landing import LandedPart, Landing, land
 
-__all__ = ["BillFile", "BillRow", "Item", "LandedPart", "Landing", "deliveries", "land", "read_bill", "together"]
+__all__ = ["BillFile", "BillRow", "Item", "LandedPart", "Landing", "amortized", "deliveries", "land", "read_bill", "together"]

@@ -163,15 +163,32 @@ class BillFile:
     source: Source
     sha256: str
     tables: tuple[_Table, ...]
+    # The same charges with commitments spread over the days they are for, where the source tells that in a file of its own.
+    amortization: BillFile | None = None
 
     @property
     def row_count(self) -> int | None:
         """The rows there will be, where the format says so."""
+        if self.amortization is not None:
+            return None
         counts = [table.row_count for table in self.tables]
         return None if None in counts else sum(count for count in counts if count is not None)
 
     def rows(self) -> Iterator[BillRow]:
         """The rows in the file's order; raises ``InvalidInput`` at the first that cannot be read."""
+        return self._read() if self.amortization is None else _with_differences(self._read(), self.amortization)
+
+    def has_commitments(self) -> bool:
+        """Whether any row names a reservation or a savings plan: only then do actual and amortized cost differ."""
+        for table in self.tables:
+            columns = {name.casefold(): place for place, name in enumerate(table.header)}
+            places = [columns[name] for name in _COST_DETAILS["commitment_id"] if name in columns]
+            with closing(table.records(places)) as records:
+                if places and any(record[place] for _, record in records for place in places):
+                    return True
+        return False
+
+    def _read(self) -> Iterator[BillRow]:
         before = 0
         for table in self.tables:
             line = 1
@@ -216,6 +233,14 @@ def together(bills: Sequence[BillFile]) -> BillFile:
         raise InvalidInput("the same file is given twice among " + ", ".join(bill.name for bill in ordered) + "; each part of an export counts once")
     digest = sha256("".join(sorted(bill.sha256 for bill in bills)).encode()).hexdigest()
     return BillFile(f"{ordered[0].name} and {len(bills) - 1} more", bills[0].source, digest, tuple(table for bill in ordered for table in bill.tables))
+
+
+def amortized(actual: BillFile, other: BillFile) -> BillFile:
+    """The actual bill with the effective cost of the amortized one: what each item's day differs by is a row more, of no billed cost."""
+    if actual.source != other.source:
+        raise InvalidInput(f"{actual.name} ({actual.source}) and {other.name} ({other.source}) are of different kinds; amortized cost cannot be told from them")
+    digest = sha256(f"{actual.sha256} {other.sha256}".encode()).hexdigest()
+    return BillFile(actual.name, actual.source, digest, actual.tables, other)
 
 
 # Cost Management names the blobs of one run part_0_0001.csv, part_1_0001.csv, …
@@ -370,6 +395,51 @@ def _require(table: _Table, required: Sequence[str], schema: Mapping[str, tuple[
     twice = sorted({name for name in folded if folded.count(name) > 1 and any(name in aliases for aliases in schema.values())})
     if twice:
         raise InvalidInput(f"{table.name} has the column {twice[0]} twice; which one counts cannot be told. Nothing was landed")
+
+
+# -- amortized cost --------------------------------------------------------------------------------
+
+
+class _Difference:
+    """What an item's day costs more or less when commitments are spread."""
+
+    __slots__ = ("cost", "is_billed", "quantity", "row")
+
+    def __init__(self, row: BillRow) -> None:
+        self.row = row
+        self.cost = money.ZERO
+        self.quantity: Decimal | None = money.ZERO
+        self.is_billed = False
+
+
+def _with_differences(rows: Iterator[BillRow], amortization: BillFile) -> Iterator[BillRow]:
+    """The rows, then the differences. By item and day and not row by row: rows of the two reports have no key in common."""
+    differences: dict[tuple[object, ...], _Difference] = {}
+    line = 0
+    for row in rows:
+        line = row.line
+        found = _difference(differences, row)
+        found.cost = money.minus(found.cost, row.billed_cost)
+        found.is_billed = True
+        yield row
+    for row in amortization.rows():
+        found = _difference(differences, row)
+        found.cost = money.plus(found.cost, row.billed_cost)
+        found.quantity = None if found.quantity is None or row.quantity is None else money.plus(found.quantity, row.quantity)
+    for one in differences.values():
+        if one.cost or not one.is_billed:
+            line += 1
+            # The hours of what was billed are counted by its own rows.
+            quantity = money.ZERO if one.is_billed else one.quantity
+            yield one.row._replace(line=line, quantity=quantity, billed_cost=money.ZERO, effective_cost=one.cost, invoice_id=None)
+
+
+def _difference(differences: dict[tuple[object, ...], _Difference], row: BillRow) -> _Difference:
+    key = (row.subscription_id, row.period_start, row.billing_account, row.item.digest, row.charged_on, row.charge_type, row.currency)
+    found = differences.get(key)
+    if found is None:
+        found = differences[key] = _Difference(row)
+    return found
 
 
 # -- rows -----------------------------------------------------------------------------------------

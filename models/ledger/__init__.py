@@ -19,6 +19,7 @@ from models.ledger.onboarding import onboarding
 from models.ledger.quotas import Pool, pool_place, quotas
 from models.ledger.reconciliation import Reconciliation, ReconciliationRow, ReconciliationTotal, reconciliation
 from models.ledger.rerating import Rerate, rerated
+from models.ledger.sources import Source, sources
 from models.ledger.taken_back import ConflictRecord, DoubleSource, PostingRecord, conflicts, double_sources, postings
 from models.ledger.values import (
     BASES,
@@ -83,6 +84,7 @@ __all__ = [
     "ReconciliationRow",
     "ReconciliationTotal",
     "Rerate",
+    "Source",
     "SourceAge",
     "Standing",
     "UsagePage",
@@ -123,6 +125,7 @@ __all__ = [
     "reopen_month",
     "rerated",
     "settings_known",
+    "sources",
     "usage_list",
     "waste",
     "week_of",

@@ -1,0 +1,97 @@
+"""Where facts come from and whether they still come: senders of usage, bills, pulls from Azure, jobs; each with its last word."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from sqlmodel import Session, col, select
+
+from models import sources as pulls
+from models.leases import JobLease
+from models.ledger.insight import data_age
+from models.sources import PullState
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One source. ``kind`` is usage, bill, azure or job; times are None where they do not apply or nothing has happened yet."""
+
+    kind: str
+    name: str
+    state: str  # ok | running | failed | rescheduled | interrupted
+    last_success: datetime | None = None
+    last_attempt: datetime | None = None
+    data_until: datetime | None = None
+    rows: int | None = None
+    calls: int | None = None
+    throttles: int | None = None
+    next_run: datetime | None = None
+    message: str = ""
+
+
+# A run that is still marked as running after this was cut off.
+_LONGEST_RUN = timedelta(hours=3)
+
+
+def sources(session: Session, *, visible: frozenset[str] | None, now: datetime) -> list[Source]:
+    """Every source in order of kind and name; a caller of some workspaces sees the senders and bills of theirs."""
+    found = [
+        Source(age.kind, age.name, "ok", last_success=age.arrived_at, last_attempt=age.arrived_at, data_until=age.reaches)
+        for age in data_age(session, visible=visible, now=now).sources
+    ]
+    if visible is None:
+        found += _pulled(session, now)
+        found += _jobs(session, now)
+    order = {"azure": 0, "bill": 1, "usage": 2, "job": 3}
+    return sorted(found, key=lambda one: (order.get(one.kind, 9), one.name))
+
+
+def _pulled(session: Session, now: datetime) -> list[Source]:
+    """The last run of each source and scope; of bills that of the newest month."""
+    last: dict[tuple[str, str], pulls.SourcePull] = {}
+    for run in pulls.last_runs(session):
+        key = (run.source, run.scope)
+        if key not in last or (run.started_at, run.id or 0) > (last[key].started_at, last[key].id or 0):
+            last[key] = run
+    found: list[Source] = []
+    for (source, scope), run in last.items():
+        success = run if run.state == PullState.DONE else pulls.last_success(session, source, scope)
+        state = "ok" if run.state == PullState.DONE else run.state.value
+        if run.state == PullState.RUNNING and run.started_at < now - _LONGEST_RUN:
+            state = "interrupted"
+        month = f" {run.month:%Y-%m}" if run.month is not None else ""
+        found.append(
+            Source(
+                "azure",
+                f"{source} · {scope}{month}" if scope else source,
+                state,
+                last_success=None if success is None else success.finished_at,
+                last_attempt=run.started_at,
+                data_until=None if success is None else success.data_until,
+                rows=run.rows,
+                calls=run.calls,
+                throttles=run.throttles,
+                next_run=run.next_at,
+                message=run.message,
+            )
+        )
+    return found
+
+
+def _jobs(session: Session, now: datetime) -> list[Source]:
+    found: list[Source] = []
+    for row in session.exec(select(JobLease).order_by(col(JobLease.name))):
+        is_running = row.finished_at is None
+        state = "failed" if row.error else "ok" if not is_running else "running" if row.expires_at > now else "interrupted"
+        found.append(
+            Source(
+                "job",
+                row.name,
+                state,
+                last_success=row.finished_at if state == "ok" else None,
+                last_attempt=row.started_at,
+                message=row.error,
+            )
+        )
+    return found

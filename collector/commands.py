@@ -82,6 +82,7 @@ Command = (
     | CreateKey
     | RevokeKey
     | reports.WeeklyReport
+    | reports.CloseReport
     | closing.CloseMonth
     | closing.ReopenMonth
     | applying.Apply
@@ -126,6 +127,8 @@ def run(command: Command, desk: Desk) -> int:
             return closing.reopen(desk.store, command, now=desk.now(), say=desk.say)
         case reports.WeeklyReport():
             return reports.write_weekly(desk.store, command, now=desk.now(), say=desk.say)
+        case reports.CloseReport():
+            return reports.write_close(desk.store, command, now=desk.now(), say=desk.say)
         case CreateKey(name=name, scope=scope, workspaces=workspaces):
             with desk.store.write() as session:
                 info, secret = auth.create_key(session, name=name, scope=scope, workspaces=workspaces, now=desk.now())

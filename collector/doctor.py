@@ -21,6 +21,8 @@ Level = Literal["ok", "warning", "failure"]
 _LEAST_DISK = 1024**3
 _STALE_USAGE = timedelta(days=2)
 _STALE_BILL = timedelta(days=4)
+# Seconds: a person waits before the screen.
+_LONGEST_WAIT = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +38,7 @@ class Finding:
         return f"{mark} {self.what}" + (f"\n          fix: {self.fix}" if self.fix else "")
 
 
-def examine(store: Store, settings: Settings, *, now: datetime, is_service_running: bool) -> Iterator[Finding]:
+def examine(store: Store, settings: Settings, *, now: datetime, is_service_running: bool, deploy_permissions: bool = False) -> Iterator[Finding]:
     """Findings in order of how much depends on them."""
     try:
         revision = store.revision()
@@ -54,6 +56,26 @@ def examine(store: Store, settings: Settings, *, now: datetime, is_service_runni
         yield Finding("ok", running)
     yield from _data(store, now)
     yield from _keys(store, settings)
+    yield from _azure(store, settings, now=now, deploy_permissions=deploy_permissions)
+
+
+def _azure(store: Store, settings: Settings, *, now: datetime, deploy_permissions: bool) -> Iterator[Finding]:
+    """What Azure says of us, where one is set up."""
+    if not settings.azure_subscriptions.strip(", ") and not settings.azure_scopes.strip(", "):
+        if deploy_permissions:
+            yield Finding("failure", "--deploy-permissions asks Azure, and none is set up", "say which: METERBRIDGE_AZURE_SUBSCRIPTIONS=<subscription id>,…")
+        return
+    # The SDK takes its time to load: only who has an Azure waits for it.
+    from collector.azure import checks  # noqa: PLC0415
+    from collector.azure.client import Azure, AzureSettings  # noqa: PLC0415
+
+    try:
+        asked = AzureSettings.of(settings)
+    except DomainError as fault:
+        yield Finding("failure", f"the Azure settings cannot be used: {fault.message}", "correct the setting that is named")
+        return
+    with Azure(asked, now=lambda: now, longest_wait=_LONGEST_WAIT, timeout=15) as azure:
+        yield from checks.examine(store, azure, subscriptions=asked.subscriptions, scopes=asked.scopes, now=now, deploy_permissions=deploy_permissions)
 
 
 def _storage(store: Store) -> Iterator[Finding]:
@@ -86,8 +108,10 @@ def _storage(store: Store) -> Iterator[Finding]:
 
 
 def _clock(store: Store, now: datetime) -> Iterator[Finding]:
+    # Events are not indexed by arrival, and there may be many millions; the hours of arrival are few.
+    newest = "SELECT MAX(last_received_at) FROM usage_arrival WHERE arrived_at = (SELECT MAX(arrived_at) FROM usage_arrival)"
     with store.read() as session:
-        ahead = session.execute(sa.text("SELECT MAX(received_at) FROM usage_event")).scalar()
+        ahead = session.execute(sa.text(newest)).scalar()
     if ahead is not None and int(ahead) > (now.timestamp() + 300) * 1_000_000:
         yield Finding(
             "failure", f"the clock says {rfc3339(now)}, and events arrived later than that", "set the clock (NTP); times of arrival decide what was known when"

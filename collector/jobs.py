@@ -19,6 +19,7 @@ from apscheduler.schedulers.background import BackgroundScheduler
 
 from collector import pricing
 from collector.corrections import reverse_twins
+from collector.reports import delivery
 from collector.watch import Watcher, standing_watch
 from models import leases
 from models.errors import DomainError
@@ -36,6 +37,16 @@ class Job:
     run: Callable[[Store, datetime], None]
     # How long a process may take before another one thinks it dead.
     lasts: timedelta = timedelta(minutes=15)
+    # Its slots begin this much later than those of others of its length: jobs that ask the same service do not ask at once.
+    offset: timedelta = timedelta(0)
+
+
+class NotYet(Exception):
+    """Raised by a job that is to be run again at a known time, before its next slot or instead of it."""
+
+    def __init__(self, until: datetime, why: str) -> None:
+        super().__init__(why)
+        self.until, self.why = until, why
 
 
 def standing() -> list[Job]:
@@ -48,6 +59,7 @@ def standing() -> list[Job]:
         Job("bundled_prices", timedelta(hours=24), lambda store, now: bundled_prices(store, now=now)),
         # The same call sent again with a time far from its first one: counted until the next look.
         Job("twins", timedelta(hours=24), twins),
+        Job("reports", timedelta(minutes=5), delivery.run),
     ]
 
 
@@ -77,12 +89,21 @@ def run_slot(job: Job, store: Store, now: Callable[[], datetime], *, holder: str
         return True
     try:
         with store.write() as session:
-            fence = leases.take(session, job.name, every=job.every, holder=holder, now=now(), lasts=job.lasts)
+            fence = leases.take(session, job.name, every=job.every, holder=holder, now=now(), lasts=job.lasts, offset=job.offset)
         if fence is None:
             return False
-        error = _guarded(job, store, now)
+        until, error = None, ""
+        try:
+            error = _guarded(job, store, now)
+        except NotYet as later:
+            until, error = later.until, later.why
+            logger.warning("job %s is run again at %s: %s", job.name, until.isoformat(timespec="seconds"), error)
         with store.write() as session:
-            if not leases.finish(session, job.name, fence, now=now(), error=error):
+            if until is not None:
+                is_ours = leases.put_off(session, job.name, fence, until=until, error=error)
+            else:
+                is_ours = leases.finish(session, job.name, fence, now=now(), error=error)
+            if not is_ours:
                 logger.warning("job %s took longer than its lease of %s; another process has taken over", job.name, job.lasts)
     except DomainError as fault:
         logger.warning("job %s could not be taken: %s", job.name, fault.message)
@@ -94,6 +115,8 @@ def _guarded(job: Job, store: Store, now: Callable[[], datetime]) -> str:
     """Run it; gives what went wrong."""
     try:
         job.run(store, now())
+    except NotYet:
+        raise
     except DomainError as fault:
         logger.warning("job %s did not run: %s; it is tried again at its next time", job.name, fault.message)
         return fault.message

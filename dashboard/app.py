@@ -9,12 +9,12 @@ in it, and one writes the address.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
 from types import ModuleType
-from typing import Any
+from typing import IO, Any, Protocol
 from zlib import crc32
 
 from dash import ALL, ClientsideFunction, Dash, Input, Output, State, dcc, html, no_update
@@ -24,18 +24,58 @@ from plotly.utils import PlotlyJSONEncoder
 from sqlmodel import Session
 
 from dashboard import access as doors
-from dashboard import figures, shell, tables, text
+from dashboard import acts, figures, shell, tables, text
 from dashboard.access import Access
 from dashboard.filters import Selection
-from dashboard.pages import data, deployment, overview, start
+from dashboard.pages import alerts, comparison, data, deployment, explain, ingest, overview, quotas, receivers, reconciliation, reports, rules, sources, start
 from dashboard.shell import DROPDOWNS, Failure, Ledger, OpenLedger, View, address_panel, attempt, failure_panel
 from models import ledger
+from models.alerts import Alert, AlertRule
 from models.errors import DomainError, InvalidInput, Unavailable, told
-from models.ledger import BASES, Choices, CostQuery, CostTable, DataAge, Filters, Forecast, Problem, UsagePage
+from models.ledger import (
+    BASES,
+    Adjustment,
+    BudgetStanding,
+    Choices,
+    ClosedMonth,
+    ComparisonRow,
+    ConflictRecord,
+    CostQuery,
+    CostTable,
+    DataAge,
+    Explanation,
+    Filters,
+    Forecast,
+    Pool,
+    Problem,
+    ReceiverStanding,
+    Reconciliation,
+    Source,
+    UsagePage,
+    WhatIf,
+)
+from models.ledger.intake import Intake, SnapshotRecord, intake, report_snapshots
 from models.periods import GRANULARITIES, Period, parse_bound, utc_day
 from models.resources import Mode
 
-PAGES: tuple[ModuleType, ...] = (overview, deployment, data, start)
+PAGES: tuple[ModuleType, ...] = (
+    overview,
+    deployment,
+    reconciliation,
+    comparison,
+    reports,
+    quotas,
+    alerts,
+    rules,
+    receivers,
+    sources,
+    data,
+    ingest,
+    start,
+    explain,
+)
+# Their period and filters are in the address, and go along from one to the next.
+_FILTERED = frozenset({overview, deployment, reconciliation, comparison})
 REFRESH_SECONDS = 15
 PART = "part"
 _LARGEST_REQUEST = 1 << 20
@@ -65,6 +105,77 @@ class LedgerReader:
     def usage_list(self, *, period: Period, filters: Filters, limit: int, cursor: str | None, now: datetime) -> UsagePage:
         return ledger.usage_list(self.session, period=period, filters=filters, limit=limit, cursor=cursor, now=now)
 
+    def reconciliation(self, period: Period, filters: Filters, *, now: datetime) -> Reconciliation:
+        return ledger.reconciliation(self.session, period, filters, now=now)
+
+    def comparison(self, period: Period, filters: Filters, *, now: datetime, what_if: WhatIf | None = None) -> list[ComparisonRow]:
+        return list(ledger.comparison(self.session, period, filters, now=now, what_if=what_if))
+
+    def adjustments(self, month: date, filters: Filters, *, now: datetime) -> list[Adjustment]:
+        return ledger.adjustments(self.session, month, filters=filters, now=now)
+
+    def intake(self, period: Period, *, visible: frozenset[str] | None, now: datetime) -> Intake:
+        return intake(self.session, period, visible=visible, now=now)
+
+    def report_snapshots(self, *, visible: frozenset[str] | None) -> list[SnapshotRecord]:
+        return report_snapshots(self.session, visible=visible)
+
+    def quotas(self, filters: Filters, *, now: datetime) -> list[Pool]:
+        return ledger.quotas(self.session, filters, now=now)
+
+    def sources(self, *, visible: frozenset[str] | None, now: datetime) -> list[Source]:
+        return ledger.sources(self.session, visible=visible, now=now)
+
+    def onboarding(self, *, visible: frozenset[str] | None, now: datetime) -> list[Problem]:
+        return ledger.onboarding(self.session, visible=visible, now=now)
+
+    def alerts(self, *, since: datetime, visible: frozenset[str] | None) -> list[Alert]:
+        return ledger.alerts(self.session, since=since, visible=visible)
+
+    def alert_rules(self, *, visible: frozenset[str] | None) -> list[AlertRule]:
+        return ledger.alert_rules(self.session, visible=visible)
+
+    def budgets(self, *, visible: frozenset[str] | None, now: datetime) -> list[BudgetStanding]:
+        return ledger.budget_standings(self.session, visible=visible, now=now)
+
+    def receivers(self) -> list[ReceiverStanding]:
+        return ledger.receivers(self.session)
+
+    def closed_months(self, *, now: datetime) -> list[ClosedMonth]:
+        return ledger.closed_months(self.session, now=now)
+
+    def explain(self, query: CostQuery, *, now: datetime) -> Explanation:
+        return ledger.explain(self.session, query, now=now)
+
+    def conflicts(self, *, visible: frozenset[str] | None) -> list[ConflictRecord]:
+        return ledger.conflicts(self.session, workspaces=(), visible=visible, limit=50, before=None)[0]
+
+
+class File(Protocol):
+    """A file to send: its bytes from the beginning, how it is called, what it is."""
+
+    @property
+    def content(self) -> IO[bytes]: ...
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def media_type(self) -> str: ...
+
+    @property
+    def control_total(self) -> str: ...
+
+
+# (kind, parameters, the workspaces that the reader may see) -> the file; raises ``DomainError``
+Files = Callable[[str, Mapping[str, str], frozenset[str] | None], File]
+
+
+def _pieces(content: IO[bytes]) -> Iterator[bytes]:
+    with content:
+        while piece := content.read(1 << 20):
+            yield piece
+
 
 def ledger_over(open_session: Callable[[], AbstractContextManager[Session]]) -> OpenLedger:
     """How a page opens the ledger, from how a reading session is opened (``Store.read``)."""
@@ -85,10 +196,13 @@ def create_dashboard(
     now: Callable[[], datetime],
     notice: str | None = None,
     is_behind_tls: bool = False,
+    files: Files | None = None,
+    desk: acts.Desk | None = None,
 ) -> Dash:
     """A Dash app whose WSGI side (``app.server``) expects the mount to have taken ``url_prefix`` off the path.
 
-    ``notice`` is shown on every page that is served without a key; ``is_behind_tls`` says that a proxy speaks https for us.
+    ``files`` makes what the Reports page offers; without it the page has nothing to give. ``desk`` does what an admin's
+    buttons ask for; without it there are no buttons. ``notice`` is shown on every page that is served without a key; ``is_behind_tls`` says that a proxy speaks https for us.
     """
     server = Flask("meterbridge.dashboard", static_folder=None)
     server.config["MAX_CONTENT_LENGTH"] = _LARGEST_REQUEST
@@ -111,13 +225,30 @@ def create_dashboard(
         add_log_handler=False,
         enable_mcp=False,
     )
-    screens = _Screens(open_ledger=open_ledger, now=now, prefix=url_prefix, notice=notice, is_behind_tls=is_behind_tls)
+    screens = _Screens(open_ledger=open_ledger, now=now, prefix=url_prefix, notice=notice, is_behind_tls=is_behind_tls, desk=desk)
     app.layout = screens.frame
+    acts.accept(server, desk, prefix=url_prefix)
     _register(app, screens)
 
     @server.get("/download/costs.csv")
     def download() -> Response:
         return screens.download(request.query_string.decode("ascii", "replace"))
+
+    @server.get("/download/<kind>")
+    def take(kind: str) -> Response:
+        if files is None:
+            return make_response("this dashboard makes no files; ask the service\n", 404, {"Content-Type": "text/plain; charset=utf-8"})
+        try:
+            made = files(kind, request.args.to_dict(), doors.viewer().workspaces)
+        except DomainError as fault:
+            status = {"invalid_value": 422, "not_found": 404, "unavailable": 503}.get(fault.error, 500)
+            return make_response(f"{told(fault)}\n", status, {"Content-Type": "text/plain; charset=utf-8"})
+        headers = {
+            "Content-Type": made.media_type,
+            "Content-Disposition": f'attachment; filename="{made.name}"',
+            "X-Control-Total": made.control_total,
+        }
+        return Response(_pieces(made.content), 200, headers)
 
     doors.harden(server, lambda: list(app.csp_hashes()))
     return app
@@ -174,6 +305,7 @@ class _Screens:
     prefix: str
     notice: str | None
     is_behind_tls: bool = False
+    desk: acts.Desk | None = None
 
     def _origin(self) -> str:
         """Where a browser sees the service: what the commands on a page name."""
@@ -264,6 +396,7 @@ class _Screens:
                     path=path,
                     origin=self._origin(),
                     is_open=doors.viewer() == doors.OPEN,
+                    may_act=acts.may_act(self.desk, doors.viewer()),
                 )
                 children: list[Component] = module.layout(view)
                 return children
@@ -287,7 +420,7 @@ class _Screens:
         """The links and the filter bar of the page that the address names."""
         visible, path = doors.viewer().workspaces, self._path(pathname)
         links = self._links(path, search or "")
-        if path not in {overview.PATH, deployment.PATH}:
+        if path not in {page.PATH for page in _FILTERED}:
             return links, None
         try:
             selection = Selection.parse(search)
@@ -350,14 +483,14 @@ class _Screens:
         return (pathname or self.prefix).removeprefix(self.prefix.rstrip("/")).strip("/")
 
     def _links(self, path: str, search: str) -> list[Component]:
-        """The pages; the period and filters go along to those that know them."""
-        return [
-            html.Span(
-                dcc.Link(page.NAME, href=f"{self.prefix}{page.PATH}{search if page in {overview, deployment} else ''}"),
-                className="on" if path == page.PATH else "",
-            )
-            for page in PAGES
-        ]
+        """The pages by group; the period and filters go along to those that know them."""
+        return shell.nav(
+            [
+                (page.GROUP, page.NAME, f"{self.prefix}{page.PATH}{search if page in _FILTERED else ''}", path == page.PATH)
+                for page in PAGES
+                if page is not explain  # reached from a figure
+            ]
+        )
 
     def _dated(self, wanted: Selection, first_day: object, last_day: object) -> Selection:
         """The selection with the picked days, if they are not those that the address already means."""

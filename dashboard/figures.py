@@ -210,6 +210,191 @@ def bars(series: Sequence[Series], standing: CostTable, *, currency: str | None,
     }
 
 
+def _plain(traces: list[Figure], revision: str, **layout: Any) -> Figure:
+    """A chart that is not over time: the look of the others, and the axes it says."""
+    base: Figure = {
+        "showlegend": len(traces) > 1,
+        "uirevision": revision,
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "plot_bgcolor": "rgba(0,0,0,0)",
+        "font": {"family": "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif", "size": 12, "color": "#667085"},
+        "hoverlabel": {"bgcolor": "#1d2430", "bordercolor": "#1d2430", "font": {"color": "#f4f6fa"}, "namelength": -1},
+        "margin": {"l": 12, "r": 12, "t": 26, "b": 8},
+        "legend": {"orientation": "h", "x": 0, "y": -0.16, "yanchor": "top", "font": {"size": 12}},
+    }
+    return {"data": traces, "layout": base | layout}
+
+
+_GRID = {"gridcolor": "rgba(128,140,160,0.25)", "zerolinecolor": "rgba(128,140,160,0.5)", "automargin": True}
+
+
+def waterfall(steps: Sequence[tuple[str, Decimal, bool]], *, currency: str | None, revision: str) -> Figure:
+    """From the first bar to the last by what lies between: (name, amount, whether it is a total)."""
+    # Bars that stand where the one before ended; Plotly's own waterfall does not draw inside a layout that adapts.
+    level, bases, heights, tints = 0.0, list[float](), list[float](), list[str]()
+    for _, amount, is_total in steps:
+        height = float(amount)
+        start = 0.0 if is_total else level
+        bases.append(min(start, start + height))
+        heights.append(abs(height))
+        tints.append(METERED if is_total else BILLED if height > 0 else PALETTE[2])
+        level = start + height
+    # Steps that are small beside the totals would be lines; then the axis begins below them, and says so.
+    floor = min((base for base, (_, _, is_total) in zip(bases, steps, strict=True) if not is_total), default=0.0)
+    top = max((base + height for base, height in zip(bases, heights, strict=True)), default=0.0)
+    is_cut = floor > 0.5 * top > 0
+    cut = floor - 0.3 * (top - floor) if is_cut else None
+    return _plain(
+        [
+            {
+                "type": "bar",
+                "x": [label(name, 24) for name, _, _ in steps],
+                "base": bases,
+                "y": heights,
+                "customdata": [f"{label(name, 40)}: {escape(text.money(amount, currency), quote=False)}" for name, amount, _ in steps],
+                "hovertemplate": "%{customdata}<extra></extra>",
+                "marker": {"color": tints},
+            }
+        ],
+        revision,
+        showlegend=False,
+        bargap=0.15,
+        margin={"l": 76, "r": 12, "t": 12, "b": 120},
+        # Slanted labels and a margin that adapts to them chase each other for ever.
+        xaxis={"automargin": False, "tickangle": -30, "fixedrange": True, "type": "category"},
+        yaxis={
+            **_GRID,
+            "automargin": False,
+            "title": {"text": escape(currency or "amount", quote=False) + (" (axis cut)" if is_cut else "")},
+            "tickformat": ",.0f",
+            "fixedrange": True,
+            **({"range": [cut, top + 0.1 * (top - (cut or 0.0))]} if is_cut else {}),
+        },
+    )
+
+
+def levels(rows: Sequence[tuple[str, Decimal | None, Decimal | None, str]], *, revision: str) -> Figure:
+    """How full each of some pools is, in percent of its limit: (name, now, peak, words)."""
+    ordered = list(reversed(rows))
+    names = [label(name, 44) for name, _, _, _ in ordered]
+    words = [escape(said, quote=False) for _, _, _, said in ordered]
+
+    def trace(title: str, place: int, colour: str) -> Figure:
+        values = [row[place] for row in ordered]
+        return {
+            "type": "bar",
+            "orientation": "h",
+            "name": title,
+            "y": names,
+            "x": [None if not isinstance(value, Decimal) else float(value) for value in values],
+            "customdata": words,
+            "hovertemplate": "%{customdata}<extra></extra>",
+            "marker": {"color": colour},
+        }
+
+    return _plain(
+        [trace("highest of 7 days", 2, QUIET), trace("now", 1, METERED)],
+        revision,
+        barmode="group",
+        bargap=0.25,
+        xaxis={**_GRID, "title": {"text": "% of the limit"}, "rangemode": "tozero", "fixedrange": True},
+        yaxis={"automargin": True, "fixedrange": True},
+        shapes=[{"type": "line", "x0": 100, "x1": 100, "y0": 0, "y1": 1, "yref": "paper", "line": {"color": "#d0342c", "width": 2, "dash": "dot"}}],
+        margin={"l": 12, "r": 24, "t": 12, "b": 8},
+    )
+
+
+def spans(rows: Sequence[tuple[str, datetime, datetime, str, str]], *, period: Period, revision: str) -> Figure:
+    """What was so from when to when: (name, start, end, colour, words)."""
+    ordered = list(reversed(rows))
+    return _plain(
+        [
+            {
+                "type": "bar",
+                "orientation": "h",
+                "y": [label(name, 44) for name, *_ in ordered],
+                "base": [_at(max(start, period.start)) for _, start, _, _, _ in ordered],
+                "x": [max(_milliseconds(end - max(start, period.start)), _milliseconds(period.end - period.start) / 80) for _, start, end, _, _ in ordered],
+                "marker": {"color": [colour for _, _, _, colour, _ in ordered]},
+                "customdata": [escape(said, quote=False) for _, _, _, _, said in ordered],
+                "hovertemplate": "%{customdata}<extra></extra>",
+            }
+        ],
+        revision,
+        showlegend=False,
+        xaxis={**_GRID, "type": "date", "range": [_at(period.start), _at(period.end)], "fixedrange": True},
+        yaxis={"automargin": True, "fixedrange": True, "type": "category"},
+    )
+
+
+def arrivals(hours: Sequence[tuple[datetime, int]], *, period: Period, revision: str) -> Figure:
+    """How many events arrived in each hour."""
+    return _plain(
+        [
+            {
+                "type": "bar",
+                "x": [_at(at) for at, _ in hours],
+                "y": [events for _, events in hours],
+                "offset": 0,
+                "width": [_milliseconds(timedelta(hours=1))] * len(hours),
+                "customdata": [f"{text.count(events)} events" for _, events in hours],
+                "hovertemplate": "%{x}: %{customdata}<extra></extra>",
+                "marker": {"color": METERED, "line": {"width": 0}},
+            }
+        ],
+        revision,
+        showlegend=False,
+        margin={"l": 64, "r": 12, "t": 12, "b": 8},
+        xaxis={**_GRID, "type": "date", "range": [_at(period.start), _at(period.end)], "hoverformat": "%a %d %b %Y, %H:%M UTC", "tickangle": 0},
+        yaxis={**_GRID, "title": {"text": "events an hour"}, "tickformat": ",~s", "rangemode": "tozero", "fixedrange": True},
+    )
+
+
+def cost_lines(
+    *,
+    per_token: Decimal,
+    step_cost: Decimal,
+    step_tokens: int | None,
+    seen: int,
+    even: int | None,
+    currency: str | None,
+    revision: str,
+) -> Figure:
+    """Cost a day against tokens a day: serverless by the token, instances by the step, and where today is."""
+    most = max(seen, even or 0, 1) * 3 // 2
+    points = [most * number // 60 for number in range(61)]
+    instances = [max(1, -(-point // step_tokens)) if step_tokens else 1 for point in points]
+    serverless = [float(per_token * point) for point in points]
+    managed = [float(step_cost * number) for number in instances]
+
+    def trace(title: str, values: list[float], colour: str, shape: str) -> Figure:
+        return {
+            "type": "scatter",
+            "mode": "lines",
+            "name": title,
+            "x": points,
+            "y": values,
+            "line": {"color": colour, "width": 3, "shape": shape},
+            "hovertemplate": f"{title}: %{{y:,.2f}} {escape(currency or '', quote=False)} at %{{x:,.3s}} tokens a day<extra></extra>",
+        }
+
+    marks = [("today", seen, QUIET)] + ([("break-even", even, "#d0342c")] if even is not None else [])
+    return _plain(
+        [trace("serverless", serverless, METERED, "linear"), trace("managed compute", managed, BILLED, "hv")],
+        revision,
+        margin={"l": 64, "r": 12, "t": 26, "b": 8},
+        xaxis={**_GRID, "title": {"text": "tokens a day"}, "tickformat": ",~s", "rangemode": "tozero", "fixedrange": True},
+        yaxis={**_GRID, "title": {"text": f"{escape(currency or 'cost', quote=False)} a day"}, "rangemode": "tozero", "fixedrange": True},
+        shapes=[
+            {"type": "line", "x0": at, "x1": at, "y0": 0, "y1": 1, "yref": "paper", "line": {"color": colour, "width": 2, "dash": "dot"}}
+            for _, at, colour in marks
+        ],
+        annotations=[
+            {"x": at, "y": 1, "yref": "paper", "text": words, "showarrow": False, "yanchor": "bottom", "font": {"size": 11}} for words, at, _ in marks
+        ],
+    )
+
+
 def zoomed(figure: Figure, moved: object) -> Figure:
     """The figure with the stretch of time that its reader zoomed to (Plotly's ``relayoutData``).
 

@@ -25,6 +25,9 @@ _MOST_BUCKETS = {"hour": 31 * DAY, "day": 1100 * DAY, "week": 3660 * DAY, "month
 _MOST_PARAMETERS = 200
 _LONGEST_VALUE = 512
 
+# What only one page asks (the what-if of the comparison, the row of the reconciliation); the others pass it by.
+OWN = frozenset({"cause", "meter", "day", "sku", "instances", "hours_per_day"})
+
 _NAMES = {"workspace": "workspaces", "deployment": "deployments", "model": "models", "application": "applications", "team": "teams"}
 
 
@@ -46,6 +49,7 @@ class Selection:
     basis: Basis = "best"
     currency: str | None = None
     ignored: tuple[str, ...] = ()
+    own: tuple[tuple[str, str], ...] = ()
 
     @classmethod
     def parse(cls, search: str | None) -> Self:
@@ -57,6 +61,7 @@ class Selection:
         found: dict[str, list[str]] = {}
         ignored: list[str] = []
         tags: list[tuple[str, str]] = []
+        own: dict[str, str] = {}
         for key, value in pairs:
             _check(key, value)
             if key.startswith("tag:") and len(key) > 4:
@@ -64,6 +69,9 @@ class Selection:
             elif key in _NAMES or key in {"from", "to", "mode", "granularity", "group_by", "basis", "currency"}:
                 if value:
                     found.setdefault(key, []).append(value)
+            elif key in OWN:
+                if value:
+                    own[key] = value
             else:
                 ignored.append(key)
         names = {key: tuple(_distinct(found.get(key, []))) for key in _NAMES}
@@ -82,6 +90,7 @@ class Selection:
             basis=_basis(found.get("basis", ["best"])[-1]),
             currency=currency_from(found["currency"][-1], what="the currency in the address") if "currency" in found else None,
             ignored=tuple(_distinct(ignored)),
+            own=tuple(sorted(own.items())),
         )
 
     def search(self) -> str:
@@ -102,6 +111,7 @@ class Selection:
             pairs.append(("basis", self.basis))
         if self.currency is not None:
             pairs.append(("currency", self.currency))
+        pairs += self.own
         return f"?{urlencode(pairs, quote_via=quote, safe=',:')}" if pairs else ""
 
     def period(self, now: datetime) -> Period:
@@ -132,6 +142,15 @@ class Selection:
         return CostQuery(
             period=self.period(now), granularity=granularity, group_by=group_by, basis=self.basis, filters=self.filters(visible), currency=self.currency
         )
+
+    def asked(self, key: str) -> str | None:
+        """What the address asks of one page alone."""
+        return dict(self.own).get(key)
+
+    def asking(self, **own: str | None) -> Selection:
+        """This selection with other questions to one page; None takes one away."""
+        kept = {**dict(self.own), **own}
+        return replace(self, own=tuple(sorted((key, value) for key, value in kept.items() if value is not None)))
 
     def for_deployment(self, workspace: str, deployment: str) -> Selection:
         """The same period and basis for one deployment: what a link to its page carries."""

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
 from typing import Protocol, TypeVar
 
 from dash import dcc, html
@@ -18,8 +18,31 @@ from dash.development.base_component import Component
 
 from dashboard import text
 from dashboard.filters import PRESETS, Selection, month_to_date, preset
+from models.alerts import Alert, AlertRule
 from models.errors import DomainError, Unavailable, told
-from models.ledger import BASES, Choices, CostQuery, CostTable, DataAge, Filters, Forecast, Problem, UsagePage
+from models.ledger import (
+    BASES,
+    Adjustment,
+    BudgetStanding,
+    Choices,
+    ClosedMonth,
+    ComparisonRow,
+    ConflictRecord,
+    CostQuery,
+    CostTable,
+    DataAge,
+    Explanation,
+    Filters,
+    Forecast,
+    Pool,
+    Problem,
+    ReceiverStanding,
+    Reconciliation,
+    Source,
+    UsagePage,
+    WhatIf,
+)
+from models.ledger.intake import Intake, SnapshotRecord
 from models.periods import Period, utc_day
 from models.resources import Mode
 
@@ -58,6 +81,36 @@ class Ledger(Protocol):
 
     def usage_list(self, *, period: Period, filters: Filters, limit: int, cursor: str | None, now: datetime) -> UsagePage: ...
 
+    def reconciliation(self, period: Period, filters: Filters, *, now: datetime) -> Reconciliation: ...
+
+    def comparison(self, period: Period, filters: Filters, *, now: datetime, what_if: WhatIf | None = None) -> list[ComparisonRow]: ...
+
+    def adjustments(self, month: date, filters: Filters, *, now: datetime) -> list[Adjustment]: ...
+
+    def intake(self, period: Period, *, visible: frozenset[str] | None, now: datetime) -> Intake: ...
+
+    def report_snapshots(self, *, visible: frozenset[str] | None) -> list[SnapshotRecord]: ...
+
+    def quotas(self, filters: Filters, *, now: datetime) -> list[Pool]: ...
+
+    def sources(self, *, visible: frozenset[str] | None, now: datetime) -> list[Source]: ...
+
+    def onboarding(self, *, visible: frozenset[str] | None, now: datetime) -> list[Problem]: ...
+
+    def alerts(self, *, since: datetime, visible: frozenset[str] | None) -> list[Alert]: ...
+
+    def alert_rules(self, *, visible: frozenset[str] | None) -> list[AlertRule]: ...
+
+    def budgets(self, *, visible: frozenset[str] | None, now: datetime) -> list[BudgetStanding]: ...
+
+    def receivers(self) -> list[ReceiverStanding]: ...
+
+    def closed_months(self, *, now: datetime) -> list[ClosedMonth]: ...
+
+    def explain(self, query: CostQuery, *, now: datetime) -> Explanation: ...
+
+    def conflicts(self, *, visible: frozenset[str] | None) -> list[ConflictRecord]: ...
+
 
 OpenLedger = Callable[[], AbstractContextManager[Ledger]]
 
@@ -83,6 +136,7 @@ class View:
     path: str
     origin: str
     is_open: bool
+    may_act: bool = False  # whether buttons that change something are shown
 
     def ask(self, part: str, call: Callable[[], T]) -> T | Failure:
         """The answer of a ledger call, or why there is none; ``part`` names it to the reader."""
@@ -220,6 +274,16 @@ def switch(label: str, options: Sequence[tuple[str, str, bool]]) -> Component:
         role="group",
         **text.spoken(label),
     )
+
+
+def nav(links: Sequence[tuple[str, str, str, bool]]) -> list[Component]:
+    """The pages as links, in groups: (group, words, address, whether it is the present one), in the order of the first of each group."""
+    groups: dict[str, list[Component]] = {}
+    for group, words, href, on in links:
+        groups.setdefault(group, []).append(html.Span(dcc.Link(words, href=href), className="on" if on else ""))
+    return [
+        html.Div([html.Span(group, className="nav-name"), *spans], className="nav-group", role="group", **text.spoken(group)) for group, spans in groups.items()
+    ]
 
 
 # -- the filter bar ---------------------------------------------------------------------------------

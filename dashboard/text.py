@@ -45,6 +45,12 @@ def count(value: int | None) -> str:
     return UNKNOWN if value is None else f"{value:,}"
 
 
+def quantity(value: Decimal) -> str:
+    """``1,234.5``: every digit that says something."""
+    written = f"{value:,f}"
+    return written.rstrip("0").rstrip(".") if "." in written else written
+
+
 def tokens(value: int | None) -> str:
     """Three figures that fit a tile: ``12.3 M``; small counts stay whole."""
     if value is None:

@@ -4,7 +4,8 @@ Events are keyed by their time, so an id that comes back with another time (rest
 conflict) is not met in their key. This index tells the times at which an identity *may* stand; whoever asks looks there
 and compares the identity itself, so that a wrong hint costs one look and never a verdict.
 
-A commit adds one run: the 32-bit fingerprints of its identities and their times. When runs have grown to a segment they
+A commit adds one run: the 32-bit fingerprints of its identities and their times; small runs are joined now and then, so
+that a start does not read millions of them. When runs have grown to a segment they
 are sorted into blocks of a page each and never touched again. A process keeps two bytes of filter for each event and
 the fingerprints of the open segment; it asks the database only about what a filter has not ruled out. Shards are what
 processes lock apart, so that within one the runs are numbered without a gap and nobody's is overlooked.
@@ -31,17 +32,18 @@ SHARDS_SQLITE, SHARDS_POSTGRESQL = 1, 8
 _SEGMENT_SQLITE, _SEGMENT_POSTGRESQL = 1 << 20, 1 << 17
 # Twelve bytes an entry: a block is just under a page of SQLite, so that none of it overflows.
 _BLOCK = 660
-# Single events make a run each; a start would read them one by one.
+# Single events make a run each. What was joined once is left alone: a commit that wrote all of the open segment again
+# would keep everyone waiting.
 _MOST_RUNS = 2_048
 _SHARD_BITS, _NUMBER_BITS = 56, 32
-_APPENDED, _REWRITTEN = 0, 1
+_APPENDED, _REWRITTEN, _FINISHED = 0, 1, 2  # the last is never stored
 _SECRET = "usage_identity_secret"  # noqa: S105 - the name of a setting
 _UINT = np.uint64
 Array = np.ndarray[Any, Any]
 
 
 class IdentityRun(SQLModel, table=True):
-    """The identities of one commit: fingerprints, then times (``id`` is shard and number; ``kind`` 1 replaces all before it)."""
+    """The identities of one commit: fingerprints, then times (``id`` is shard and number; ``kind`` 1 stands for runs or segments whose own are deleted)."""
 
     __tablename__ = "usage_identity_run"
 
@@ -147,7 +149,8 @@ class _Shard:
         self.open = _Filter(self.capacity)
         self.parts: list[tuple[Array, Array]] = []
         self.count = 0
-        self.runs = 0
+        self.first_loose = 0  # the first run that was not joined with others yet
+        self.loose = 0  # how many there are from there on
 
     def add(self, fingerprints: Array, times: Array) -> None:
         """Take in entries; few sorted parts of growing size keep looking cheap."""
@@ -198,7 +201,7 @@ class Identities:
         """A transaction failed: what was learnt in it may not be so."""
         self._shards: dict[int, _Shard] = {}
         self._seen: dict[int, int] = {}
-        self._staged: list[tuple[int, int, str, Array, Array]] = []
+        self._staged: list[tuple[int, int, int, Array, Array]] = []
 
     def fingerprints(self, connection: sa.Connection) -> Fingerprinter:
         """How this database fingerprints identities."""
@@ -216,14 +219,19 @@ class Identities:
                 self._reload(connection, number)
                 continue
             for run_id, _, body in found:
-                self._take(number, run_id, body)
+                self._take(number, run_id, _APPENDED, body)
 
-    def _take(self, number: int, run_id: int, body: bytes) -> None:
-        shard = self._shards[number]
-        shard.runs += 1
+    def _take(self, number: int, run_id: int, kind: int, body: bytes) -> None:
         if body:
-            shard.add(*_entries(bytes(body)))
-        self._seen[number] = run_id - (number << _SHARD_BITS)
+            self._shards[number].add(*_entries(bytes(body)))
+        self._note_run(number, run_id - (number << _SHARD_BITS), is_loose=kind == _APPENDED)
+
+    def _note_run(self, number: int, run: int, *, is_loose: bool) -> None:
+        shard = self._shards[number]
+        shard.loose += 1
+        if not is_loose:
+            shard.first_loose, shard.loose = run + 1, 0
+        self._seen[number] = run
 
     def _reload(self, connection: sa.Connection, number: int) -> None:
         known = self._shards.get(number)
@@ -248,10 +256,10 @@ class Identities:
             self._into(shard, segment, parts)
         self._seen[number] = -1
         runs = connection.exec_driver_sql(
-            f"SELECT id, body FROM usage_identity_run WHERE id >= {number << _SHARD_BITS} AND id < {high} ORDER BY id"  # noqa: S608 - numbers
+            f"SELECT id, kind, body FROM usage_identity_run WHERE id >= {number << _SHARD_BITS} AND id < {high} ORDER BY id"  # noqa: S608 - numbers
         )
-        for run_id, body in runs:
-            self._take(number, run_id, body)
+        for run_id, kind, body in runs:
+            self._take(number, run_id, kind, body)
 
     def _into(self, shard: _Shard, segment: int, parts: list[Array]) -> None:
         if segment not in shard.segments:
@@ -289,15 +297,20 @@ class Identities:
         run = self._seen.get(number, -1) + 1
         if shard.count + len(fingerprints) >= self._capacity:
             self._finish_segment(connection, number, run, fingerprints, times)
-        elif shard.runs >= _MOST_RUNS:
-            whole = shard.whole()
-            fingerprints, times = np.concatenate((whole[0], fingerprints)), np.concatenate((whole[1], times))
-            self._delete_runs(connection, number)
-            self._insert_run(connection, number, run, _REWRITTEN, _body(fingerprints, times))
-            self._staged.append((number, run, "rewritten", fingerprints, times))
-        else:
-            self._insert_run(connection, number, run, _APPENDED, _body(fingerprints, times))
-            self._staged.append((number, run, "appended", fingerprints, times))
+            return
+        kind, body = _APPENDED, _body(fingerprints, times)
+        if shard.loose >= _MOST_RUNS:
+            kind, body = _REWRITTEN, self._joined(connection, number, fingerprints, times)
+            self._delete_runs(connection, number, shard.first_loose)
+        self._insert_run(connection, number, run, kind, body)
+        self._staged.append((number, run, kind, fingerprints, times))
+
+    def _joined(self, connection: sa.Connection, number: int, fingerprints: Array, times: Array) -> bytes:
+        """The runs that were not joined yet, and what comes now, as one."""
+        low, high = (number << _SHARD_BITS) + self._shards[number].first_loose, (number + 1) << _SHARD_BITS
+        found = connection.exec_driver_sql(f"SELECT body FROM usage_identity_run WHERE id >= {low} AND id < {high} ORDER BY id")  # noqa: S608 - numbers
+        parts = [*(_entries(bytes(body)) for (body,) in found), (fingerprints, times)]
+        return _body(np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts]))
 
     def _finish_segment(self, connection: sa.Connection, number: int, run: int, fingerprints: Array, times: Array) -> None:
         shard = self._shards[number]
@@ -313,13 +326,13 @@ class Identities:
         mark = "?" if self._is_sqlite else "%s"
         blocks = [(base + int(fingerprints[start]), _body(fingerprints[start:end], times[start:end])) for start, end in pairwise(cuts)]
         connection.exec_driver_sql(f"INSERT INTO usage_identity_block (id, body) VALUES ({mark}, {mark})", blocks)  # noqa: S608 - marks
-        self._delete_runs(connection, number)
+        self._delete_runs(connection, number, 0)
         self._insert_run(connection, number, run, _REWRITTEN, b"")
-        self._staged.append((number, run, "finished", fingerprints, times))
+        self._staged.append((number, run, _FINISHED, fingerprints, times))
 
-    def _delete_runs(self, connection: sa.Connection, number: int) -> None:
+    def _delete_runs(self, connection: sa.Connection, number: int, first: int) -> None:
         connection.exec_driver_sql(
-            f"DELETE FROM usage_identity_run WHERE id >= {number << _SHARD_BITS} AND id < {(number + 1) << _SHARD_BITS}"  # noqa: S608 - numbers
+            f"DELETE FROM usage_identity_run WHERE id >= {(number << _SHARD_BITS) + first} AND id < {(number + 1) << _SHARD_BITS}"  # noqa: S608 - numbers
         )
 
     def _insert_run(self, connection: sa.Connection, number: int, run: int, kind: int, body: bytes) -> None:
@@ -330,17 +343,14 @@ class Identities:
         """The transaction is on the disk: what it wrote is known."""
         for number, run, what, fingerprints, times in self._staged:
             shard = self._shards[number]
-            if what == "finished":
+            if what == _FINISHED:
                 segment = max(shard.segments, default=-1) + 1
                 shard.segments[segment] = shard.open
                 shard.open.add(fingerprints)
                 shard.begin()
             else:
-                if what == "rewritten":
-                    shard.begin()
                 shard.add(fingerprints, times)
-            shard.runs += 1
-            self._seen[number] = run
+            self._note_run(number, run, is_loose=what == _APPENDED)
         self._staged.clear()
 
 

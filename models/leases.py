@@ -6,7 +6,7 @@ that dies loses its lease by time; one that only stalled finds the fence passed 
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import sqlalchemy as sa
@@ -14,6 +14,8 @@ from sqlalchemy import BigInteger, Column, Text
 from sqlmodel import Field, Session, SQLModel, col
 
 from models.columns import Instant, to_microseconds
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class JobLease(SQLModel, table=True):
@@ -28,19 +30,38 @@ class JobLease(SQLModel, table=True):
     started_at: datetime = Field(sa_column=Column(Instant, nullable=False))
     expires_at: datetime = Field(sa_column=Column(Instant, nullable=False))
     finished_at: datetime | None = Field(default=None, sa_column=Column(Instant))  # None while it runs
+    next_at: datetime = Field(sa_column=Column(Instant, nullable=False))  # when it is run again if all goes well
     error: str = Field(default="", sa_column=Column(Text, nullable=False))  # why the last run did not end well
 
 
-def slot_of(now: datetime, every: timedelta) -> int:
-    """The number of the slot that an instant is in."""
-    return to_microseconds(now) // (every // timedelta(microseconds=1))
+def pull_job(source: str, scope: str = "") -> str:
+    """The name of the job that pulls a source (of a scope) from Azure."""
+    return f"azure_{source}:{scope}" if scope else f"azure_{source}"
 
 
-def take(session: Session, name: str, *, every: timedelta, holder: str, now: datetime, lasts: timedelta) -> int | None:
+def slot_of(now: datetime, every: timedelta, offset: timedelta = timedelta(0)) -> int:
+    """The number of the slot that an instant is in; slots begin ``offset`` after every multiple of their length."""
+    return to_microseconds(now - offset) // (every // timedelta(microseconds=1))
+
+
+def slot_start(slot: int, every: timedelta, offset: timedelta = timedelta(0)) -> datetime:
+    """When a slot begins."""
+    return _EPOCH + every * slot + offset
+
+
+def take(session: Session, name: str, *, every: timedelta, holder: str, now: datetime, lasts: timedelta, offset: timedelta = timedelta(0)) -> int | None:
     """Take the slot that ``now`` is in; gives the fence, or None where it was run, runs elsewhere, or an earlier one still runs."""
-    slot = slot_of(now, every)
+    slot = slot_of(now, every, offset)
     row = JobLease
-    taken: dict[str, Any] = {"slot": slot, "holder": holder, "started_at": now, "expires_at": now + lasts, "finished_at": None, "error": ""}
+    taken: dict[str, Any] = {
+        "slot": slot,
+        "holder": holder,
+        "started_at": now,
+        "expires_at": now + lasts,
+        "finished_at": None,
+        "next_at": slot_start(slot + 1, every, offset),
+        "error": "",
+    }
     is_over = sa.or_(col(row.finished_at).is_not(None), col(row.expires_at) <= now)
     changed = session.execute(
         sa.update(row)
@@ -74,6 +95,19 @@ def finish(session: Session, name: str, fence: int, *, now: datetime, error: str
         sa.update(row)
         .where(col(row.name) == name, col(row.fence) == fence)
         .values(finished_at=now, error=error[:2000])
+        .execution_options(synchronize_session=False)
+    )
+    return bool(done.rowcount)  # type: ignore[attr-defined]
+
+
+def put_off(session: Session, name: str, fence: int, *, until: datetime, error: str) -> bool:
+    """Say that the slot is to be run again from ``until`` on, by whoever comes first; False where another process has taken over since."""
+    row = JobLease
+    done = session.execute(
+        sa.update(row)
+        .where(col(row.name) == name, col(row.fence) == fence)
+        # Not finished, and its lease over at that time: as if its process had died then.
+        .values(finished_at=None, expires_at=until, next_at=until, error=error[:2000])
         .execution_options(synchronize_session=False)
     )
     return bool(done.rowcount)  # type: ignore[attr-defined]

@@ -105,6 +105,16 @@ def unfinished_operation(session: Session, source: str, scope: str, month: date,
     return "" if last is None or last.state == PullState.DONE else last.operation
 
 
+def calls_since(session: Session, source: str, since: datetime) -> tuple[int, datetime | None]:
+    """How often Azure was asked by the runs of a source that began after ``since``, and when the first of them began."""
+    row = SourcePull
+    asked = sa.select(sa.func.coalesce(sa.func.sum(col(row.calls)), 0), sa.func.min(col(row.started_at))).where(
+        col(row.source) == source, col(row.started_at) > since
+    )
+    calls, first = session.execute(asked).one()
+    return int(calls), first
+
+
 def last_runs(session: Session) -> Sequence[SourcePull]:
     """The last run of every source, scope and month, in that order."""
     row = SourcePull

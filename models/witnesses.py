@@ -14,7 +14,7 @@ from sqlmodel import Field, SQLModel
 
 from models.columns import BigInt, Instant
 
-WitnessKind = Literal["otlp", "appinsights", "vllm"]
+WitnessKind = Literal["otlp", "appinsights", "vllm", "azure_monitor"]
 Measure = Literal["input", "output", "cached_input", "reasoning_output", "requests", "preemptions"]
 Temporality = Literal["delta", "cumulative"]
 

@@ -99,7 +99,7 @@ class Gate:
                 raise Unauthorized("no key exists yet; create an admin key on the machine itself: meterbridge keys create --name NAME --scope admin")
             refuse_foreign(headers)
             return auth.OPEN
-        if path in _PUBLIC or path == "/dashboard" or path.startswith(("/dashboard/", "/v1/control")):
+        if path in _PUBLIC or path == "/dashboard" or path.startswith(("/dashboard/", "/v1/control", "/v1/reports/shared/")):
             return None
         scheme, _, secret = headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not secret.strip():
@@ -111,7 +111,7 @@ class Gate:
 
 
 def _needed(path: str, method: str) -> auth.Scope | None:
-    if path in _PUBLIC or path == "/dashboard" or path.startswith(("/dashboard/", "/v1/control")):
+    if path in _PUBLIC or path == "/dashboard" or path.startswith(("/dashboard/", "/v1/control", "/v1/reports/shared/")):
         return None
     if method == "POST" and path.startswith(("/v1/usage", "/otlp/", "/api/v1/events")):
         return "admin" if path == "/v1/usage/void" else "ingest"

@@ -7,6 +7,7 @@ answers after the commit. Every 2xx is a promise kept by ``collector.ingest``.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -41,6 +42,7 @@ _LONG_ANSWER: Final = 2_000
 _STEP: Final = 8 * 1024
 # Below this, decoding on the event loop is quicker than handing it to a thread.
 _SMALL_BODY: Final = 16 * 1024
+_NO_DEFAULTS: Final = Defaults()
 _DEFAULT_HEADERS = ("source", "workspace", "endpoint", "deployment", "model", "application", "team", "user")
 
 
@@ -183,23 +185,24 @@ class Held:
 
 
 class _Answers:
-    """Brings verdicts from the writer's thread to the event loop, all of a commit with one wake-up."""
+    """Brings verdicts from the writer's thread to the event loops, all of a commit with one wake-up."""
 
-    def __init__(self) -> None:
+    def __init__(self, ingest: Ingest) -> None:
+        self._ingest = ingest
         self._lock = threading.Lock()
-        self._done: list[tuple[asyncio.Future[None], Future[Verdict]]] = []
+        self._done: dict[asyncio.AbstractEventLoop, list[asyncio.Future[None]]] = {}
+        ingest.when_answered(self._wake)
 
     async def of(self, asked: Future[Verdict]) -> Verdict:
         """Wait for a verdict."""
         loop = asyncio.get_running_loop()
         waiting: asyncio.Future[None] = loop.create_future()
 
-        def told(done: Future[Verdict]) -> None:
+        def told(_done: Future[Verdict]) -> None:
             with self._lock:
-                self._done.append((waiting, done))
-                is_first = len(self._done) == 1
-            if is_first and not loop.is_closed():
-                loop.call_soon_threadsafe(self._wake)
+                self._done.setdefault(loop, []).append(waiting)
+            if not self._ingest.is_answering():
+                self._wake()
 
         asked.add_done_callback(told)
         try:
@@ -211,10 +214,17 @@ class _Answers:
 
     def _wake(self) -> None:
         with self._lock:
-            done, self._done = self._done, []
-        for waiting, _ in done:
-            if not waiting.done():
-                waiting.set_result(None)
+            done, self._done = self._done, {}
+        for loop, waiting in done.items():
+            # A loop that has ended has nobody left who waits.
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(_release, waiting)
+
+
+def _release(waiting: Sequence[asyncio.Future[None]]) -> None:
+    for one in waiting:
+        if not one.done():
+            one.set_result(None)
 
 
 class IngestRoutes:
@@ -225,7 +235,7 @@ class IngestRoutes:
         self._ingest = ingest
         self._clock = clock
         self._held = Held()
-        self._answers = _Answers()
+        self._answers = _Answers(ingest)
         # Threads of their own: reports that take all of the others must not keep usage waiting.
         self._threads = anyio.CapacityLimiter(4)
 
@@ -234,18 +244,18 @@ class IngestRoutes:
             await self._app(scope, receive, send)
             return
         route = ROUTES[scope["path"]]
-        media_type = base_type(headers_of(scope).get("content-type")) or None
+        headers = headers_of(scope)
+        media_type = base_type(headers.get("content-type")) or None
         try:
-            response = await self._answer(route, scope, receive)
+            response = await self._answer(route, headers, scope, receive)
         except DomainError as fault:
             response = route.fault(fault, media_type)
         except TimeoutError:
             response = route.fault(InvalidInput(f"the body did not arrive within {_BODY_SECONDS} seconds", error="malformed"), media_type)
         await response(scope, receive, send)
 
-    async def _answer(self, route: Route, scope: Scope, receive: Receive) -> Response:
+    async def _answer(self, route: Route, headers: Mapping[str, str], scope: Scope, receive: Receive) -> Response:
         principal: Principal = scope["state"]["principal"]
-        headers = headers_of(scope)
         media_type = _media_type(headers, route.media_types)
         is_gzip = is_packed(headers)
         defaults = defaults_from(headers)
@@ -288,6 +298,8 @@ def _media_type(headers: Mapping[str, str], accepted: frozenset[str] | None) -> 
 
 def defaults_from(headers: Mapping[str, str]) -> Defaults:
     """What ``x-meterbridge-*`` headers say for events that do not say it; names are percent-encoded UTF-8."""
+    if not any(name.startswith("x-meterbridge-") for name in headers):
+        return _NO_DEFAULTS
     values: dict[str, str] = {}
     for name in _DEFAULT_HEADERS:
         said = headers.get(f"x-meterbridge-{name}")

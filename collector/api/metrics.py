@@ -92,6 +92,11 @@ def _spend(session: Session, visible: frozenset[str] | None, now: datetime) -> l
     for (workspace, deployment, currency, basis), amount in spend.items():
         labels = {"workspace": workspace, "deployment": deployment, "currency": currency, "basis": basis}
         lines.append(_sample("meterbridge_month_cost", labels, amount))
+    lines += _family("meterbridge_month_standing", "gauge", "How firm the spend of the running UTC month is: provisional, settling or settled.")
+    for row in busiest[:MOST_DEPLOYMENTS]:
+        if row.figures.currency is not None:
+            labels = {"workspace": row.groups["workspace"] or "", "deployment": row.groups["deployment"] or "", "currency": row.figures.currency}
+            lines.append(_sample("meterbridge_month_standing", {**labels, "standing": row.figures.status}, 1))
     lines += _family("meterbridge_month_tokens", "gauge", "Tokens of the running UTC month so far.")
     lines += [
         _sample("meterbridge_month_tokens", {"workspace": workspace, "deployment": deployment, "kind": kind}, count)
@@ -131,7 +136,7 @@ def _sources(session: Session, visible: frozenset[str] | None, now: datetime) ->
         ("meterbridge_source_up", "1 where the last run went well.", lambda one: int(one.state in ("ok", "running"))),
         ("meterbridge_source_last_success_timestamp_seconds", "When it last went well.", lambda one: _stamp(one.last_success)),
         ("meterbridge_source_data_until_timestamp_seconds", "The last instant that its data covers.", lambda one: _stamp(one.data_until)),
-        ("meterbridge_source_next_run_timestamp_seconds", "When it goes on, where Azure asked to be left alone.", lambda one: _stamp(one.next_run)),
+        ("meterbridge_source_next_run_timestamp_seconds", "When it is asked or run next.", lambda one: _stamp(one.next_run)),
         ("meterbridge_source_calls", "Calls of its last run.", lambda one: one.calls),
         ("meterbridge_source_throttles", "Throttles of its last run.", lambda one: one.throttles),
     )

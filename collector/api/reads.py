@@ -5,14 +5,17 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
 from fastapi import APIRouter, Request
+from sqlmodel import Session
+from starlette.responses import Response, StreamingResponse
 
+from collector import extracts
 from collector.api.deps import Caller, Now, Reading
 from collector.auth import Principal
 from models import ledger, money
@@ -71,16 +74,21 @@ def documented(*names: str) -> dict[str, Any]:
     return {"parameters": parameters}
 
 
-_COSTS = (*FILTERS, "granularity", "group_by", "basis", "currency", "as_of", "time_zone", "limit", "cursor")
-_USAGE = (*FILTERS, "limit", "cursor")
+_COSTS = (*FILTERS, "granularity", "group_by", "basis", "currency", "as_of", "time_zone", "limit", "cursor", "format")
+_USAGE = (*FILTERS, "limit", "cursor", "format")
+_CHUNK = 1024 * 1024
+_EVENTS_AT_ONCE, _MOST_EVENTS = 5000, 1_000_000
 
 
-@router.get("/v1/costs", summary="Costs and usage by period and group", openapi_extra=documented(*_COSTS))
-def costs(request: Request, session: Reading, caller: Caller, now: Now) -> dict[str, Any]:
-    """Rows per period, group and currency, and totals over all of them (never by page)."""
+@router.get("/v1/costs", summary="Costs and usage by period and group", openapi_extra=documented(*_COSTS), response_model=None)
+def costs(request: Request, session: Reading, caller: Caller, now: Now) -> dict[str, Any] | Response:
+    """Rows per period, group and currency, and totals over all of them (never by page). As CSV or Parquet: every row, in one file."""
     refuse_unknown(request, _COSTS)
+    form = _file_asked(request)
     query = cost_query(request, caller, now=now)
     table = ledger.costs(session, query, now=now)
+    if form is not None:
+        return _file(extracts.of_costs(table, form), f"costs.{form}", {"X-Control-Total": extracts.control_total(table)})
     size = whole_number(request, "limit", default=1000, low=1, high=10_000)
     cursor = request.query_params.get("cursor")
     start = _after(table.rows, cursor, groups=len(query.group_by)) if cursor else 0
@@ -99,10 +107,14 @@ def costs(request: Request, session: Reading, caller: Caller, now: Now) -> dict[
     }
 
 
-@router.get("/v1/usage", summary="Stored usage events, newest first", openapi_extra=documented(*_USAGE))
-def usage(request: Request, session: Reading, caller: Caller, now: Now) -> dict[str, Any]:
-    """A page of events; ``next_cursor`` asks for the next."""
+@router.get("/v1/usage", summary="Stored usage events, newest first", openapi_extra=documented(*_USAGE), response_model=None)
+def usage(request: Request, session: Reading, caller: Caller, now: Now) -> dict[str, Any] | Response:
+    """A page of events; ``next_cursor`` asks for the next. As CSV or Parquet: every event, up to a million in one file."""
     refuse_unknown(request, _USAGE)
+    form = _file_asked(request)
+    if form is not None:
+        made = extracts.of_usage(_every_event(request, session, caller, now=now), form)
+        return _file(made, f"usage.{form}", {"X-Control-Total": f"rows {made.rows}"})
     size = whole_number(request, "limit", default=100, low=1, high=1000)
     cursor = request.query_params.get("cursor") or None
     page = ledger.usage_list(session, period=period_of(request, now=now), filters=filters_of(request, caller), limit=size, cursor=cursor, now=now)
@@ -270,6 +282,28 @@ def whole_number(request: Request, name: str, *, default: int, low: int, high: i
     return int(said)
 
 
+def _file_asked(request: Request) -> extracts.Form | None:
+    """The file format that is asked for; a file has no pages."""
+    form = extracts.form_asked(request.query_params.get("format"))
+    if form is not None and (request.query_params.get("limit") or request.query_params.get("cursor")):
+        raise InvalidInput(f"a {form} file has every row: leave out limit and cursor")
+    return form
+
+
+def _every_event(request: Request, session: Session, caller: Principal, *, now: datetime) -> Iterator[UsageRecord]:
+    """Every event of the question, some at a time."""
+    period, filters = period_of(request, now=now), filters_of(request, caller)
+    cursor: str | None = None
+    for _ in range(_MOST_EVENTS // _EVENTS_AT_ONCE):
+        page = ledger.usage_list(session, period=period, filters=filters, limit=_EVENTS_AT_ONCE, cursor=cursor, now=now)
+        yield from page.items
+        session.expunge_all()  # what is written need not be remembered
+        cursor = page.next_cursor
+        if cursor is None:
+            return
+    raise InvalidInput(f"that is more than {_MOST_EVENTS:,} events, the most that one file holds; ask for a shorter period")
+
+
 # -- shaping --------------------------------------------------------------------------------------
 
 
@@ -345,3 +379,14 @@ def _after(rows: Sequence[CostRow], cursor: str, *, groups: int) -> int:
         if (row.period.start, [(value is None, value or "") for value in values]) > wanted:
             return index
     return len(rows)
+
+
+def _file(made: extracts.Extract, name: str, headers: Mapping[str, str]) -> Response:
+    about = {**headers, "X-Rows": str(made.rows), "Content-Length": str(made.size), "Content-Disposition": f'attachment; filename="meterbridge-{name}"'}
+
+    def pieces() -> Iterator[bytes]:
+        with made.content as content:
+            while piece := content.read(_CHUNK):
+                yield piece
+
+    return StreamingResponse(pieces(), headers=about, media_type=made.media_type)

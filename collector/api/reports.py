@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
-from typing import IO
+from collections.abc import Iterator, Mapping
+from typing import IO, Any
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response, StreamingResponse
@@ -12,13 +12,16 @@ from starlette.responses import Response, StreamingResponse
 from collector import focus, reports
 from collector.api.deps import Caller, Now, Reading, Writing
 from collector.api.reads import documented, refuse_unknown
+from collector.api.schedules import router as schedules
 from models import ledger
 from models.errors import InvalidInput
 
 router = APIRouter(tags=["reports"])
+router.include_router(schedules)
 _FOCUS = ("month", "version", "format")
 _CHUNK = 1024 * 1024
 _WEEKLY = ("week", "format", "time_zone")
+_CLOSE = ("month", "format")
 
 
 @router.get("/v1/reports/weekly", summary="The weekly cost report", openapi_extra=documented(*_WEEKLY))
@@ -26,17 +29,39 @@ def weekly(request: Request, session: Writing, caller: Caller, now: Now) -> Resp
     """The report of an ISO week as JSON, CSV, HTML or PDF, all from one kept snapshot."""
     refuse_unknown(request, _WEEKLY)
     said = request.query_params
-    form = said.get("format") or "json"
+    known = _format(said.get("format"))
+    week = ledger.week_of(said.get("week") or None, now=now, time_zone=said.get("time_zone") or "UTC")
+    body = reports.weekly_snapshot(session, week, visible=caller.visible, now=now)
+    return _answer(body, known, week.name)
+
+
+@router.get("/v1/reports/close", summary="The month close pack", openapi_extra=documented(*_CLOSE))
+def close(request: Request, session: Writing, caller: Caller, now: Now) -> Response:
+    """Journal lines, accruals and reconciliation of a month as JSON, CSV, HTML or PDF; final once the month is closed."""
+    refuse_unknown(request, _CLOSE)
+    said = request.query_params
+    known = _format(said.get("format"))
+    if not said.get("month"):
+        raise InvalidInput("say which month, as month=2026-10")
+    month = focus.month_asked(said["month"], now=now)
+    body = reports.close_snapshot(session, month, visible=caller.visible, now=now)
+    return _answer(body, known, f"close-{body['month']}")
+
+
+def _format(said: str | None) -> reports.Format:
+    form = said or "json"
     known = next((one for one in reports.FORMATS if one == form), None)
     if known is None:
         raise InvalidInput(f"format must be one of {', '.join(reports.FORMATS)}, not {form[:20]!r}")
-    week = ledger.week_of(said.get("week") or None, now=now, time_zone=said.get("time_zone") or "UTC")
-    body = reports.weekly_snapshot(session, week, visible=caller.visible, now=now)
-    made = reports.written(body, known)
+    return known
+
+
+def _answer(body: Mapping[str, Any], form: reports.Format, name: str) -> Response:
+    made = reports.written(body, form)
     headers = {"X-Control-Total": made.control_header}
-    if known != "json":
-        headers["Content-Disposition"] = f'{"inline" if known == "html" else "attachment"}; filename="meterbridge-{week.name}.{known}"'
-    if known == "html":
+    if form != "json":
+        headers["Content-Disposition"] = f'{"inline" if form == "html" else "attachment"}; filename="meterbridge-{name}.{form}"'
+    if form == "html":
         headers["Content-Security-Policy"] = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; frame-ancestors 'none'"
     return Response(made.content, headers=headers, media_type=made.media_type)
 

@@ -9,6 +9,7 @@ Answers come whole or not at all: lists to their last page, numbers as exact dec
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -142,8 +143,10 @@ class Azure:
         self.now = now
         self._sleep = sleep
         self._longest_wait = longest_wait
-        self._most_cost_calls = most_cost_calls
+        self.most_cost_calls = most_cost_calls
         self._storage_token = _storage_token_source(asked)
+        # It logs the address of every request at level info, and a blob's holds a signature.
+        logging.getLogger("httpx").addFilter(_without_query)
         self._blobs = httpx.Client(trust_env=False, timeout=timeout, follow_redirects=False)
         self._client = self._opened(timeout)
 
@@ -184,9 +187,9 @@ class Azure:
         self.tally.calls += 1
         if "/providers/microsoft.costmanagement/" in url.casefold():
             self.tally.cost_calls += 1
-            if self.tally.cost_calls > self._most_cost_calls:
+            if self.tally.cost_calls > self.most_cost_calls:
                 raise UpstreamError(
-                    f"one run may ask Cost Management {self._most_cost_calls} times, as its budget is the whole tenant's; the next run goes on", retryable=True
+                    f"one run may ask Cost Management {self.most_cost_calls} times, as its budget is the whole tenant's; the next run goes on", retryable=True
                 )
 
     def wait(self, seconds: float) -> None:
@@ -284,23 +287,29 @@ class Azure:
         host = urlsplit(endpoint).hostname or ""
         is_ours = urlsplit(endpoint).scheme == "https" and host.endswith(_STORAGE_HOSTS)
         if not is_ours and not (host in _LOOPBACK and urlsplit(self.asked.arm_url).hostname in _LOOPBACK):
-            raise UpstreamError(f"the storage account of the export says that its blobs are at {host or 'no host'}, which is no address of Azure", retryable=False)
+            raise UpstreamError(
+                f"the storage account of the export says that its blobs are at {host or 'no host'}, which is no address of Azure", retryable=False
+            )
         return endpoint
 
     def download_stored(self, url: str, path: Path, *, size: int | None = None, progress: Callable[[int, int | None], None] | None = None) -> None:
         """Fetch a blob from where ``blob_endpoint`` says, with a token that is good for storage and nothing else."""
         if self._storage_token is None:
             raise Forbidden("a static token is for Resource Manager alone and is not sent to storage; read exports with METERBRIDGE_AZURE_CREDENTIAL=default")
-        headers = {"authorization": f"Bearer {self._storage_token()}", "x-ms-version": _BLOB_VERSION}
+        from azure.core.exceptions import ClientAuthenticationError  # noqa: PLC0415
+
+        try:
+            token = self._storage_token()
+        except ClientAuthenticationError as fault:
+            raise Unauthorized(f"no token for Azure storage could be had: {_first_line(fault)}") from None
+        headers = {"authorization": f"Bearer {token}", "x-ms-version": _BLOB_VERSION}
         self._download(url, path, headers=headers, size=size, progress=progress)
 
     def download(self, link: str, path: Path, *, size: int | None = None, progress: Callable[[int, int | None], None] | None = None) -> None:
         """Fetch a blob by its signed link, which is no business of any log; never with a token. Whole or not at all."""
         self._download(link, path, headers={}, size=size, progress=progress)
 
-    def _download(
-        self, link: str, path: Path, *, headers: Mapping[str, str], size: int | None, progress: Callable[[int, int | None], None] | None
-    ) -> None:
+    def _download(self, link: str, path: Path, *, headers: Mapping[str, str], size: int | None, progress: Callable[[int, int | None], None] | None) -> None:
         where = urlsplit(link)
         if where.scheme != "https" and where.hostname not in _LOOPBACK:
             raise UpstreamError(f"the report's blob at {where.hostname} is not offered over https; it was not fetched", retryable=False)
@@ -367,6 +376,12 @@ class Azure:
         if response.status_code >= 400:
             raise _refusal(response, url)
         return response
+
+
+def _without_query(record: logging.LogRecord) -> bool:
+    if isinstance(record.args, tuple):
+        record.args = tuple(each.copy_with(query=None) if isinstance(each, httpx.URL) else each for each in record.args)
+    return True
 
 
 class _Broken:

@@ -2,19 +2,22 @@
 
 The cost details report is ordered, asked for until it is ready, fetched to files and validated before anything is
 landed. Its place is written down as soon as it is ordered: a run that was killed, throttled or cut off is taken up there
-by the next one. Subscriptions that have no such report (pay-as-you-go) are read through the query API, day by day.
+by the next one. Where commitments are in it, amortized cost is a second report. Subscriptions that have no such report
+(pay-as-you-go) are read from the newest complete run of an export, else through the query API, day by day.
 """
 
 from __future__ import annotations
 
 import csv
+import json
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import sqlalchemy as sa
 from sqlmodel import col
@@ -23,7 +26,7 @@ from collector import billing
 from collector.azure.client import Azure, Expired, Refusal, Rescheduled
 from models import money, sources
 from models.charges import BillPart
-from models.errors import DomainError, UpstreamError
+from models.errors import DomainError, NotFound, UpstreamError
 from models.periods import DAY, day_start, month_start, next_month, settles_at, utc_day
 from models.sources import PullState
 from models.store import Store
@@ -38,6 +41,15 @@ _LONGEST_REPORT = timedelta(minutes=40)
 _SHORTEST_POLL, _LONGEST_POLL = 1.0, 30.0
 _MOST_ORDERS = 3
 _MOST_LINKS = 4
+_MOST_RUNS = 3
+_HOUR = timedelta(hours=1)
+# A tenant has 600 units of the query API in an hour (manage-automation in the Cost Management documentation), ten times
+# what a run may ask; every call is taken for one.
+_RUNS_AN_HOUR = 10
+_UNSUPPORTED = (400, 422)
+# Kinds of exports, best first: FOCUS tells actual and amortized cost in one.
+_EXPORTS = ("focuscost", "actualcost", "usage")
+_OF_QUERY = "-query.csv"
 # Azure keeps thirteen months of details.
 MOST_MONTHS_BACK = 13
 
@@ -82,7 +94,8 @@ def pull(store: Store, azure: Azure, scope: str, month: date, *, now: Callable[[
             )
 
     try:
-        landing = _Pull(store, azure, scope, month, run, now=now, say=say, progress=progress).landed(operation)
+        _refuse_beyond_budget(store, azure, now=begun)
+        landing = _Pull(store, azure, scope, month, run=run, operations=_operations(operation), now=now, say=say, progress=progress).landed()
     except Rescheduled as fault:
         ended(PullState.RESCHEDULED, fault.message, next_at=fault.until)
         raise
@@ -102,34 +115,106 @@ def pull(store: Store, azure: Azure, scope: str, month: date, *, now: Callable[[
     return Pulled(scope, month, landing.rows, message)
 
 
+def _refuse_beyond_budget(store: Store, azure: Azure, *, now: datetime) -> None:
+    """The calls of all processes in the last hour count, as the budget is the tenant's and the runs are written down."""
+    with store.read() as session:
+        calls, first = sources.calls_since(session, SOURCE, now - _HOUR)
+    if calls + azure.most_cost_calls > _RUNS_AN_HOUR * azure.most_cost_calls and first is not None:
+        raise Rescheduled(first + _HOUR, seconds=(first + _HOUR - now).total_seconds())
+
+
+def _operations(written: str) -> dict[str, str]:
+    """Where each report is asked for, as ``_written`` keeps it: a metric and an address a line."""
+    return {metric: address for metric, _, address in (line.partition(" ") for line in written.splitlines())}
+
+
+def _written(operations: Mapping[str, str]) -> str:
+    return "\n".join(f"{metric} {address}" for metric, address in operations.items() if address)
+
+
+def _read(paths: Sequence[Path]) -> billing.BillFile:
+    return billing.together([billing.read_bill(path, name=path.name) for path in paths])
+
+
+def _ending(blob: str) -> str:
+    """The end of a blob's name by which its parts are known: .csv, .csv.gz, .parquet."""
+    name = blob.rpartition("/")[2].casefold()
+    return next((end for end in (".csv.gz", ".snappy.parquet", ".parquet") if name.endswith(end)), ".csv")
+
+
 class _Pull:
     """One pull under way."""
 
-    def __init__(self, store: Store, azure: Azure, scope: str, month: date, run: int, *, now: Callable[[], datetime], say: Say, progress: Progress) -> None:
+    def __init__(
+        self,
+        store: Store,
+        azure: Azure,
+        scope: str,
+        month: date,
+        *,
+        run: int,
+        operations: dict[str, str],
+        now: Callable[[], datetime],
+        say: Say,
+        progress: Progress,
+    ) -> None:
         self._store, self._azure, self._scope, self._month, self._run = store, azure, scope, month, run
         self._now, self._say, self._progress = now, say, progress
+        self._operations = operations
+        self._name = f"{scope.rpartition('/')[2]}-{month:%Y-%m}"
 
-    def landed(self, operation: str) -> billing.Landing | None:
+    def landed(self) -> billing.Landing | None:
         """The landing; None where there is nothing to land."""
         with tempfile.TemporaryDirectory(prefix="meterbridge-pull-") as folder:
-            try:
-                paths = self._by_report(operation, Path(folder))
-            except Refusal as refused:
-                if refused.status not in (400, 422):
-                    raise
-                self._say(f"{self._scope}: cost details are refused ({refused.code}); reading the query API, which knows neither tags nor units")
-                paths = self._by_query(Path(folder))
-            if not paths:
+            bill = self._bill(Path(folder))
+            if bill is None:
                 return None
-            bill = billing.together([billing.read_bill(path, name=path.name) for path in paths])
             return billing.land(self._store, bill, now=self._now, author=AUTHOR, replace=True, progress=self._progress)
+
+    def _bill(self, folder: Path) -> billing.BillFile | None:
+        """The month from the best source that has it: the report, else an export, else the query API."""
+        why = "cost details have nothing"
+        try:
+            if (bill := self._by_report(folder)) is not None:
+                return bill
+        except Refusal as refused:
+            if refused.status not in _UNSUPPORTED:
+                raise
+            why = f"cost details are refused ({refused.code})"
+        if (bill := self._by_export(folder, why)) is not None:
+            return bill
+        return self._by_query(folder, why)
 
     # -- the report -----------------------------------------------------------------------------
 
-    def _by_report(self, operation: str, folder: Path) -> list[Path]:
+    def _by_report(self, folder: Path) -> billing.BillFile | None:
+        paths = self._report("ActualCost", folder)
+        if not paths:
+            return None
+        actual = _read(paths)
+        # Only commitments make a difference between the two, and each report counts against the tenant's calls.
+        if not actual.has_commitments():
+            return actual
+        try:
+            paths = self._report("AmortizedCost", folder)
+        except Refusal as refused:
+            if refused.status not in _UNSUPPORTED:
+                raise
+            is_told = False
+        else:
+            # A commitment that was bought and does not count for any day yet leaves the report without data; usage would be in both.
+            is_told = bool(paths) or not any(row.billed_cost and row.charge_type.casefold() == "usage" for row in actual.rows())
+        if not is_told:
+            self._say(f"{self._scope}: no amortized cost is to be had for {self._month:%Y-%m}; it is taken to be the actual one")
+            return actual
+        return billing.amortized(actual, _read(paths) if paths else None)
+
+    def _report(self, metric: str, folder: Path) -> list[Path]:
+        """The files of a report; none where there is nothing to report."""
+        operation = self._operations.get(metric, "")
         for ordered in range(_MOST_ORDERS):
             if not operation:
-                operation = self._ordered() or ""
+                operation = self._ordered(metric) or ""
                 if not operation:
                     return []
             report = self._asked(operation)
@@ -137,22 +222,22 @@ class _Pull:
             if status == "NoDataFound":
                 return []
             if status == "Completed" and report is not None:
-                return self._fetched(operation, report, folder)
+                return self._fetched(operation, report, folder, metric)
             said = (report or {}).get("error") or {}
             reason = f"{said.get('code', status)}: {said.get('message', 'no reason given')}"
-            self._remember("")
+            self._remember(metric, "")
             operation = ""
             if ordered == _MOST_ORDERS - 1:
                 raise UpstreamError(f"Cost Management could not make the report of {self._scope} for {self._month:%Y-%m}: {reason}", retryable=True)
         raise AssertionError("the loop ends by itself")
 
-    def _ordered(self) -> str | None:
+    def _ordered(self, metric: str) -> str | None:
         """Order the report; its place, or None where there is nothing to report."""
         last = min(next_month(self._month) - DAY, max(utc_day(self._now()), self._month))
-        body = {"metric": "ActualCost", "timePeriod": {"start": self._month.isoformat(), "end": last.isoformat()}}
+        body = {"metric": metric, "timePeriod": {"start": self._month.isoformat(), "end": last.isoformat()}}
         operation, seconds = self._azure.begin_report(self._scope, body, api_version=API_VERSION)
         if operation is not None:
-            self._remember(operation)
+            self._remember(metric, operation)
             self._azure.wait(min(seconds, _LONGEST_POLL))
         return operation
 
@@ -178,7 +263,7 @@ class _Pull:
             retryable=True,
         )
 
-    def _fetched(self, operation: str, report: Mapping[str, Any], folder: Path) -> list[Path]:
+    def _fetched(self, operation: str, report: Mapping[str, Any], folder: Path, metric: str) -> list[Path]:
         """Every blob of the report; a link that has expired is asked for anew."""
         for tried in range(_MOST_LINKS):
             manifest = report.get("manifest") or {}
@@ -186,7 +271,7 @@ class _Pull:
             if len(blobs) != int(manifest.get("blobCount", len(blobs))):
                 raise UpstreamError(f"the report names {len(blobs)} blobs and counts {manifest.get('blobCount')}; nothing of it was taken", retryable=True)
             try:
-                return [self._blob(blob, number, len(blobs), folder) for number, blob in enumerate(blobs)]
+                return [self._blob(blob, number, len(blobs), folder, metric) for number, blob in enumerate(blobs)]
             except Expired:
                 if tried == _MOST_LINKS - 1:
                     raise
@@ -196,20 +281,81 @@ class _Pull:
                 report = fresh
         raise AssertionError("the loop ends by itself")
 
-    def _blob(self, blob: Mapping[str, Any], number: int, of: int, folder: Path) -> Path:
-        path = folder / f"{self._scope.rpartition('/')[2]}-{self._month:%Y-%m}-part_{number}_0001.csv"
+    def _blob(self, blob: Mapping[str, Any], number: int, of: int, folder: Path, metric: str) -> Path:
+        spread = "" if metric == "ActualCost" else "amortized-"
+        path = folder / f"{self._name}-{spread}part_{number}_0001.csv"
         size = blob.get("byteCount")
         self._azure.download(str(blob["blobLink"]), path, size=None if size is None else int(size), progress=self._progress if of == 1 else None)
         return path
 
-    def _remember(self, operation: str) -> None:
+    def _remember(self, metric: str, operation: str) -> None:
+        self._operations[metric] = operation
         with self._store.write() as session:
-            sources.remember_operation(session, self._run, operation)
+            sources.remember_operation(session, self._run, _written(self._operations))
+
+    # -- exports --------------------------------------------------------------------------------
+
+    def _by_export(self, folder: Path, why: str) -> billing.BillFile | None:
+        """The newest complete run of an export that holds this month, FOCUS before the others; None where there is none."""
+        found = self._exports()
+        for export in found:
+            destination = export["properties"]["deliveryInfo"]["destination"]
+            name = str(export["name"])
+            folders = [manifest for _, manifest in sorted(self._runs(name), reverse=True)]
+            if not folders:
+                continue
+            self._say(f"{self._scope}: {why}; reading the export {name}")
+            container = f"{self._azure.blob_endpoint(str(destination['resourceId']))}/{quote(str(destination['container']))}"
+            for number, manifest in enumerate(folders[:_MOST_RUNS]):
+                try:
+                    return self._exported(container, manifest, folder / f"run_{number}")
+                except Expired:
+                    # Retention may have taken the newest already, or somebody tidied up.
+                    if number == min(len(folders), _MOST_RUNS) - 1:
+                        raise
+        return None
+
+    def _exports(self) -> list[dict[str, Any]]:
+        ranked = {kind: rank for rank, kind in enumerate(_EXPORTS)}
+        try:
+            exports = self._azure.exports(self._scope, api_version=API_VERSION)
+        except (Refusal, NotFound):
+            return []
+        told = [(ranked.get(str(((one.get("properties") or {}).get("definition") or {}).get("type")).casefold(), -1), one) for one in exports]
+        return [one for _, one in sorted((each for each in told if each[0] >= 0), key=lambda each: (each[0], str(each[1].get("name"))))]
+
+    def _runs(self, name: str) -> Iterator[tuple[str, str]]:
+        """(when, manifest) of the complete runs of this month; the folder names the days that a run is for."""
+        for run in self._azure.export_runs(self._scope, name, api_version=API_VERSION):
+            said = run.get("properties") or {}
+            manifest = str(said.get("manifestFile") or "")
+            if said.get("status") == "Completed" and f"/{self._month:%Y%m%d}-" in manifest:
+                yield str(said.get("processingEndTime") or said.get("submittedTime") or ""), manifest
+
+    def _exported(self, container: str, manifest: str, folder: Path) -> billing.BillFile:
+        folder.mkdir()
+        path = folder / "manifest.json"
+        self._azure.download_stored(f"{container}/{quote(manifest)}", path)
+        try:
+            told = json.loads(path.read_bytes())
+            starts = str(told["runInfo"]["startDate"])[:10]
+            blobs = [(str(blob["blobName"]), int(blob["byteCount"]), int(blob["dataRowCount"])) for blob in told["blobs"]]
+        except (ValueError, KeyError, TypeError) as fault:
+            raise UpstreamError(f"the manifest {manifest} of the export is not one; nothing of it was taken", retryable=True) from fault
+        if starts != self._month.isoformat() or len(blobs) != int(told.get("blobCount", len(blobs))) or not blobs:
+            raise UpstreamError(f"the manifest {manifest} names {len(blobs)} blobs from {starts}, which is not what it counts or was asked for", retryable=True)
+        paths: list[Path] = []
+        for number, (name, size, _) in enumerate(blobs):
+            paths.append(folder / f"{self._name}-export-part_{number}_0001{_ending(name)}")
+            self._azure.download_stored(f"{container}/{quote(name)}", paths[-1], size=size, progress=self._progress if len(blobs) == 1 else None)
+        # A part of an export may be a header without rows.
+        return _read([path for path, (_, _, rows) in zip(paths, blobs, strict=True) if rows])
 
     # -- the query API --------------------------------------------------------------------------
 
-    def _by_query(self, folder: Path) -> list[Path]:
+    def _by_query(self, folder: Path, why: str) -> billing.BillFile | None:
         """The month by day, resource and meter, as a file in FOCUS's columns."""
+        self._refuse_to_know_less(why)
         last = min(next_month(self._month) - DAY, utc_day(self._now()))
         definition = {
             "type": "ActualCost",
@@ -223,13 +369,30 @@ class _Pull:
         }
         columns, rows = self._azure.query(self._scope, definition, api_version=API_VERSION)
         if not rows:
-            return []
-        path = folder / f"{self._scope.rpartition('/')[2]}-{self._month:%Y-%m}-query.csv"
+            return None
+        self._say(f"{self._scope}: {why}, and there is no export; reading the query API, which knows neither tags nor units")
+        path = folder / f"{self._name}{_OF_QUERY}"
         with path.open("w", encoding="utf-8", newline="") as out:
             writer = csv.writer(out)
             writer.writerow(_FOCUS)
             writer.writerows(self._focus_row(dict(zip(columns, row, strict=True))) for row in rows)
-        return [path]
+        return _read([path])
+
+    def _refuse_to_know_less(self, why: str) -> None:
+        """What a report or an export told is not replaced by an answer that says less."""
+        row = BillPart
+        asked = sa.select(col(row.file_name)).where(
+            col(row.subscription_id) == self._scope.rpartition("/")[2].casefold(),
+            col(row.period_start) == self._month,
+            col(row.landed_at).is_not(None),
+            col(row.superseded_at).is_(None),
+        )
+        with self._store.read() as session:
+            names: list[str] = list(session.scalars(asked))
+        if any(not name.endswith(_OF_QUERY) for name in names):
+            raise UpstreamError(
+                f"{self._scope}: {why} for {self._month:%Y-%m}, which has a bill with tags and units ({names[0]}); it stays as it is", retryable=True
+            )
 
     def _focus_row(self, row: Mapping[str, Any]) -> Sequence[str]:
         day = datetime.strptime(str(row["UsageDate"]), "%Y%m%d").replace(tzinfo=UTC)

@@ -19,20 +19,22 @@ _MOST_TRIES = 6
 
 
 class Signature(HTTPPolicy[Any, Any]):
-    """Puts the token on requests to one host and lets none go to another; asks for a new token once where one was refused."""
+    """Puts the token on requests to one host and lets none go to another; asks for a new token twice where one was refused."""
 
     def __init__(self, azure: Azure, token: Callable[[], str], *, host: str) -> None:
         super().__init__()
         self._azure = azure
         self._token = token
         self._host = host
+        self._origin = _origin(azure.asked.arm_url)
 
     def send(self, request: PipelineRequest[Any]) -> PipelineResponse[Any, Any]:
         """Each attempt comes through here, as this stands behind the waiting."""
         url = request.http_request.url
-        if urlsplit(url).netloc != self._host:
+        # Azure writes :443 into links of its own.
+        if _origin(url) != self._origin:
             raise UpstreamError(f"Azure pointed to another host ({urlsplit(url).hostname}); our token goes to {self._host} alone", retryable=False)
-        for is_last in (False, True):
+        for is_last in (False, False, True):
             self._azure.count(url)
             request.http_request.headers["Authorization"] = f"Bearer {self._token()}"
             response = self.next.send(request)
@@ -40,6 +42,11 @@ class Signature(HTTPPolicy[Any, Any]):
                 break
         self._azure.tally.throttles += response.http_response.status_code == 429
         return response
+
+
+def _origin(url: str) -> tuple[str, str | None, int | None]:
+    parts = urlsplit(url)
+    return parts.scheme, parts.hostname, parts.port or {"https": 443, "http": 80}.get(parts.scheme)
 
 
 class Patience(RetryPolicy):  # type: ignore[type-arg]  # the SDK's own parameters say nothing

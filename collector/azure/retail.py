@@ -200,6 +200,15 @@ def _amount(item: _Item, name: str) -> Decimal:
     return Decimal(str(item.get(name) or 0))
 
 
+def _origin(url: str) -> tuple[str, str | None, int | None]:
+    """Scheme, host and port: Azure's own links say ``:443`` where nobody else does."""
+    try:
+        parts = urlsplit(url)
+        return parts.scheme, parts.hostname, parts.port or {"https": 443, "http": 80}.get(parts.scheme)
+    except ValueError:
+        return "", None, None
+
+
 def _quoted(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
@@ -225,8 +234,8 @@ class _Source:
                 return found
             if link in seen or len(seen) >= _MOST_PAGES:
                 raise UpstreamError("the pages of the retail prices lead in a circle; nothing of them was taken", retryable=True)
-            if urlsplit(link).netloc != urlsplit(self._base_url).netloc:
-                raise UpstreamError(f"the list of retail prices points to another host ({urlsplit(link).hostname})", retryable=False)
+            if _origin(link) != _origin(self._base_url):
+                raise UpstreamError(f"the list of retail prices points to another host ({_origin(link)[1]})", retryable=False)
             seen.add(link)
             answer = self._page(link, None)
 

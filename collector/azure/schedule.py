@@ -1,21 +1,25 @@
 """When Azure is asked without being told: bills twice a day, inventory and quotas more often, settled months once a week.
 
-Cost details do not draw on the query API's units (QPU); what does is a subscription without them, one unit a month of
-data. Azure refreshes cost data every four hours and asks to be asked about once a day.
+Every billing scope has a job of its own, and their slots are spread evenly: the query API's budget (12 units in ten
+seconds, 60 a minute, 600 an hour; one unit a month of data) is the whole tenant's. Azure refreshes cost data every four
+hours and asks to be asked about once a day. A run that was throttled is taken up when Azure allows it again.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 
 from collector.azure import costs, sync
 from collector.azure.client import Azure, AzureSettings, is_set_up
-from collector.jobs import Job
+from collector.jobs import Job, NotYet
 from collector.settings import Settings
-from models import sources
+from models import leases, sources
 from models.errors import DomainError, UpstreamError
+from models.leases import pull_job
+from models.periods import DAY, day_start, month_start, settles_at
 from models.sources import PullState
 from models.store import Store
 
@@ -25,6 +29,7 @@ COSTS_EVERY = timedelta(hours=12)
 WATCHED_EVERY = timedelta(days=7)
 EVERY: dict[sync.What, timedelta] = {"costs": COSTS_EVERY, "inventory": timedelta(hours=1), "quotas": timedelta(minutes=15), "prices": timedelta(days=1)}
 _LASTS = timedelta(hours=2)
+_SETTLED = "settled_months"
 
 
 def jobs(settings: Settings) -> list[Job]:
@@ -32,15 +37,64 @@ def jobs(settings: Settings) -> list[Job]:
     if not is_set_up(settings):
         return []
     asked = AzureSettings.of(settings)
-    found = [Job(f"azure_{what}", every, _pulling(asked, what), _LASTS) for what, every in EVERY.items() if what in ("costs", "prices") or asked.subscriptions]
-    return [*found, Job("azure_settled_months", WATCHED_EVERY, _watching(asked), _LASTS)]
+    found = [
+        Job(pull_job(what), every, _pulling(asked, what), _LASTS)
+        for what, every in EVERY.items()
+        if what == "prices" or (what != "costs" and asked.subscriptions)
+    ]
+    for scope, open_offset, settled_offset in _spread(asked.scopes):
+        one = replace(asked, scopes=(scope,))
+        found += [
+            Job(pull_job("costs", scope), COSTS_EVERY, _pulling(one, "costs"), _LASTS, open_offset),
+            Job(pull_job(_SETTLED, scope), WATCHED_EVERY, _watching(one), _LASTS, settled_offset),
+        ]
+    return found
+
+
+def _spread(scopes: Sequence[str]) -> list[tuple[str, timedelta, timedelta]]:
+    """Each scope with how much later than the others its slots begin: those of its running month, and those of settled ones."""
+    step, week = COSTS_EVERY / max(len(scopes), 1), WATCHED_EVERY / max(len(scopes), 1)
+    # Half a step aside, so that the two never meet.
+    return [(scope, step * place, week * place + step / 2) for place, scope in enumerate(scopes)]
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """A pull of one month of one scope; where only the query API has it, it costs one unit of the tenant's budget."""
+
+    at: datetime
+    scope: str
+    month: date | None  # None: the settled month whose turn it is
+
+
+def day_plan(scopes: Sequence[str], day: date) -> list[Planned]:
+    """Every month of costs that is asked for on a UTC day when all goes well, in order of time."""
+    begin = day_start(day)
+    this = month_start(day)
+    before = month_start(this - DAY)
+    found: list[Planned] = []
+    for scope, open_offset, settled_offset in _spread(scopes):
+        # The first run after the month before has settled is the last that asks for it.
+        for at in _slots(begin, COSTS_EVERY, open_offset):
+            is_settled = at - COSTS_EVERY >= settles_at(before)
+            found += [Planned(at, scope, month) for month in ((this,) if is_settled else (before, this))]
+        found += [Planned(at, scope, None) for at in _slots(begin, WATCHED_EVERY, settled_offset)]
+    return sorted(found, key=lambda one: (one.at, one.scope, one.month or date.min))
+
+
+def _slots(begin: datetime, every: timedelta, offset: timedelta) -> list[datetime]:
+    """The beginnings of slots within the day that begins then."""
+    slot = leases.slot_of(begin - timedelta(microseconds=1), every, offset) + 1
+    found: list[datetime] = []
+    while (at := leases.slot_start(slot, every, offset)) < begin + DAY:
+        found.append(at)
+        slot += 1
+    return found
 
 
 def _pulling(asked: AzureSettings, what: sync.What) -> Callable[[Store, datetime], None]:
     def run(store: Store, now: datetime) -> None:
-        until = _left_alone_until(store, what)
-        if until is not None and until > now:
-            raise UpstreamError(f"Azure asked to be left alone until {until:%H:%M} UTC", retryable=True)
+        _wait_if_told(store, what, now=now)
         _pull(store, asked, what, None)
 
     return run
@@ -52,6 +106,7 @@ def _watching(asked: AzureSettings) -> Callable[[Store, datetime], None]:
     def run(store: Store, now: datetime) -> None:
         months = costs.watched_months(store, now=now)
         if months:
+            _wait_if_told(store, "costs", now=now)
             week = now.isocalendar().week
             _pull(store, asked, "costs", [months[week % len(months)]])
 
@@ -59,11 +114,23 @@ def _watching(asked: AzureSettings) -> Callable[[Store, datetime], None]:
 
 
 def _pull(store: Store, asked: AzureSettings, what: sync.What, months: list[date] | None) -> None:
-    clock = lambda: datetime.now(UTC)  # noqa: E731 - what a job waits for passes on the real clock
-    with Azure(asked, now=clock) as azure:
-        failures = sync.pull(store, azure, what, months=months, now=clock, say=logger.info, progress=lambda _done, _of: None)
+    with Azure(asked, now=_clock) as azure:
+        failures = sync.pull(store, azure, what, months=months, now=_clock, say=logger.info, progress=lambda _done, _of: None)
     if failures:
+        _wait_if_told(store, what, now=_clock())
         raise UpstreamError("; ".join(failures)[:2000], retryable=True)
+
+
+def _clock() -> datetime:
+    """What a job waits for passes on the real clock."""
+    return datetime.now(UTC)
+
+
+def _wait_if_told(store: Store, what: sync.What, *, now: datetime) -> None:
+    """Put the run off where Azure asked to be left alone: it is the tenant that is throttled, so every scope of it waits."""
+    until = _left_alone_until(store, what)
+    if until is not None and until > now:
+        raise NotYet(until, f"Azure asked to be left alone until {until:%H:%M} UTC")
 
 
 def _left_alone_until(store: Store, what: sync.What) -> datetime | None:

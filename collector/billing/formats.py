@@ -235,8 +235,10 @@ def together(bills: Sequence[BillFile]) -> BillFile:
     return BillFile(f"{ordered[0].name} and {len(bills) - 1} more", bills[0].source, digest, tuple(table for bill in ordered for table in bill.tables))
 
 
-def amortized(actual: BillFile, other: BillFile) -> BillFile:
-    """The actual bill with the effective cost of the amortized one: what each item's day differs by is a row more, of no billed cost."""
+def amortized(actual: BillFile, other: BillFile | None) -> BillFile:
+    """The actual bill with the effective cost of the amortized one (None: nothing counts yet): what each item's day differs by is a row more, of no billed cost."""
+    if other is None:
+        other = BillFile("nothing", actual.source, sha256().hexdigest(), ())
     if actual.source != other.source:
         raise InvalidInput(f"{actual.name} ({actual.source}) and {other.name} ({other.source}) are of different kinds; amortized cost cannot be told from them")
     digest = sha256(f"{actual.sha256} {other.sha256}".encode()).hexdigest()
@@ -465,8 +467,8 @@ class _Rows:
         self._table = table
         self._schema = _FOCUS if source == "focus" else _COST_DETAILS
         self._columns = {name.casefold(): index for index, name in enumerate(table.header)}
-        self._known: dict[tuple[str, ...], _Known] = {}
-        self._numbers: dict[str, Decimal] = {}
+        self._known: dict[tuple[tuple[str, ...], str, bool], _Known] = {}
+        self._prices: dict[str, Decimal] = {}  # amounts hardly repeat, prices do
         self._days: dict[str, date] = {}
 
     def __iter__(self) -> Iterator[BillRow]:
@@ -479,6 +481,7 @@ class _Rows:
         quantity, unit_price, invoice = places["quantity"], places["unit_price"], places["invoice_id"]
         read = sorted({place for place in (*places.values(), consumed, consumed_unit) if place >= 0} | self._spares())
         spares = self._fallbacks()
+        known_rows, days, prices = self._known, self._days, self._prices
         for line, record in self._table.records(read):
             # Absent columns are at place -1, which is always this empty cell.
             record.append("")
@@ -490,31 +493,43 @@ class _Rows:
             if not amount and record[consumed]:
                 # Some providers fill only the consumed side; it is a plain count in its own unit.
                 amount, unit = record[consumed], record[consumed_unit]
-            is_negative = record[billed].lstrip().startswith("-")
-            key = (*texts, unit, "-" if is_negative else "")
-            known = self._known.get(key)
+            cost = record[billed]
+            is_negative = "-" in cost and cost.lstrip().startswith("-")
+            key = (texts, unit, is_negative)
+            known = known_rows.get(key)
             if known is None:
-                if len(self._known) >= _CACHE_ROWS:
-                    self._known.clear()
-                known = self._known[key] = self._read(texts, line, unit=unit, is_negative=is_negative)
-            day = self._days.get(record[charged_on]) or self._day(record[charged_on], line, "charged_on")
-            yield BillRow(
-                line,
-                known.period_start or month_start(day),
-                known.item.subscription_id,
-                known.billing_account,
-                known.item,
-                day,
-                known.charge_type,
-                self._number(amount, line, "quantity") if amount else None,
-                self._number(record[unit_price], line, "unit_price") if record[unit_price] else None,
-                self._number(record[billed], line, "billed_cost"),
-                self._number(record[effective], line, "effective_cost") if record[effective] else None,
-                known.currency,
-                known.pricing_currency,
-                record[invoice] or None,
-                known.exchange_rate,
-                known.exchange_rate_on,
+                if len(known_rows) >= _CACHE_ROWS:
+                    known_rows.clear()
+                known = known_rows[key] = self._read(texts, line, unit=unit, is_negative=is_negative)
+            day = days.get(record[charged_on]) or self._day(record[charged_on], line, "charged_on")
+            price: Decimal | None = None
+            if said := record[unit_price]:
+                price = prices.get(said)
+                if price is None:
+                    price = self._number(said, line, "unit_price")
+                    if len(prices) < _CACHE_ENTRIES:
+                        prices[said] = price
+            # Past the constructor, which would take as long as half of the rest.
+            yield _new_row(
+                BillRow,
+                (
+                    line,
+                    known.period_start or month_start(day),
+                    known.item.subscription_id,
+                    known.billing_account,
+                    known.item,
+                    day,
+                    known.charge_type,
+                    (Decimal(amount) if _is_plain(amount) else self._number(amount, line, "quantity")) if amount else None,
+                    price,
+                    Decimal(cost) if _is_plain(cost) else self._number(cost, line, "billed_cost"),
+                    self._number(record[effective], line, "effective_cost") if record[effective] else None,
+                    known.currency,
+                    known.pricing_currency,
+                    record[invoice] or None,
+                    known.exchange_rate,
+                    known.exchange_rate_on,
+                ),
             )
 
     def _place(self, name: str) -> int:
@@ -553,19 +568,13 @@ class _Rows:
         )
 
     def _number(self, text: str, line: int, name: str) -> Decimal:
-        # Amounts hardly repeat, prices do; a plain number needs no closer look.
-        known = self._numbers.get(text)
-        if known is None:
-            if _PLAIN.match(text):
-                known = Decimal(text)
-            else:
-                try:
-                    known = money.decimal_from(text, what=self._where(line, name))
-                except InvalidInput as fault:
-                    raise InvalidInput(f"{fault.message}; {_AGAIN}") from fault
-            if len(self._numbers) < _CACHE_ENTRIES:
-                self._numbers[text] = known
-        return known
+        # A plain number needs no closer look.
+        if _is_plain(text):
+            return Decimal(text)
+        try:
+            return money.decimal_from(text, what=self._where(line, name))
+        except InvalidInput as fault:
+            raise InvalidInput(f"{fault.message}; {_AGAIN}") from fault
 
     def _currency(self, text: str, line: int, name: str) -> str:
         try:
@@ -588,7 +597,8 @@ class _Rows:
         return f"{self._table.name} row {line}, column {self._table.header[self._place(name)]}"
 
 
-_PLAIN = re.compile(r"-?\d{1,20}(?:\.\d{1,30})?\Z", re.ASCII)
+_is_plain = re.compile(r"-?\d{1,20}(?:\.\d{1,30})?\Z", re.ASCII).match
+_new_row = tuple.__new__
 _ISO = re.compile(r"(\d{4})-(\d\d)-(\d\d)(?:[T ](\d\d):(\d\d)(?::(\d\d)(?:\.\d+)?)?\s?(Z|[+-]\d\d:?\d\d)?)?\Z", re.ASCII | re.IGNORECASE)
 _US = re.compile(r"(\d{1,2})/(\d{1,2})/(\d{4})(?: \d{1,2}:\d\d(?::\d\d)?(?: ?[AP]M)?)?\Z", re.ASCII | re.IGNORECASE)
 _COMPACT = re.compile(r"(\d{4})(\d\d)(\d\d)\Z", re.ASCII)

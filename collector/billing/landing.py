@@ -30,14 +30,16 @@ from models.resources import DeploymentFact, Mode, Route, Workspace, WorkspaceFa
 from models.store import Store, unavailable_as_such
 
 # Rows per staging transaction: with its fsync some 10 to 15 ms on an ordinary disk, so that a waiting ingest batch
-# gets its turn within the 20 ms that DESIGN.md allows.
+# gets its turn within the 20 ms that DESIGN.md allows. Charges go to SQLite as plain tuples, four times as fast as the rest.
 _SLICE_ROWS = 500
+_CHARGES_A_SLICE = 2_000
 # Problems kept per part; a file with more of them has one problem, which its first ones show.
 _MOST_PROBLEMS = 200
 _FLIP_LOCK = 0x6D62666C6970  # "mbflip": any constant that nobody else on the server uses
 _STAGING_LOCK = 0x6D627374  # "mbst", the first half of the lock that each landing holds while it stages
 
 _ROUTES = {ChargeClass.MARKETPLACE: Route.MARKETPLACE, ChargeClass.FOUNDRY: Route.FOUNDRY, ChargeClass.COMPUTE: Route.COMPUTE}
+_plus = money.EXACT.add  # money.plus without a call in between
 _MEASURED = frozenset(MeterKind) - {MeterKind.ADJUSTMENT, MeterKind.OTHER, MeterKind.COMMITMENT}
 
 Problem = dict[str, Any]
@@ -210,11 +212,14 @@ class _Staging:
         self.parts: dict[tuple[str, date, str], _Part] = {}
         self.items: dict[bytes, Item] = {}
         self._ids: dict[bytes, int] = {}
+        # What a row says of its part -> that part: spellings of one account are one part.
+        self._said: dict[tuple[str, date, str], tuple[str, date, str]] = {}
+        self._days: dict[tuple[object, ...], tuple[_Part, _Sum, int, str]] = {}
 
     def run(self, progress: Callable[[int, int | None], None] | None) -> None:
         done, rows = 0, self._bill.rows()
         # Reading a slice happens outside the transaction: that is the gap in which ingest gets its turn.
-        while batch := list(islice(rows, _SLICE_ROWS)):
+        while batch := list(islice(rows, _CHARGES_A_SLICE)):
             self._stage(batch)
             done += len(batch)
             if progress is not None:
@@ -226,7 +231,13 @@ class _Staging:
 
     def _stage(self, batch: list[BillRow]) -> None:
         fresh = {row.item.digest: row.item for row in batch if row.item.digest not in self._ids}
-        unseen = {key: row for row in batch if (key := _part_key(row)) not in self.parts}
+        unseen: dict[tuple[str, date, str], BillRow] = {}
+        for row in batch:
+            said = (row.subscription_id, row.period_start, row.billing_account)
+            if said not in self._said:
+                self._said[said] = _part_key(row)
+                unseen.setdefault(self._said[said], row)
+        unseen = {key: row for key, row in unseen.items() if key not in self.parts}
         if fresh or unseen:
             with self._connection.begin():
                 self.parts.update({key: self._new_part(row) for key, row in unseen.items()})
@@ -234,27 +245,55 @@ class _Staging:
                     self._ids.update(_item_ids(self._connection, fresh))
                     self.items.update(fresh)
         # Made before the transaction begins: ingest waits for what happens inside of it.
-        charges = [self._charge(row) for row in batch]
+        charges = self._charges(batch, as_text=self._connection.dialect.name == "sqlite")
         with self._connection.begin():
-            self._connection.execute(sa.insert(_table(Charge)), charges)
+            _insert_charges(self._connection, charges)
 
-    def _charge(self, row: BillRow) -> dict[str, Any]:
-        part = self.parts[_part_key(row)]
-        _count(part, row)
-        return {
-            "part_id": part.id,
-            "line": row.line,
-            "item_id": self._ids[row.item.digest],
-            "charged_on": row.charged_on,
-            "charge_type": row.charge_type,
-            "quantity": row.quantity,
-            "unit_price": row.unit_price,
-            "billed_cost": row.billed_cost,
-            "effective_cost": row.effective_cost,
-            "currency": row.currency,
-            "pricing_currency": row.pricing_currency,
-            "invoice_id": row.invoice_id,
-        }
+    def _charges(self, batch: list[BillRow], *, as_text: bool) -> list[tuple[Any, ...]]:
+        """The rows as they are inserted, counted into their days. This is what a landing takes its time for: no call that can be spared."""
+        days = self._days
+        made: list[tuple[Any, ...]] = []
+        for row in batch:
+            (line, period, subscription, account, item, day, charge_type, quantity, unit_price, billed, effective, currency, pricing, invoice, rate, _) = row
+            key = (subscription, period, account, item.digest, day, charge_type, currency)
+            known = days.get(key)
+            if known is None:
+                known = days[key] = self._day_of(row)
+            part, total, item_id, charged_on = known
+            total.rows += 1
+            total.quantity = None if quantity is None or total.quantity is None else _plus(total.quantity, quantity)
+            total.billed_cost = _plus(total.billed_cost, billed)
+            total.effective_cost = _plus(total.effective_cost, billed if effective is None else effective)
+            if rate is not None and pricing is not None and pricing != currency:
+                part.rates.setdefault(f"{pricing}>{currency}", set()).add((row.exchange_rate_on or part.period_start, rate))
+            if as_text:
+                # As the column types (Date, ExactDecimal) write them on SQLite.
+                made.append(
+                    (
+                        part.id,
+                        line,
+                        item_id,
+                        charged_on,
+                        charge_type,
+                        None if quantity is None else _number_text(quantity),
+                        None if unit_price is None else _number_text(unit_price),
+                        _number_text(billed),
+                        None if effective is None else _number_text(effective),
+                        currency,
+                        pricing,
+                        invoice,
+                    )
+                )
+            else:
+                made.append((part.id, line, item_id, day, charge_type, quantity, unit_price, billed, effective, currency, pricing, invoice))
+        return made
+
+    def _day_of(self, row: BillRow) -> tuple[_Part, _Sum, int, str]:
+        """The part and the day's sum that such rows count into."""
+        digest = row.item.digest
+        part = self.parts[self._said[row.subscription_id, row.period_start, row.billing_account]]
+        total = part.days.setdefault(_DayKey(row.charged_on, digest, row.charge_type, row.currency), _Sum())
+        return part, total, self._ids[digest], row.charged_on.isoformat()
 
     def _new_part(self, row: BillRow) -> _Part:
         written = self._connection.execute(
@@ -298,17 +337,36 @@ def _part_key(row: BillRow) -> tuple[str, date, str]:
     return row.subscription_id, row.period_start, "" if row.subscription_id else _account_key(row.billing_account)
 
 
-def _count(part: _Part, row: BillRow) -> None:
-    key = _DayKey(row.charged_on, row.item.digest, row.charge_type, row.currency)
-    total = part.days.get(key)
-    if total is None:
-        total = part.days[key] = _Sum()
-    total.rows += 1
-    total.quantity = None if row.quantity is None or total.quantity is None else money.plus(total.quantity, row.quantity)
-    total.billed_cost = money.plus(total.billed_cost, row.billed_cost)
-    total.effective_cost = money.plus(total.effective_cost, row.billed_cost if row.effective_cost is None else row.effective_cost)
-    if row.exchange_rate is not None and row.pricing_currency is not None and row.pricing_currency != row.currency:
-        part.rates.setdefault(f"{row.pricing_currency}>{row.currency}", set()).add((row.exchange_rate_on or part.period_start, row.exchange_rate))
+# The columns of a charge in the order of ``_Staging._charges``.
+_CHARGE = (
+    "part_id",
+    "line",
+    "item_id",
+    "charged_on",
+    "charge_type",
+    "quantity",
+    "unit_price",
+    "billed_cost",
+    "effective_cost",
+    "currency",
+    "pricing_currency",
+    "invoice_id",
+)
+_INSERT_CHARGE = f"INSERT INTO charge ({', '.join(_CHARGE)}) VALUES ({', '.join('?' * len(_CHARGE))})"  # noqa: S608 (names of ours)
+
+
+def _insert_charges(connection: sa.Connection, charges: list[tuple[Any, ...]]) -> None:
+    """Write the rows: on SQLite past SQLAlchemy's conversion of each value, which takes longer than all the rest of a landing."""
+    if connection.dialect.name == "sqlite":
+        connection.exec_driver_sql(_INSERT_CHARGE, charges)
+    else:
+        connection.execute(sa.insert(_table(Charge)), [dict(zip(_CHARGE, charge, strict=True)) for charge in charges])
+
+
+def _number_text(value: Decimal) -> str:
+    """``money.text``, at once where the plain text is it already."""
+    text = str(value)
+    return text if text[-1] in "123456789" and "E" not in text else money.text(value)
 
 
 def _item_ids(connection: sa.Connection, items: Mapping[bytes, Item]) -> dict[bytes, int]:

@@ -12,7 +12,9 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypedDict
+
+import msgspec
 
 from collector.capture import bodies, values
 from collector.capture.event import CapturedEvent, Defaults, Ignored, Item, Refusal
@@ -44,10 +46,76 @@ _PAYLOAD_KEYS = ("litellm_call_id", "call_type", "prompt_tokens", "completion_to
 _ALERT_KEYS = ("event", "event_group", "spend")
 
 
+class _Choice(TypedDict, total=False):
+    finish_reason: Any
+
+
+class _Response(TypedDict, total=False):
+    choices: list[_Choice] | None
+
+
+class _Hidden(TypedDict, total=False):
+    additional_headers: Any
+
+
+class _Metadata(TypedDict, total=False):
+    usage_object: Any
+    user_api_key_alias: Any
+    user_api_key_team_alias: Any
+    user_api_key_team_id: Any
+    team_alias: Any
+    team_id: Any
+    user_api_key_end_user_id: Any
+    user_api_key_user_id: Any
+
+
+class _Payload(TypedDict, total=False):
+    """Everything that is read of a payload. Its prompts and answers are passed over: most of its kilobytes, never made into texts."""
+
+    id: Any
+    litellm_call_id: Any
+    call_type: Any
+    status: Any
+    cache_hit: Any
+    startTime: Any
+    endTime: Any
+    api_base: Any
+    model: Any
+    model_group: Any
+    custom_llm_provider: Any
+    prompt_tokens: Any
+    completion_tokens: Any
+    total_tokens: Any
+    usage: Any
+    response_cost: Any
+    request_tags: Any
+    end_user: Any
+    stream: Any
+    event: Any
+    event_group: Any
+    spend: Any
+    model_parameters: Any
+    error_information: Any
+    metadata: _Metadata | None
+    hidden_params: _Hidden | None
+    response: _Response | None
+
+
+_READ = msgspec.json.Decoder(_Payload)
+
+
+def _loaded(piece: bytes) -> Any:
+    """What is read of one payload; a payload of any other shape whole."""
+    try:
+        return _READ.decode(piece)
+    except (ValueError, RecursionError):
+        return values.quickly(piece)
+
+
 def capture(body: bytes, *, media_type: str | None, headers: Mapping[str, str], defaults: Defaults, received_at: int) -> list[Item]:  # noqa: ARG001 - as every format's
     """The attempts that the body tells of: an array, one per line (under any content type) or a single one."""
     text = bodies.trimmed(body)
-    found = [values.quickly(piece) for piece in _pieces(text, media_type)]
+    found = [_loaded(piece) for piece in _pieces(text, media_type)]
     if len(found) == 1 and text[:1] != b"[" and isinstance(found[0], Refusal) and found[0].error == "malformed":
         raise InvalidInput(found[0].detail, error="malformed")
     return [_item(value, defaults) for value in found]

@@ -2,7 +2,22 @@
 
 from collector.focus.check import faults
 from collector.focus.columns import VERSIONS, Version, columns
-from collector.focus.export import FORMATS, MEDIA_TYPES, ExportFocus, Form, checked, export, month_asked, run
+from collector.focus.export import FORMATS, MEDIA_TYPES, ExportFocus, Form, Written, checked, export, month_asked, run
 from collector.focus.rows import row_of
 
-__all__ = ["FORMATS", "MEDIA_TYPES", "VERSIONS", "ExportFocus", "Form", "Version", "checked", "columns", "export", "faults", "month_asked", "row_of", "run"]
+__all__ = [
+    "FORMATS",
+    "MEDIA_TYPES",
+    "VERSIONS",
+    "ExportFocus",
+    "Form",
+    "Version",
+    "Written",
+    "checked",
+    "columns",
+    "export",
+    "faults",
+    "month_asked",
+    "row_of",
+    "run",
+]

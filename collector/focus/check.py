@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from decimal import Decimal
+from functools import cache
 
 from collector.focus.columns import DECIMALS, TIMES, Version, columns
 from collector.focus.rows import Row, Value
@@ -64,8 +65,13 @@ def faults(row: Row, *, version: Version) -> list[str]:
     return list(_faults(row, version))
 
 
+@cache
+def _known(version: Version) -> frozenset[str]:
+    return frozenset(columns(version))
+
+
 def _faults(row: Row, version: Version) -> Iterator[str]:
-    known = set(columns(version))
+    known = _known(version)
     for name, value in row.items():
         if name not in known:
             yield f"{name} is no column of {version}"

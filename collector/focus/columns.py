@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Literal, get_args
 
 Version = Literal["1.2", "1.3", "1.4"]
@@ -118,6 +119,7 @@ DECIMALS = frozenset(
 TIMES = frozenset({"BillingPeriodStart", "BillingPeriodEnd", "ChargePeriodStart", "ChargePeriodEnd"})
 
 
+@cache  # asked for every row
 def columns(version: Version) -> tuple[str, ...]:
     """The columns of a file, FOCUS's in order of name, then ours."""
     names = set(_IN_1_2)

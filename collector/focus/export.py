@@ -55,11 +55,16 @@ class ExportFocus(msgspec.Struct, tag="export_focus", forbid_unknown_fields=True
 
 @dataclass(slots=True)
 class Written:
-    """What was written: rows, and the sums of billed and effective cost per currency."""
+    """What was written: rows, and the sums of billed and effective cost per currency.
+
+    ``outside`` is the part of ``billed`` that was charged for days outside the month (corrections of earlier ones): the rest
+    is what ``costs`` says was billed for the month's days.
+    """
 
     rows: int = 0
     billed: dict[str, Decimal] = field(default_factory=dict)
     effective: dict[str, Decimal] = field(default_factory=dict)
+    outside: dict[str, Decimal] = field(default_factory=dict)
     sha256: str = ""
 
     def add(self, row: Row) -> None:
@@ -69,6 +74,13 @@ class Written:
             amount = row[name]
             assert isinstance(amount, Decimal)
             sums[currency] = money.plus(sums.get(currency, ZERO), amount)
+        billed, start, end, charged = (row[name] for name in ("BilledCost", "BillingPeriodStart", "BillingPeriodEnd", "ChargePeriodStart"))
+        assert isinstance(billed, Decimal)
+        assert isinstance(start, datetime)
+        assert isinstance(end, datetime)
+        assert isinstance(charged, datetime)
+        if billed and not start <= charged < end:
+            self.outside[currency] = money.plus(self.outside.get(currency, ZERO), billed)
         self.rows += 1
 
     @property
@@ -98,7 +110,8 @@ def run(store: Store, asked: ExportFocus, *, now: datetime, say: Say, progress: 
     out.with_name(out.name + ".meta.json").write_bytes(meta(about, written, version=version, form=form, now=now))
     say(f"{out.name}: {written.rows} rows of FOCUS {version} for {month:%Y-%m}, {'closed' if about.is_closed else 'open'}")
     for currency in sorted(written.effective):
-        say(f"{currency}: billed {money.text(written.billed[currency])}, effective {money.text(written.effective[currency])}")
+        elsewhere = f"; of the billed, {money.text(written.outside[currency])} is for days of other months" if currency in written.outside else ""
+        say(f"{currency}: billed {money.text(written.billed[currency])}, effective {money.text(written.effective[currency])}{elsewhere}")
     if not written.rows:
         say("nothing is billed or metered in that month")
     return 0
@@ -229,6 +242,7 @@ def meta(about: ledger.FocusMonth, written: Written, *, version: Version, form: 
         "Format": form,
         "Rows": written.rows,
         "control_total": {currency: money.text(total) for currency, total in sorted(written.billed.items())},
+        "control_total_of_other_months_days": {currency: money.text(total) for currency, total in sorted(written.outside.items())},
         "effective_total": {currency: money.text(total) for currency, total in sorted(written.effective.items())},
         "scope": "model spend: serverless charges, managed compute of online endpoints, fine-tuning, hosting; other Azure charges are left out",
         "sha256": written.sha256 or None,

@@ -4,8 +4,20 @@ Every format is a pure function of the snapshot's body, so that the same report 
 changes later makes a numbered restatement, which names the difference; the first one stays as it was sent.
 """
 
-from collector.reports.command import WeeklyReport, write_weekly
+from collector.reports.command import CloseReport, WeeklyReport, write_close, write_weekly
 from collector.reports.formats import FORMATS, MEDIA_TYPES, Format, Written, written
-from collector.reports.snapshots import weekly_snapshot
+from collector.reports.snapshots import close_snapshot, weekly_snapshot
 
-__all__ = ["FORMATS", "MEDIA_TYPES", "Format", "WeeklyReport", "Written", "weekly_snapshot", "write_weekly", "written"]
+__all__ = [
+    "FORMATS",
+    "MEDIA_TYPES",
+    "CloseReport",
+    "Format",
+    "WeeklyReport",
+    "Written",
+    "close_snapshot",
+    "weekly_snapshot",
+    "write_close",
+    "write_weekly",
+    "written",
+]

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
+from collector.closing import month_from
 from collector.reports.formats import Format, written
-from collector.reports.snapshots import weekly_snapshot
+from collector.reports.snapshots import close_snapshot, weekly_snapshot
 from models import ledger
 from models.errors import InvalidInput
 from models.store import Store
@@ -26,24 +28,50 @@ class WeeklyReport(msgspec.Struct, tag="report_weekly", forbid_unknown_fields=Tr
     time_zone: str = "UTC"
 
 
+class CloseReport(msgspec.Struct, tag="report_close", forbid_unknown_fields=True):
+    """``meterbridge report close``; ``out`` is a path on this machine."""
+
+    out: str
+    month: str
+    format: Format = "html"
+
+
 def write_weekly(store: Store, asked: WeeklyReport, *, now: datetime, say: Callable[[str], None]) -> int:
     """Make the snapshot, write the file and ``FILE.meta.json``; gives the exit code."""
     week = ledger.week_of(asked.week, now=now, time_zone=asked.time_zone)
-    out = Path(asked.out)
-    if not out.parent.is_dir():
-        raise InvalidInput(f"there is no folder {out.parent} to write the report into")
+    out = _out(asked.out)
     with store.write() as session:
         body = weekly_snapshot(session, week, visible=None, now=now)
-    made = written(body, asked.format)
-    _replace(out, made.content)
-    _replace(out.with_name(f"{out.name}.meta.json"), made.meta(body))
+    return _write(out, body, asked.format, f"week {week.name}", say)
+
+
+def write_close(store: Store, asked: CloseReport, *, now: datetime, say: Callable[[str], None]) -> int:
+    """The close pack of a month, likewise."""
+    month = month_from(asked.month)
+    out = _out(asked.out)
+    with store.write() as session:
+        body = close_snapshot(session, month, visible=None, now=now)
+    return _write(out, body, asked.format, f"month {asked.month}, {body['standing']}", say)
+
+
+def _out(text: str) -> Path:
+    out = Path(text)
+    if not out.parent.is_dir():
+        raise InvalidInput(f"there is no folder {out.parent} to write the report into")
+    return out
+
+
+def _write(out: Path, body: Mapping[str, Any], form: Format, what: str, say: Callable[[str], None]) -> int:
+    made = written(body, form)
+    replace_file(out, made.content)
+    replace_file(out.with_name(f"{out.name}.meta.json"), made.meta(body))
     snapshot = body["snapshot"]
     kept = f"snapshot {snapshot['id']}" if snapshot["id"] else f"not kept: {snapshot['reason']}"
-    say(f"{out}: week {week.name}, {made.control_header or 'nothing spent'} ({kept})")
+    say(f"{out}: {what}, {made.control_header or 'nothing spent'} ({kept})")
     return 0
 
 
-def _replace(path: Path, content: bytes) -> None:
+def replace_file(path: Path, content: bytes) -> None:
     """Whole or not at all: a reader never meets half a report."""
     try:
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:

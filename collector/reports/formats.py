@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Literal, get_args
 
-from collector.reports import page, paper
+from collector.reports import closepack, page, paper
 from models import money
 
 Format = Literal["json", "csv", "html", "pdf"]
@@ -22,8 +22,6 @@ MEDIA_TYPES: Mapping[Format, str] = {
     "html": "text/html; charset=utf-8",
     "pdf": "application/pdf",
 }
-# What a spreadsheet would run as a formula, were it the first sign of a cell.
-_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "|", "%")
 _NAMES = ("workspace", "deployment", "model", "mode")
 _COLUMNS = ("currency", *_NAMES, "input_tokens", "output_tokens", "requests", "core_hours", "status", "estimate", "last_week_cost", "cost", "billed_cost")
 
@@ -49,7 +47,7 @@ class Written:
             "rows": self.rows,
             "sha256": hashlib.sha256(self.content).hexdigest(),
             "snapshot": body.get("snapshot"),
-            "week": body.get("week"),
+            "week" if body["kind"] == "weekly" else "month": body["week" if body["kind"] == "weekly" else "month"],
         }
         return (json.dumps(about, indent=2, ensure_ascii=False) + "\n").encode()
 
@@ -62,7 +60,7 @@ def written(body: Mapping[str, Any], form: Format) -> Written:
         case "json":
             content = (json.dumps(body, indent=2, ensure_ascii=False) + "\n").encode()
         case "csv":
-            content, rows, control = _csv(body)
+            content, rows, control = closepack.journal_csv(body) if body["kind"] == "close" else _csv(body)
         case "html":
             content = page.html_page(body).encode()
         case "pdf":
@@ -91,7 +89,7 @@ def safe(text: str | None) -> str:
     """A name as a cell that no spreadsheet takes for a formula."""
     if not text:
         return ""
-    return f"'{text}" if text.startswith(_FORMULA) else text
+    return f"'{text}" if text.startswith(closepack.FORMULA) else text
 
 
 def _plain(value: object) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from collector.reports import words
+from collector.reports import closepack, words
 from collector.reports.charts import HEIGHT, WIDTH, Box, Chart, Stroke
 
 _STYLE = """
@@ -28,6 +28,8 @@ footer { margin-top: 28px; border-top: 1px solid #dfe3ea; padding-top: 8px; colo
 
 def html_page(body: Mapping[str, Any]) -> str:
     """The whole page."""
+    if body["kind"] == "close":
+        return _document(closepack.title_of(body), _close_parts(body))
     title = f"Weekly cost report {body['week']}"
     span = f"{words.instant(body['from'], body['time_zone'])} to {words.instant(body['to'], body['time_zone'])} · {_number_of(body)}"
     parts = [f"<h1>{escape(title)}</h1>", f'<p class="sub">{escape(span)}</p>']
@@ -38,6 +40,23 @@ def html_page(body: Mapping[str, Any]) -> str:
     for total, one in zip(body["totals"], body["currencies"], strict=True):
         parts += _currency(body, total, one)
     parts.append(f"<footer>{escape(_footer(body))}</footer>")
+    return _document(title, parts)
+
+
+def _close_parts(body: Mapping[str, Any]) -> list[str]:
+    snapshot = body["snapshot"]
+    span = f"{words.instant(body['from'], 'UTC')} to {words.instant(body['to'], 'UTC')} · {_number_of(body)}"
+    parts = [f"<h1>{escape(closepack.title_of(body))}</h1>", f'<p class="sub">{escape(span)}</p>']
+    parts += [f"<p>{escape(said)}</p>" for said in closepack.leads(body)]
+    for table in closepack.tables(body):
+        parts.append(f"<h2>{escape(table.title)}</h2>")
+        if table.note:
+            parts.append(f'<p class="note">{escape(table.note)}</p>')
+        parts.append(_table(table.heads, [[escape(cell) for cell in row] for row in table.rows]))
+    return [*parts, f"<footer>Basis best. Snapshot {escape(snapshot['id'] or '(not kept)')}, sha256 {snapshot['sha256']}.</footer>"]
+
+
+def _document(title: str, parts: Sequence[str]) -> str:
     policy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'

@@ -10,7 +10,7 @@ from typing import Any
 from fpdf import FPDF
 from fpdf.enums import MethodReturnValue, XPos, YPos
 
-from collector.reports import words
+from collector.reports import closepack, words
 from collector.reports.charts import HEIGHT, INK, LINE, QUIET, WIDTH, Box, Chart, Stroke
 
 _FONTS = Path(__file__).parent.parent / "data" / "fonts"
@@ -31,7 +31,7 @@ class _Paper(FPDF):
         self.set_auto_page_break(auto=True, margin=18)
         self.add_font("report", "", _FONTS / "DejaVuSans.ttf")
         self.add_font("report", "B", _FONTS / "DejaVuSans-Bold.ttf")
-        self.set_title(f"Weekly cost report {body['week']}")
+        self.set_title(closepack.title_of(body) if body["kind"] == "close" else f"Weekly cost report {body['week']}")
         self.set_creator("meterbridge")
         # The file is a function of the snapshot: made twice, it is the same bytes.
         self.set_creation_date(datetime.fromisoformat(body["snapshot"]["made_at"]))
@@ -59,6 +59,9 @@ def pdf(body: Mapping[str, Any]) -> bytes:
     """The whole file."""
     paper = _Paper(body)
     paper.add_page()
+    if body["kind"] == "close":
+        _close(paper, body)
+        return bytes(paper.output())
     paper.line_of(f"Weekly cost report {body['week']}", 17, style="B", gap=1)
     zone = body["time_zone"]
     paper.line_of(f"{words.instant(body['from'], zone)} to {words.instant(body['to'], zone)}", 8.5, color=QUIET, gap=3)
@@ -80,6 +83,18 @@ def pdf(body: Mapping[str, Any]) -> bytes:
         color=QUIET,
     )
     return bytes(paper.output())
+
+
+def _close(paper: _Paper, body: Mapping[str, Any]) -> None:
+    paper.line_of(closepack.title_of(body), 17, style="B", gap=1)
+    paper.line_of(f"{words.instant(body['from'], 'UTC')} to {words.instant(body['to'], 'UTC')}", 8.5, color=QUIET, gap=3)
+    for said in closepack.leads(body):
+        paper.line_of(said, 9.5, gap=1)
+    for table in closepack.tables(body):
+        _table(paper, table.title, table.heads, table.rows)
+        if table.note:
+            paper.ln(1)
+            paper.line_of(table.note, 8, color=QUIET)
 
 
 def _currency(paper: _Paper, body: Mapping[str, Any], total: Mapping[str, Any], one: Mapping[str, Any]) -> None:

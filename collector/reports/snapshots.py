@@ -5,14 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import secrets
-from collections.abc import Sequence
-from dataclasses import fields
-from datetime import datetime
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from datetime import date, datetime
 from decimal import Decimal
 from typing import Any
 
 from sqlmodel import Session, col, select
 
+from collector.reports.closepack import close_body, close_difference
 from models import ledger, money
 from models.columns import canonical_json
 from models.errors import Conflict
@@ -32,8 +33,33 @@ def weekly_snapshot(session: Session, week: ledger.Week, *, visible: frozenset[s
     asked = filters or Filters(visible=visible)
     report = ledger.weekly(session, week, asked, now=now)
     body = weekly_body(report)
-    digest = _digest(body)
-    scope = canonical_json(
+    if week.period.end > now:
+        return _unkept(body, "the week is not over yet", now=now)
+    return _kept(session, body, _Named("weekly", week.name, week.time_zone, _scope(asked)), _difference, now=now)
+
+
+def close_snapshot(session: Session, month: date, *, visible: frozenset[str] | None, filters: Filters | None = None, now: datetime) -> dict[str, Any]:
+    """The body of the month's close pack; kept, unless the month still runs. It is provisional until the month is closed."""
+    asked = filters or Filters(visible=visible)
+    pack = ledger.close_pack(session, month, asked, now=now)
+    body = close_body(pack)
+    if pack.period.end > now:
+        return _unkept(body, "the month is not over yet", now=now)
+    return _kept(session, body, _Named("close", body["month"], "UTC", _scope(asked)), close_difference, now=now)
+
+
+@dataclass(frozen=True, slots=True)
+class _Named:
+    """What snapshots of one report have in common; each state of its figures has a number."""
+
+    kind: str
+    period: str
+    time_zone: str
+    scope: str
+
+
+def _scope(asked: Filters) -> str:
+    return canonical_json(
         {
             "visible": None if asked.visible is None else sorted(asked.visible),
             "workspaces": sorted(asked.workspaces),
@@ -41,31 +67,45 @@ def weekly_snapshot(session: Session, week: ledger.Week, *, visible: frozenset[s
             "teams": sorted(asked.teams),
         }
     )
-    if week.period.end > now:
-        return {**body, "snapshot": {"id": None, "number": None, "sha256": digest, "made_at": rfc3339(now), "reason": "the week is not over yet"}}
+
+
+def _unkept(body: dict[str, Any], why: str, *, now: datetime) -> dict[str, Any]:
+    return {**body, "snapshot": {"id": None, "number": None, "sha256": _digest(body), "made_at": rfc3339(now), "reason": why}}
+
+
+def _kept(
+    session: Session,
+    body: dict[str, Any],
+    named: _Named,
+    difference: Callable[[dict[str, Any], dict[str, Any]], list[dict[str, Any]]],
+    *,
+    now: datetime,
+) -> dict[str, Any]:
+    """The last snapshot where its figures are these; else a new one, which says what it changes."""
+    digest = _digest(body)
     row = ReportSnapshot
     known = session.exec(
         select(row)
-        .where(col(row.kind) == "weekly", col(row.period) == week.name, col(row.time_zone) == week.time_zone, col(row.scope) == scope)
+        .where(col(row.kind) == named.kind, col(row.period) == named.period, col(row.time_zone) == named.time_zone, col(row.scope) == named.scope)
         .order_by(col(row.number))
     ).all()
     if known and known[-1].figures_sha256 == digest:
         return known[-1].body
     if len(known) >= MOST_RESTATEMENTS:
-        raise Conflict(f"week {week.name} was restated {MOST_RESTATEMENTS} times; something changes its figures in circles")
-    name = f"weekly-{week.name}-{secrets.token_hex(6)}"
+        raise Conflict(f"the {named.kind} report of {named.period} was restated {MOST_RESTATEMENTS} times; something changes its figures in circles")
+    name = f"{named.kind}-{named.period}-{secrets.token_hex(6)}"
     whole = {
         **body,
         "snapshot": {"id": name, "number": len(known), "sha256": digest, "made_at": rfc3339(now)},
-        "restatement": _difference(known[-1].body, body) if known else None,
+        "restatement": difference(known[-1].body, body) if known else None,
     }
     session.add(
         ReportSnapshot(
             id=name,
-            kind="weekly",
-            period=week.name,
-            time_zone=week.time_zone,
-            scope=scope,
+            kind=named.kind,
+            period=named.period,
+            time_zone=named.time_zone,
+            scope=named.scope,
             number=len(known),
             made_at=now,
             figures_sha256=digest,
@@ -194,7 +234,7 @@ def _number(text: str | None) -> Decimal:
 
 def _digest(body: dict[str, Any]) -> str:
     """Of the figures: how old the data is and what the rest of the month may bring are no part of the week."""
-    figures = {**body, "data_age": None, "currencies": [{**one, "forecast": None} for one in body["currencies"]]}
+    figures = {**body, "data_age": None, "currencies": [{**one, "forecast": None} for one in body["currencies"]]} if body["kind"] == "weekly" else body
     return hashlib.sha256(json.dumps(figures, sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode()).hexdigest()
 
 

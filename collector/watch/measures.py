@@ -21,6 +21,7 @@ from models.ledger import budgets, rates, taken_back
 from models.ledger.costs import costs
 from models.ledger.values import CostQuery, Filters
 from models.ledger.world import Lens, World
+from models.lifecycle import retires_at
 from models.limits import limits_known
 from models.money import ZERO
 from models.periods import DAY, Period, day_start, rfc3339
@@ -381,9 +382,10 @@ def _model_retirement(sight: Sight, rule: AlertRule) -> list[Reading]:
     found: list[Reading] = []
     for place in sight.places(rule):
         fact = sight.world.registry.fact(place.workspace, place.deployment, sight.now) if place.deployment else None
-        if fact is not None and fact.retires_at is not None and fact.source == "inventory":
-            left = _hours_until(fact.retires_at, sight.now)
-            found.append(_reading(rule, place.scope, left, f"hours until {place.model or 'its model'} retires", retires_at=rfc3339(fact.retires_at)))
+        ends = retires_at(fact, sight.world.registry.route(fact)) if fact is not None and fact.source == "inventory" else None
+        if ends is not None:
+            left = _hours_until(ends, sight.now)
+            found.append(_reading(rule, place.scope, left, f"hours until {place.model or 'its model'} retires", retires_at=rfc3339(ends)))
     return found
 
 

@@ -12,13 +12,14 @@ from models.ledger import DataAge, Problem, SourceAge
 
 PATH = "data"
 NAME = "Data"
+GROUP = "Data"
 
 _MOST_PROBLEMS = 200
 _KINDS = {"usage": "Usage", "bill": "Bill"}
 
 
 def layout(view: View) -> list[Component]:
-    """Two questions to the ledger: the age of the data, the problems in it."""
+    """Three questions to the ledger: the age of the data, the problems in it, what is not set up right."""
     age = view.ask("the age of the data", lambda: view.ledger.data_age(visible=view.visible, now=view.now))
     problems = view.ask("the list of problems", lambda: view.ledger.problems(visible=view.visible, now=view.now))
     head: list[Component] = [
@@ -33,7 +34,33 @@ def layout(view: View) -> list[Component]:
         sources = start.steps(view)
     else:
         sources = [_sources(view, age)]
-    return [*head, failure_panel(problems, view.here) if isinstance(problems, Failure) else _problems(problems), *sources]
+    audit = view.ask("the onboarding audit", lambda: view.ledger.onboarding(visible=view.visible, now=view.now))
+    return [
+        *head,
+        failure_panel(problems, view.here) if isinstance(problems, Failure) else _problems(problems),
+        *sources,
+        *([failure_panel(audit, view.here)] if isinstance(audit, Failure) else [_audit(audit)] if audit else []),
+    ]
+
+
+def _audit(found: list[Problem]) -> Component:
+    columns = [tables.Column("What"), tables.Column("Where"), tables.Column("Detail"), tables.Column("What to do"), tables.Column("Amount", is_number=True)]
+    rows: list[list[tables.Cell]] = [
+        [
+            html.Span(text.words(one.kind), className="pill provisional"),
+            html.Span(tables.named(one.subject, length=120), className="wrap"),
+            html.Span(text.visible(one.detail), className="wrap"),
+            html.Span(text.visible(one.remedy), className="wrap"),
+            tables.amount(one.amount, one.currency) if one.amount is not None else "",
+        ]
+        for one in found[:_MOST_PROBLEMS]
+    ]
+    return card(
+        "Set up right?",
+        tables.table(columns, rows, caption="What is not set up right yet"),
+        note="Where bill, inventory, prices and usage do not fit together.",
+        name="wide",
+    )
 
 
 def _sources(view: View, age: DataAge) -> Component:

@@ -13,6 +13,7 @@ from models.ledger import CostRow, CostTable, Figures, UsagePage
 
 PATH = "deployment"
 NAME = "Deployment"
+GROUP = "Money"
 
 _LAST_EVENTS = 20
 _MOST_CHOICES = 100

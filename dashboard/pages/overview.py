@@ -18,6 +18,7 @@ from models.periods import month_period, utc_day
 
 PATH = ""
 NAME = "Overview"
+GROUP = "Money"
 
 _STACKS = (("workspace", "Workspace"), ("deployment", "Deployment"), ("mode", "Mode"))
 _TOP = 8
@@ -121,7 +122,7 @@ def _tiles(view: View, totals: Sequence[Total], forecasts: list[Forecast] | Fail
             tiles.append(tile(f"Forecast{unit}", "not available", note=forecasts.message, tone="absent"))
         total = next((one for one in totals if one.currency == currency), None)
         if total is not None:
-            tiles.append(_spend_tile(f"Spend in this period{unit}", total))
+            tiles.append(_spend_tile(f"Spend in this period{unit}", total, why=view.link("explain", view.selection)))
             tiles.append(_coverage_tile(f"Coverage{unit}", total))
     others = [_uncurrencied_tile(total) for total in totals if total.currency is None]
     if isinstance(age, DataAge):
@@ -140,14 +141,14 @@ def _tiles(view: View, totals: Sequence[Total], forecasts: list[Forecast] | Fail
     return html.Div([html.Div(row, className="tiles") for row in rows], className="tile-rows")
 
 
-def _spend_tile(label: str, total: Total) -> Component:
+def _spend_tile(label: str, total: Total, *, why: str) -> Component:
     said = f"billed {text.money(total.billed_cost, total.currency)}, metered {text.money(total.metered_cost, total.currency)}"
     reason = total.reasons.get("cost")
     return tile(
         label,
         text.money(total.cost, total.currency),
         title=text.money_exactly(total.cost, total.currency),
-        note=[html.Span(total.status, className=f"pill {total.status}"), " ", reason or said],
+        note=[html.Span(total.status, className=f"pill {total.status}"), " ", reason or said, " · ", dcc.Link("why?", href=why)],
         tone="absent" if total.cost is None else "",
     )
 

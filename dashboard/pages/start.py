@@ -12,6 +12,7 @@ from models.periods import floor, rfc3339
 
 PATH = "start"
 NAME = "Add data"
+GROUP = "Data"
 
 
 def layout(view: View) -> list[Component]:

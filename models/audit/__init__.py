@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from itertools import groupby
-from typing import Any
+from typing import Any, Protocol
 
 import sqlalchemy as sa
 from sqlmodel import Session, col, select
@@ -27,10 +27,11 @@ from models.audit.bills import Line, LineKey, lines_of, reaches_of
 from models.audit.bookkeeping import data_period, recompute
 from models.audit.books import Books, Figures, FiguresLike, Place, Question, Row, RowLike, Table, TableLike
 from models.charges import IN_SCOPE, BillPart, ChargeDay, ChargeItem
+from models.closing import ClosedRow, closes_known
 from models.columns import EPOCH
 from models.corrections import UsagePosting
 from models.money import ZERO
-from models.periods import DAY, Granularity, Period, day_start, rfc3339, utc_day
+from models.periods import DAY, Granularity, Period, day_start, month_period, rfc3339, utc_day
 from models.prices import model_key
 from models.usage import (
     DAY_SECONDS,
@@ -50,6 +51,7 @@ from models.usage import (
 __all__ = [
     "BASES",
     "GROUPINGS",
+    "Answers",
     "Books",
     "Difference",
     "Figures",
@@ -143,11 +145,61 @@ def _written(value: object) -> str:
     return money.text(value) if isinstance(value, Decimal) else "null" if value is None else str(value)
 
 
+class MatchLike(Protocol):
+    """A row of the reconciliation."""
+
+    @property
+    def day(self) -> date: ...
+    @property
+    def workspace(self) -> str | None: ...
+    @property
+    def deployment(self) -> str | None: ...
+    @property
+    def meter(self) -> str: ...
+    @property
+    def currency(self) -> str | None: ...
+    @property
+    def expected(self) -> Decimal: ...
+    @property
+    def billed(self) -> Decimal: ...
+    @property
+    def causes(self) -> Mapping[Any, Decimal]: ...
+
+
+class AdjustmentLike(Protocol):
+    """What today says differently of a closed month, on one side of one row."""
+
+    @property
+    def day(self) -> date: ...
+    @property
+    def workspace(self) -> str | None: ...
+    @property
+    def deployment(self) -> str | None: ...
+    @property
+    def meter(self) -> str: ...
+    @property
+    def currency(self) -> str | None: ...
+    @property
+    def side(self) -> str: ...
+    @property
+    def amount(self) -> Decimal: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """What else the ledger answers and is held against: the reconciliation of a period, a closed month's adjustments, a month's export."""
+
+    reconcile: Callable[[Period], Iterable[MatchLike]]
+    adjust: Callable[[date], Iterable[AdjustmentLike]]
+    export: Callable[[date], Mapping[str, Decimal]]  # billed cost per currency of an open month
+
+
 def verify(
     session: Session,
     *,
     now: datetime,
     ask: Callable[[Question], TableLike],
+    answers: Answers | None = None,
     period: Period | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Verification:
@@ -167,6 +219,13 @@ def verify(
         tell(f"costs by {', '.join(group_by) or 'nothing'}")
         for granularity in _GRANULARITIES:
             _check_answers(found, books, Question(chosen, granularity, group_by), ask)
+    if answers is not None:
+        tell("the reconciliation and its causes")
+        _check_reconciliation(found, books, answers)
+        tell("closed months: stored and adjusted")
+        _check_closes(session, found, answers, now=now)
+        tell("exports")
+        _check_exports(session, found, answers, now=now)
     for as_of in _probes(session, now=now):
         tell(f"costs as of {rfc3339(as_of)}")
         books = recompute(session, now=now, as_of=as_of, period=chosen)
@@ -179,6 +238,74 @@ def _probes(session: Session, *, now: datetime) -> list[datetime]:
     """Instants of the past to ask about: just before the latest landing, and the midnight that today began with."""
     landed = session.exec(select(sa.func.max(BillPart.landed_at))).one()
     return [*([landed - _MICROSECOND] if landed is not None and landed <= now else []), day_start(utc_day(now))]
+
+
+_LONGEST_RECONCILED = DAY * 90
+_Line = tuple[date, str | None, str | None, str | None]  # day, workspace, deployment, currency
+
+
+def _named(line: _Line) -> str:
+    return " / ".join(str(part) if part is not None else "none" for part in line)
+
+
+def _check_reconciliation(found: Verification, books: Books, answers: Answers) -> None:
+    """Expected and billed of every day and deployment are those of the raw rows, and causes add up to their difference."""
+    ours: dict[_Line, tuple[Decimal, Decimal]] = {}
+    start, end = books.period.start, books.period.end
+    start, end = day_start(utc_day(start)), day_start(utc_day(end - _MICROSECOND) + DAY)
+    for (at, groups, currency), sums in books.summed(Question(Period(start, end), "day", ("workspace", "deployment"))).items():
+        ours[utc_day(at), groups[0], groups[1], currency] = (sums.metered, sums.billed)
+    theirs: dict[_Line, tuple[Decimal, Decimal]] = {}
+    while start < end:
+        until = min(end, start + _LONGEST_RECONCILED)
+        for row in answers.reconcile(Period(start, until)):
+            line = (row.day, row.workspace, row.deployment, row.currency)
+            found.equal("the causes of a difference", f"{_named(line)} {row.meter}", money.add(row.causes.values()), money.minus(row.billed, row.expected))
+            expected, billed = theirs.get(line, (ZERO, ZERO))
+            theirs[line] = (money.plus(expected, row.expected), money.plus(billed, row.billed))
+        start = until
+    for line in sorted(ours.keys() | theirs.keys(), key=lambda one: [(part is None, str(part)) for part in one]):
+        for name, place in (("expected", 0), ("billed", 1)):
+            found.equal(f"{name} of the reconciliation", _named(line), theirs.get(line, (ZERO, ZERO))[place], ours.get(line, (ZERO, ZERO))[place])
+
+
+def _check_closes(session: Session, found: Verification, answers: Answers, *, now: datetime) -> None:
+    """Of every closed month, what was stored and its adjustments are what is so today, row by row and side by side."""
+    for close in closes_known(session, now):
+        sums: dict[tuple[date, str | None, str | None, str, str | None, str], Decimal] = {}
+
+        def add(row: MatchLike | ClosedRow | AdjustmentLike, side: str, amount: Decimal, into: dict[Any, Decimal] = sums) -> None:
+            key = (row.day, row.workspace, row.deployment, row.meter, row.currency, side)
+            into[key] = money.plus(into.get(key, ZERO), amount)
+
+        for stored in session.exec(select(ClosedRow).where(col(ClosedRow.close_id) == close.id)):
+            add(stored, "expected", stored.expected)
+            add(stored, "billed", stored.billed)
+        for adjusted in answers.adjust(close.month):
+            add(adjusted, adjusted.side, adjusted.amount)
+        for row in answers.reconcile(month_period(close.month)):
+            add(row, "expected", -row.expected)
+            add(row, "billed", -row.billed)
+        for key, rest in sums.items():
+            found.equal(f"stored and adjusted {key[5]} of {close.month:%Y-%m}", " / ".join(str(part) for part in key[:5]), rest, ZERO)
+
+
+def _check_exports(session: Session, found: Verification, answers: Answers, *, now: datetime) -> None:
+    """A month's export bills what its charges bill, currency by currency; closed months are exported as they were closed."""
+    closed = {close.month for close in closes_known(session, now)}
+    items = {item.id: item.charge_class for item in session.exec(select(ChargeItem)) if item.id is not None}
+    ours: dict[date, dict[str, Decimal]] = {}
+    for part in session.exec(select(BillPart).where(col(BillPart.landed_at) <= now, col(BillPart.superseded_at).is_(None))):
+        if part.period_start in closed or part.id is None:
+            continue
+        of = ours.setdefault(part.period_start, {})
+        for (_, item_id, _, currency), line in lines_of(session, part.id).items():
+            if items.get(item_id) in IN_SCOPE:
+                of[currency] = money.plus(of.get(currency, ZERO), line.billed)
+    for month, totals in sorted(ours.items()):
+        theirs = answers.export(month)
+        for currency in sorted(totals.keys() | theirs.keys()):
+            found.equal("billed cost of the export", f"{month:%Y-%m} {currency}", theirs.get(currency, ZERO), totals.get(currency, ZERO))
 
 
 _ROLLUP_COUNTS = ("requests", "input_tokens", "output_tokens", "cached_input_tokens", "reasoning_output_tokens", "unknown_requests", "estimated_requests")

@@ -4,6 +4,8 @@ Page, API, report, export and alert call these functions; two places that sum mo
 pair of eyes is ``models.audit``, which shares no code with this package.
 """
 
+from models.ledger.alerts import BudgetStanding, ReceiverStanding, alert_rules, alerts, budget_standings, receivers
+from models.ledger.closepack import ClosePack, close_pack
 from models.ledger.closing import Adjustment, ClosedMonth, adjustments, close_month, closed_months, reopen_month
 from models.ledger.comparison import ComparisonRow, WhatIf, comparison
 from models.ledger.costs import costs
@@ -53,8 +55,10 @@ __all__ = [
     "Adjustment",
     "Basis",
     "BilledLine",
+    "BudgetStanding",
     "Change",
     "Choices",
+    "ClosePack",
     "ClosedMonth",
     "ComparisonRow",
     "ConflictRecord",
@@ -80,6 +84,7 @@ __all__ = [
     "Problem",
     "Receipt",
     "ReceiptLine",
+    "ReceiverStanding",
     "Reconciliation",
     "ReconciliationRow",
     "ReconciliationTotal",
@@ -97,8 +102,12 @@ __all__ = [
     "WitnessRow",
     "WorklistItem",
     "adjustments",
+    "alert_rules",
+    "alerts",
+    "budget_standings",
     "choices",
     "close_month",
+    "close_pack",
     "closed_months",
     "comparison",
     "conflicts",
@@ -121,6 +130,7 @@ __all__ = [
     "problems",
     "quotas",
     "receipt",
+    "receivers",
     "reconciliation",
     "reopen_month",
     "rerated",

@@ -10,6 +10,7 @@ from sqlmodel import Session, col, select
 
 from models.errors import Conflict, NotFound
 from models.ledger.world import World
+from models.lifecycle import retires_at
 from models.resources import DeploymentSetting, Mode
 
 
@@ -62,7 +63,7 @@ def deployments(session: Session, *, visible: frozenset[str] | None, now: dateti
                 instance_count=fact.instance_count if fact is not None else None,
                 region=identity.region,
                 state=fact.state if fact is not None else None,
-                retires_at=fact.retires_at if fact is not None else None,
+                retires_at=retires_at(fact, identity.route),
                 is_confirmed=identity.is_confirmed,
                 capacity_tokens_per_minute=said.capacity_tokens_per_minute if said is not None else None,
                 authoritative_source=said.authoritative_source if said is not None else None,

@@ -14,6 +14,7 @@ from models.charges import ChargeClass, ChargeDay, ChargeItem
 from models.ledger.costs import costs
 from models.ledger.values import CostQuery, Filters, Problem
 from models.ledger.world import World
+from models.lifecycle import retires_at
 from models.matching import Target
 from models.money import ZERO
 from models.periods import DAY, Period, day_start, utc_day
@@ -195,13 +196,14 @@ class _Audit:
                     currency,
                     amount,
                 )
-            if fact.retires_at is not None and fact.retires_at <= self._now + RETIRES_SOON:
-                left = (fact.retires_at - self._now) // timedelta(days=1)
+            ends = retires_at(fact, self._world.registry.route(fact))
+            if ends is not None and ends <= self._now + RETIRES_SOON:
+                left = (ends - self._now) // timedelta(days=1)
                 when = f"in {left} days" if left >= 0 else f"{-left} days ago"
                 yield Problem(
                     "model_retires",
                     place,
-                    f"{fact.model or 'its model'} retires {when}, on {fact.retires_at:%Y-%m-%d}",
+                    f"{fact.model or 'its model'} retires {when}, on {ends:%Y-%m-%d}",
                     "move its callers to another model",
                     count=left,
                 )

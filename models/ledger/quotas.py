@@ -19,6 +19,7 @@ from models.columns import from_microseconds, to_microseconds
 from models.ledger import rates
 from models.ledger.values import Filters
 from models.ledger.world import Lens, World
+from models.lifecycle import retires_at
 from models.limits import Counting, limits_known
 from models.matching import Identity
 from models.quotas import azure_quotas, endpoints
@@ -149,7 +150,7 @@ def _deployments(session: Session, filters: Filters, *, now: datetime) -> list[P
                     users=sorted(by_user.items(), key=lambda pair: (-pair[1], pair[0]))[:5],
                     saturation_at=peaks.saturation(series.get(key, []), measure, value),
                     deletes_at=deleting.get((workspace.casefold(), (endpoint or "").casefold())),
-                    retires_at=fact.retires_at if fact is not None else None,
+                    retires_at=retires_at(fact, identity.route),
                 )
             )
     return found

@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from sqlmodel import Session, col, select
 
 from models import sources as pulls
-from models.leases import JobLease
+from models.leases import JobLease, pull_job
 from models.ledger.insight import data_age
 from models.sources import PullState
 
@@ -54,6 +54,7 @@ def _pulled(session: Session, now: datetime) -> list[Source]:
         key = (run.source, run.scope)
         if key not in last or (run.started_at, run.id or 0) > (last[key].started_at, last[key].id or 0):
             last[key] = run
+    leases = {lease.name: lease for lease in session.exec(select(JobLease))}
     found: list[Source] = []
     for (source, scope), run in last.items():
         success = run if run.state == PullState.DONE else pulls.last_success(session, source, scope)
@@ -72,18 +73,33 @@ def _pulled(session: Session, now: datetime) -> list[Source]:
                 rows=run.rows,
                 calls=run.calls,
                 throttles=run.throttles,
-                next_run=run.next_at,
+                next_run=_next_run(run, leases),
                 message=run.message,
             )
         )
     return found
 
 
+def _next_run(run: pulls.SourcePull, leases: dict[str, JobLease]) -> datetime | None:
+    """When Azure is asked next: as it said itself, else as the schedule has it."""
+    if run.next_at is not None:
+        return run.next_at
+    lease = leases.get(pull_job(run.source, run.scope))
+    return None if lease is None else lease.next_at
+
+
+def _state(row: JobLease, now: datetime) -> str:
+    if row.finished_at is not None:
+        return "failed" if row.error else "ok"
+    if row.error:
+        return "rescheduled"
+    return "running" if row.expires_at > now else "interrupted"
+
+
 def _jobs(session: Session, now: datetime) -> list[Source]:
     found: list[Source] = []
     for row in session.exec(select(JobLease).order_by(col(JobLease.name))):
-        is_running = row.finished_at is None
-        state = "failed" if row.error else "ok" if not is_running else "running" if row.expires_at > now else "interrupted"
+        state = _state(row, now)
         found.append(
             Source(
                 "job",
@@ -91,6 +107,7 @@ def _jobs(session: Session, now: datetime) -> list[Source]:
                 state,
                 last_success=row.finished_at if state == "ok" else None,
                 last_attempt=row.started_at,
+                next_run=row.next_at,
                 message=row.error,
             )
         )

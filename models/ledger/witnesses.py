@@ -258,7 +258,8 @@ class _Counted:
 def _rows(slot: int, size: int, who: _Who, sums: _Sums, counted: _Counted) -> Iterator[WitnessRow]:
     scope: Scope = "at_least"
     application = None
-    if who.kind == "vllm":
+    # A deployment's own counters, or those that Azure keeps for it, saw every call.
+    if who.kind in ("vllm", "azure_monitor"):
         scope = "deployment"
     elif who.kind == "otlp" and who.application in counted.applications:
         scope, application = "application", who.application

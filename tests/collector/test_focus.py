@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from collector import focus
+from collector import billing, focus
 from collector.focus.check import Together, faults
 from collector.focus.rows import Row
 from models import ledger, money
@@ -27,7 +27,8 @@ from models.store import Store
 from tests import factories as make
 
 NOW = make.NOW  # 2026-11-20 10:00
-NOVEMBER, OCTOBER = date(2026, 11, 1), date(2026, 10, 1)
+NOVEMBER, OCTOBER, MAY = date(2026, 11, 1), date(2026, 10, 1), date(2026, 5, 1)
+DATA = Path(__file__).parents[1] / "data" / "focus"
 ACCOUNT = "/providers/Microsoft.Billing/billingAccounts/a:b/billingProfiles/P"
 
 
@@ -266,6 +267,49 @@ def test_sums_are_the_ledgers_to_the_last_digit(tmp_path_factory: pytest.TempPat
             make.event(session, make.series(session, deployment=name), time=at(day), input_tokens=tokens, output_tokens=tokens // 3)
     exported(store)
     store.close()
+
+
+# -- there and back --------------------------------------------------------------------------------
+
+
+def landed(tmp_path: Path, name: str, file: Path) -> tuple[Path, focus.Written]:
+    """The file landed as the bill of an empty service, and its May exported again."""
+    store = Store(f"sqlite:///{tmp_path / name}.db")
+    store.migrate()
+    billing.land(store, billing.read_bill(file, name=file.name), now=NOW, author="ana")
+    out = tmp_path / f"{name}.csv"
+    with store.read() as session, out.open("wb") as stream:
+        written = focus.export(session, ledger.focus_month(session, MAY, now=NOW), stream, version="1.2", form="csv", visible=None, now=NOW)
+        query = CostQuery(month_period(MAY), "none", (), "billed", Filters())
+        totals = {one.currency: one.billed_cost for one in ledger.costs(session, query, now=NOW).totals}
+    store.close()
+    # What the month's days were billed, and beside it what its invoice corrects of other months.
+    assert {code: money.minus(total, written.outside.get(code, money.ZERO)) for code, total in written.billed.items()} == totals
+    return out, written
+
+
+@pytest.mark.parametrize(
+    ("file", "rows", "billed", "outside"),
+    [
+        ("llama_export_focus_1_2_open.csv", 7, {"USD": "99.14"}, {}),
+        ("llama_export_focus_1_2_closed.csv", 25, {"EUR": "1.263237832", "USD": "511.3351501945"}, {"USD": "-7.6676"}),
+    ],
+)
+def test_a_file_of_ours_that_is_landed_comes_out_with_the_same_sums(
+    tmp_path: Path, file: str, rows: int, billed: dict[str, str], outside: dict[str, str]
+) -> None:
+    once, first = landed(tmp_path, "once", DATA / file)
+    _, second = landed(tmp_path, "twice", once)
+    for written in (first, second):
+        assert written.rows == rows
+        assert {code: money.text(total) for code, total in written.billed.items()} == billed
+        assert {code: money.text(total) for code, total in written.outside.items()} == outside
+    assert first.effective == second.effective
+
+
+def test_the_native_export_comes_out_with_its_sums(tmp_path: Path) -> None:
+    _, written = landed(tmp_path, "native", DATA / "azure_focus_1_2_preview_export.csv")
+    assert (written.rows, written.billed) == (16, {"USD": Decimal("2070.08048488")})
 
 
 # -- the checker ----------------------------------------------------------------------------------

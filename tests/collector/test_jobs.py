@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from threading import Barrier
 
 import pytest
@@ -12,9 +14,10 @@ from collector import jobs
 from collector.azure import schedule
 from collector.jobs import Job, run_slot
 from collector.settings import Settings
-from models import leases
+from models import leases, sources
 from models.errors import UpstreamError
 from models.leases import JobLease
+from models.sources import PullState
 from models.store import Store
 
 NOW = datetime(2026, 11, 20, 10, tzinfo=UTC)
@@ -101,7 +104,13 @@ def test_on_sqlite_what_runs_every_few_seconds_writes_no_lease(sqlite_store: Sto
 
 def test_every_job_has_a_name_of_its_own_and_pulls_need_settings(store: Store) -> None:
     pulls = schedule.jobs(Settings.from_environment({"METERBRIDGE_AZURE_SUBSCRIPTIONS": "s1"}))
-    assert [job.name for job in pulls] == ["azure_costs", "azure_inventory", "azure_quotas", "azure_prices", "azure_settled_months"]
+    assert [job.name for job in pulls] == [
+        "azure_inventory",
+        "azure_quotas",
+        "azure_prices",
+        "azure_costs:subscriptions/s1",
+        "azure_settled_months:subscriptions/s1",
+    ]
     assert schedule.jobs(Settings()) == []
     scheduler = jobs.create_scheduler(store, now=lambda: NOW, more=pulls)
     names = [job.id for job in scheduler.get_jobs()]
@@ -110,17 +119,98 @@ def test_every_job_has_a_name_of_its_own_and_pulls_need_settings(store: Store) -
     assert scheduler._job_defaults == {"misfire_grace_time": None, "coalesce": True, "max_instances": 1}
 
 
-def test_a_throttle_is_honoured_by_the_next_slots(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    from models import sources
-    from models.sources import PullState
-
+def test_a_throttled_pull_is_taken_up_when_azure_allows_it(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     with store.write() as session:
         run = sources.begin(session, "costs", "subscriptions/s1", now=NOW)
         sources.finish(session, run.id or 0, PullState.RESCHEDULED, now=NOW, next_at=NOW + HOUR)
     asked: list[str] = []
     monkeypatch.setattr(schedule, "_pull", lambda *said: asked.append(said[2]))
-    (pull,) = [job for job in schedule.jobs(Settings.from_environment({"METERBRIDGE_AZURE_SUBSCRIPTIONS": "s1"})) if job.name == "azure_costs"]
-    with pytest.raises(UpstreamError, match="left alone until 11:00"):
-        pull.run(store, NOW + timedelta(minutes=30))
-    pull.run(store, NOW + HOUR)
+    (pull,) = [job for job in schedule.jobs(Settings.from_environment({"METERBRIDGE_AZURE_SUBSCRIPTIONS": "s1"})) if job.name.startswith("azure_costs")]
+    assert run_slot(pull, store, lambda: NOW + HOUR / 2, holder="a")
+    with store.read() as session:
+        lease = session.get_one(JobLease, pull.name)
+        assert (lease.finished_at, lease.next_at, lease.error) == (None, NOW + HOUR, "Azure asked to be left alone until 11:00 UTC")
+    assert not run_slot(pull, store, lambda: NOW + HOUR - timedelta(seconds=1), holder="b")
+    assert asked == []
+    # Its slot is not lost: it runs as soon as it may, not twelve hours later, and then once.
+    assert run_slot(pull, store, lambda: NOW + HOUR, holder="b")
+    assert not run_slot(pull, store, lambda: NOW + 1.5 * HOUR, holder="a")
     assert asked == ["costs"]
+
+
+def test_slots_begin_at_their_offset(store: Store) -> None:
+    runs: list[datetime] = []
+    job = Job("aside", HOUR, lambda _store, now: runs.append(now), timedelta(minutes=10), timedelta(minutes=20))
+    for minutes in (0, 19, 20, 40, 79, 80):
+        run_slot(job, store, lambda minutes=minutes: NOW + timedelta(minutes=minutes), holder="a")  # type: ignore[misc]
+    assert runs == [NOW, NOW + timedelta(minutes=20), NOW + timedelta(minutes=80)]
+    with store.read() as session:
+        assert session.get_one(JobLease, "aside").next_at == NOW + timedelta(minutes=140)
+
+
+@pytest.mark.parametrize(
+    ("day", "units"),
+    [
+        (date(2026, 11, 3), 20 * 2 * 2),  # two months twice: October has not settled
+        (date(2026, 11, 20), 20 * 2),  # the running month twice
+    ],
+)
+def test_a_day_of_twenty_scopes_stays_within_the_tenants_budget(day: date, units: int) -> None:
+    scopes = [f"subscriptions/{number}" for number in range(20)]
+    plan = schedule.day_plan(scopes, day)
+    running = [one for one in plan if one.month is not None]
+    assert len(running) == units
+    # Settled months: twenty scopes once in seven days.
+    assert len(plan) - units in (2, 3)
+    for window, most in ((timedelta(seconds=10), 12), (timedelta(minutes=1), 60), (HOUR, 600)):
+        assert max(sum(one.at <= other.at < one.at + window for other in plan) for one in plan) <= most
+    # And with room: never more than the months of one scope at once.
+    assert max(sum(other.at == one.at for other in plan) for one in plan) <= 2
+
+
+def test_a_week_of_the_plan_looks_at_a_settled_month_of_every_scope_once() -> None:
+    scopes = [f"subscriptions/{number}" for number in range(20)]
+    days = [date(2026, 11, 16) + timedelta(days=number) for number in range(7)]
+    settled = [one.scope for day in days for one in schedule.day_plan(scopes, day) if one.month is None]
+    assert sorted(settled) == sorted(scopes)
+
+
+_PROCESS = """
+import sys
+from datetime import UTC, datetime, timedelta
+from collector.jobs import Job, run_slot
+from models.store import Store
+
+url, holder, mode = sys.argv[1:]
+now = datetime(2026, 11, 20, 10, tzinfo=UTC)
+store = Store(url)
+
+def run(_store, _now):
+    print("began", flush=True)
+    if mode == "hang":
+        sys.stdin.read()
+
+print(run_slot(Job("j", timedelta(hours=1), run, timedelta(minutes=10)), store, lambda: now, holder=holder), flush=True)
+"""
+
+
+def test_a_killed_process_leaves_its_slot_to_another(store: Store) -> None:
+    url = store.url.render_as_string(hide_password=False)
+    run = [sys.executable, "-c", _PROCESS, url]
+    dying = subprocess.Popen([*run, "a", "hang"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        assert dying.stdout is not None
+        assert dying.stdout.readline() == "began\n"
+        # Another process finds the slot taken.
+        other = subprocess.run([*run, "b", "run"], capture_output=True, text=True, check=True)
+        assert other.stdout == "False\n"
+    finally:
+        dying.kill()
+        dying.communicate()
+    job, runs = counting("j")
+    assert not run_slot(job, store, lambda: NOW + timedelta(minutes=9), holder="c")
+    assert run_slot(job, store, lambda: NOW + timedelta(minutes=10), holder="c")
+    assert runs == [NOW + timedelta(minutes=10)]
+    with store.read() as session:
+        lease = session.get_one(JobLease, "j")
+        assert (lease.holder, lease.fence, lease.finished_at) == ("c", 2, NOW + timedelta(minutes=10))

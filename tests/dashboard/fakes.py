@@ -6,29 +6,42 @@ import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
 from dashboard.access import Viewer
 from dashboard.shell import Ledger
 from models import money
+from models.alerts import Alert, AlertRule
 from models.errors import Forbidden
 from models.ledger import (
+    Adjustment,
+    BudgetStanding,
     Choices,
+    ClosedMonth,
+    ComparisonRow,
+    ConflictRecord,
     CostQuery,
     CostRow,
     CostTable,
     DataAge,
+    Explanation,
     Figures,
     Filters,
     Forecast,
+    Pool,
     Problem,
+    ReceiverStanding,
+    Reconciliation,
+    Source,
     SourceAge,
     Standing,
     UsagePage,
     UsageRecord,
+    WhatIf,
 )
+from models.ledger.intake import Intake, SnapshotRecord
 from models.periods import DAY, Period, buckets, day_start
 from models.resources import Mode
 
@@ -217,6 +230,81 @@ class FakeLedger:
             return sorted({str(getattr(fact, key)) for fact in seen if getattr(fact, key) is not None})
 
         return Choices(names("workspace"), names("deployment"), names("model"), names("application"), names("team"), ["environment", "project"])
+
+    # What only pages over a real ledger are tested with: nothing is there.
+
+    def reconciliation(self, period: Period, filters: Filters, *, now: datetime) -> Reconciliation:
+        del filters, now
+        self._called("reconciliation")
+        return Reconciliation(period, [], [])
+
+    def comparison(self, period: Period, filters: Filters, *, now: datetime, what_if: WhatIf | None = None) -> list[ComparisonRow]:
+        del period, filters, now, what_if
+        self._called("comparison")
+        return []
+
+    def quotas(self, filters: Filters, *, now: datetime) -> list[Pool]:
+        del filters, now
+        self._called("quotas")
+        return []
+
+    def sources(self, *, visible: frozenset[str] | None, now: datetime) -> list[Source]:
+        del visible, now
+        self._called("sources")
+        return []
+
+    def onboarding(self, *, visible: frozenset[str] | None, now: datetime) -> list[Problem]:
+        del visible, now
+        self._called("onboarding")
+        return []
+
+    def alerts(self, *, since: datetime, visible: frozenset[str] | None) -> list[Alert]:
+        del since, visible
+        self._called("alerts")
+        return []
+
+    def alert_rules(self, *, visible: frozenset[str] | None) -> list[AlertRule]:
+        del visible
+        self._called("alert_rules")
+        return []
+
+    def budgets(self, *, visible: frozenset[str] | None, now: datetime) -> list[BudgetStanding]:
+        del visible, now
+        self._called("budgets")
+        return []
+
+    def receivers(self) -> list[ReceiverStanding]:
+        self._called("receivers")
+        return []
+
+    def closed_months(self, *, now: datetime) -> list[ClosedMonth]:
+        del now
+        self._called("closed_months")
+        return []
+
+    def explain(self, query: CostQuery, *, now: datetime) -> Explanation:
+        self._called("explain")
+        return Explanation(query, [], [], [], [], self.data_age(visible=None, now=now))
+
+    def adjustments(self, month: date, filters: Filters, *, now: datetime) -> list[Adjustment]:
+        del month, filters, now
+        self._called("adjustments")
+        return []
+
+    def intake(self, period: Period, *, visible: frozenset[str] | None, now: datetime) -> Intake:
+        del visible, now
+        self._called("intake")
+        return Intake(period, None, [], [], [])
+
+    def report_snapshots(self, *, visible: frozenset[str] | None) -> list[SnapshotRecord]:
+        del visible
+        self._called("report_snapshots")
+        return []
+
+    def conflicts(self, *, visible: frozenset[str] | None) -> list[ConflictRecord]:
+        del visible
+        self._called("conflicts")
+        return []
 
     def usage_list(self, *, period: Period, filters: Filters, limit: int, cursor: str | None, now: datetime) -> UsagePage:
         self._called("usage_list")

@@ -111,6 +111,7 @@ def test_every_route_but_the_login_is_behind_the_guard(client: FlaskClient) -> N
         "/_reload-hash",
         "/assets/<path:filename>",
         "/download/costs.csv",
+        "/download/<kind>",
         "/login",
         "/logout",
     }

@@ -90,7 +90,21 @@ def test_the_overview_draws_its_tiles_charts_and_table(browser: Browser, origin:
         expect(page.locator("p.open")).to_have_text("Open: no key has been created.")
         assert page.locator("table tbody tr").count() == 11
         expect(page).to_have_title("Overview · meterbridge")
-        assert page.locator("nav a").all_inner_texts() == ["Overview", "Deployment", "Data", "Add data"]
+        assert page.locator("nav a").all_inner_texts() == [
+            "Overview",
+            "Deployment",
+            "Reconciliation",
+            "Comparison",
+            "Reports",
+            "Quotas",
+            "Alerts",
+            "Rules",
+            "Receivers",
+            "Sources",
+            "Data",
+            "Ingest",
+            "Add data",
+        ]
 
 
 def test_the_address_is_the_state(browser: Browser, origin: str) -> None:

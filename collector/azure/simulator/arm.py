@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -28,6 +28,8 @@ _INTERVALS = {
     "PT12H": timedelta(hours=12),
     "P1D": timedelta(days=1),
 }
+# How many of each a request of a Foundry account counts for.
+_ACCOUNT_METRICS = {"ModelRequests": 1, "AzureOpenAIRequests": 1, "InputTokens": 400, "OutputTokens": 90, "TotalTokens": 490}
 _ML = "microsoft.machinelearningservices"
 _ONLINE = f"{_ML}/workspaces/onlineendpoints/deployments"
 _USAGES = re.compile(
@@ -51,6 +53,8 @@ class ResourceManager:
     # What the caller may do, as role definitions tell it.
     actions: Sequence[str] = ("*/read", "Microsoft.CostManagement/*/read", "Microsoft.CostManagement/query/action")
     not_actions: Sequence[str] = ()
+    # Where the caller's rights are other ones: scope, lower case and without slashes at its ends -> role definitions.
+    rights: Mapping[str, Sequence[Mapping[str, Sequence[str]]]] = field(default_factory=dict)
 
     def answer(self, request: Request) -> Answer:
         """The answer to a GET; raises ``Refused`` where Azure would."""
@@ -197,7 +201,7 @@ class ResourceManager:
 
     def _requests(self, resource: str, name: str, span: tuple[datetime, datetime], interval: timedelta, aggregations: Sequence[str]) -> list[dict[str, Any]]:
         start, end = span
-        is_account = name in {"ModelRequests", "AzureOpenAIRequests"}
+        is_account = name in _ACCOUNT_METRICS
         if name != "RequestsPerMinute" and not is_account:
             raise Refused(
                 400, "BadRequest", f"Failed to find metric configuration for provider, metric: {name}. Valid metrics: RequestsPerMinute,DeploymentCapacity"
@@ -205,6 +209,7 @@ class ResourceManager:
         label = "modeldeploymentname" if is_account else "deployment"
         found = []
         for deployment, minutes in self.estate.requests(resource, start, end).items():
+            minutes = [(at, count * _ACCOUNT_METRICS.get(name, 1)) for at, count in minutes]  # noqa: PLW2901 - the minutes of this metric
             cells: dict[datetime, list[int]] = {}
             for at, count in minutes:
                 cells.setdefault(start + (at - start) // interval * interval, []).append(count)
@@ -268,7 +273,10 @@ class ResourceManager:
         if scope.startswith("subscriptions/"):
             self._subscription(scope.split("/")[1])
         if what == "permissions":
-            value: list[dict[str, Any]] = [{"actions": list(self.actions), "notActions": list(self.not_actions), "dataActions": [], "notDataActions": []}]
+            roles = self.rights.get(scope.strip("/"), [{"actions": self.actions, "notActions": self.not_actions}])
+            value: list[dict[str, Any]] = [
+                {"actions": list(role["actions"]), "notActions": list(role.get("notActions", ())), "dataActions": [], "notDataActions": []} for role in roles
+            ]
         elif what == "roleassignments":
             value = [
                 {

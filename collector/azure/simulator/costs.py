@@ -379,6 +379,13 @@ class CostManagement:
     def _storage_id(self) -> str:
         return f"/subscriptions/{self.estate.subscriptions()[0].id}/resourceGroups/rg-costs/providers/Microsoft.Storage/storageAccounts/stcostexports"
 
+    def storage_account(self, request: Request) -> Answer | None:
+        """The account that exports go to, as Resource Manager tells it; None where the request is for something else."""
+        if not self.exports or "/" + request.folded.strip("/") != self._storage_id().casefold():
+            return None
+        properties = {"provisioningState": "Succeeded", "primaryEndpoints": {"blob": self.blob_base() + "/"}}
+        return json_answer({"id": self._storage_id(), "name": "stcostexports", "kind": "StorageV2", "properties": properties})
+
     def export_runs(self, scope: str, name: str) -> Answer:
         """The last runs of an export, newest first; the one of this morning may be under way."""
         export = self._export_named(scope, name)

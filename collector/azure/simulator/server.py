@@ -187,6 +187,8 @@ class Simulator:
             said = request.headers.get("authorization", "")
             if not said.startswith("Bearer ") or (self.token is not None and said != f"Bearer {self.token}"):
                 return _unauthorized("The access token is invalid."), 0
+            if (account := self.costs.storage_account(request)) is not None:
+                return account, 0
             if kind in {"list", "metrics"}:
                 return (self.manager.answer(request) if request.method == "GET" else error(405, "MethodNotAllowed", "Only reads are simulated.")), 0
             return self._cost_management(request, kind)

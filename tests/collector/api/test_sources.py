@@ -52,6 +52,8 @@ def test_every_source_says_its_last_word(sqlite_store: Store) -> None:
     assert (costs["state"], costs["calls"], costs["throttles"], costs["message"]) == ("rescheduled", 1, 1, "Azure throttles")
     assert (costs["last_success"], costs["next_run"], costs["data_until"]) == ("2026-11-20T09:00:00Z", "2026-11-20T11:00:00Z", "2026-11-19T10:00:00Z")
     assert (found["azure", "quotas"]["state"], found["job", "twins"]["state"]) == ("interrupted", "running")
+    # The schedule's own word, where Azure has said nothing: the next UTC day.
+    assert found["job", "twins"]["next_run"] == "2026-11-21T00:00:00Z"
     assert {kind for kind, _ in found} == {"azure", "bill", "usage", "job"}
 
 
@@ -64,6 +66,7 @@ def test_metrics_are_prometheus_metrics(sqlite_store: Store) -> None:
     assert 'meterbridge_month_cost{workspace="ws-east",deployment="llama-foundry",currency="USD",basis="billed"} 1' in lines
     assert 'meterbridge_month_tokens{workspace="ws-east",deployment="llama-foundry",kind="input"} 500000' in lines
     assert 'meterbridge_source_throttles{kind="azure",source="costs · subscriptions/s1"} 1' in lines
+    assert 'meterbridge_month_standing{workspace="ws-east",deployment="llama-foundry",currency="USD",standing="provisional"} 1' in lines
     assert any(line.startswith('meterbridge_quota_limit{pool="ws-east/llama-foundry:tokens_per_minute"') for line in lines)
     judge = shutil.which("promtool")
     if judge is None:

@@ -38,8 +38,8 @@ def pulling(world: InventedWorld, store: Store, now: Callable[[], datetime]) -> 
         yield simulator, pull
 
 
-def stored(store: Store) -> dict[Key, Decimal]:
-    """The current bill, row by row summed in plain Decimal: neither day sums nor totals are believed."""
+def stored(store: Store, *, amortized: bool = False) -> dict[Key, Decimal]:
+    """The current bill, row by row summed in plain Decimal: neither day sums nor totals are believed. Zeros are left out."""
     found: dict[Key, Decimal] = {}
     with store.read() as session:
         rows = (
@@ -51,20 +51,21 @@ def stored(store: Store) -> dict[Key, Decimal]:
         for charge, item, part in session.exec(rows):
             name = f"{item.endpoint}/{item.deployment}" if item.endpoint else item.deployment
             key = (part.subscription_id, part.period_start, charge.currency, item.resource_id.lower(), name, item.meter_name, charge.charged_on)
-            found[key] = money.plus(found.get(key, money.ZERO), charge.billed_cost)
-    return found
+            amount = charge.effective_cost if amortized and charge.effective_cost is not None else charge.billed_cost
+            found[key] = money.plus(found.get(key, money.ZERO), amount)
+    return {key: amount for key, amount in found.items() if amount}
 
 
-def truth(world: InventedWorld, at: datetime) -> dict[Key, Decimal]:
+def truth(world: InventedWorld, at: datetime, *, amortized: bool = False) -> dict[Key, Decimal]:
     """The simulator's truth in the same words; what is no model spend is kept without its resource."""
     found: dict[Key, Decimal] = {}
-    for key, amount in world.truth(at).items():
+    for key, amount in world.truth(at, metric="AmortizedCost" if amortized else "ActualCost").items():
         is_model_spend = any(part in key.resource for part in ("/microsoft.saas/", "/accounts/", "/workspaces/"))
         resource = key.resource if is_model_spend else ""
         meter = key.meter if key.resource else "Rounding Adjustment"
         said = (key.subscription, key.month, key.currency, resource, key.deployment, meter, key.day)
         found[said] = money.plus(found.get(said, money.ZERO), amount)
-    return found
+    return {key: amount for key, amount in found.items() if amount}
 
 
 def current(store: Store) -> list[Any]:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import pytest
 from sqlmodel import select
 
+from collector import cli
 from collector.azure import costs, retail, sync
 from collector.azure.client import Azure, AzureSettings
 from collector.azure.simulator import Fault, InventedWorld, Simulator
@@ -69,6 +72,7 @@ def place(store: Store) -> Iterator[Place]:
 def test_without_being_told_the_open_month_and_the_one_before_are_pulled_until_it_has_settled(place: Place) -> None:
     assert place.pull("costs") == []
     assert stored(place.store) == truth(place.world, place.now())
+    assert stored(place.store, amortized=True) == truth(place.world, place.now(), amortized=True)
     assert [(run.month, run.state, run.operation) for run in place.runs()] == [
         (date(2026, 9, 1), PullState.DONE, ""),
         (date(2026, 10, 1), PullState.DONE, ""),
@@ -97,8 +101,8 @@ def test_a_report_that_was_ordered_is_asked_for_again_after_a_cut(place: Place) 
     assert "500 InternalServerError" in first.message
     ordered = place.simulator.counted()["report"]
     assert place.pull("costs", date(2026, 10, 1)) == []
-    # Only the other subscription's report, which had landed, was ordered anew.
-    assert place.simulator.counted()["report"] == ordered + 1
+    # Only the other subscription's report, which had landed, was ordered anew; amortized cost is another of each.
+    assert place.simulator.counted()["report"] == ordered + 3
     assert stored(place.store) == {key: amount for key, amount in truth(place.world, place.now()).items() if key[1] == date(2026, 10, 1)}
 
 
@@ -256,3 +260,30 @@ def test_the_command_refuses_what_makes_no_sense(place: Place) -> None:
     with pytest.raises(InvalidInput, match="METERBRIDGE_AZURE_SUBSCRIPTIONS"):
         sync.command_of("costs", None, Settings())
     assert "static" not in repr(sync.command_of("costs", None, settings))
+
+
+def test_the_command_line_pulls_and_says_what_came(
+    place: Place, sqlite_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    try:
+        monkeypatch.setenv("METERBRIDGE_DATABASE_URL", sqlite_url)
+        assert cli.main(["sync", "costs"]) == 2
+        assert "METERBRIDGE_AZURE_SUBSCRIPTIONS" in capsys.readouterr().err
+        for name, value in place.simulator.environment().items():
+            monkeypatch.setenv(name, value)
+        assert cli.main(["sync", "costs", "--month", "2026-10"]) == 0
+        assert "landed" in "".join(capsys.readouterr())
+        assert cli.main(["sync", "quotas", "--month", "2026-10"]) == 2
+        monkeypatch.setenv("METERBRIDGE_AZURE_CREDENTIAL", "static:wrong-secret")
+        assert cli.main(["sync", "inventory"]) == 1
+        said = "".join(capsys.readouterr())
+        assert "The token was refused" in said
+        assert "wrong-secret" not in said
+    finally:
+        root.handlers[:], root.level = handlers, level
+    store = Store(sqlite_url)
+    assert stored(store) == {key: amount for key, amount in truth(place.world, place.now()).items() if key[1] == date(2026, 10, 1)}
+    store.close()

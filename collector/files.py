@@ -1,0 +1,71 @@
+"""The files that the dashboard offers: made by the same functions as the routes and commands of that name."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import IO
+
+from collector import focus, reports
+from models import ledger
+from models.errors import InvalidInput, NotFound
+from models.store import Store
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """A file on its way out; ``content`` is at its beginning and is closed by whoever sends it."""
+
+    content: IO[bytes]
+    name: str
+    media_type: str
+    control_total: str
+
+
+class Files:
+    """``weekly`` and ``focus`` by their parameters, limited to what the reader may see."""
+
+    def __init__(self, store: Store, *, now: Callable[[], datetime]) -> None:
+        self._store = store
+        self._now = now
+
+    def __call__(self, kind: str, said: Mapping[str, str], visible: frozenset[str] | None) -> File:
+        """The file; ``InvalidInput`` where it cannot be meant."""
+        match kind:
+            case "weekly":
+                return self._weekly(said, visible)
+            case "focus":
+                return self._focus(said, visible)
+            case _:
+                raise NotFound(f"there is no file {kind[:40]!r}")
+
+    def _weekly(self, said: Mapping[str, str], visible: frozenset[str] | None) -> File:
+        form = next((one for one in reports.FORMATS if one == said.get("format", "html")), None)
+        if form is None:
+            raise InvalidInput(f"format must be one of {', '.join(reports.FORMATS)}")
+        now = self._now()
+        week = ledger.week_of(said.get("week") or None, now=now, time_zone="UTC")
+        with self._store.write() as session:
+            body = reports.weekly_snapshot(session, week, visible=visible, now=now)
+        made = reports.written(body, form)
+        content = tempfile.TemporaryFile(prefix="meterbridge-report-")  # noqa: SIM115 - closed by whoever sends it
+        content.write(made.content)
+        content.seek(0)
+        return File(content, f"meterbridge-{week.name}.{form}", made.media_type, made.control_header)
+
+    def _focus(self, said: Mapping[str, str], visible: frozenset[str] | None) -> File:
+        version, form = focus.checked(said.get("version", "1.2"), said.get("format", "csv"))
+        now = self._now()
+        month = focus.month_asked(said.get("month", ""), now=now)
+        content = tempfile.TemporaryFile(prefix="meterbridge-focus-")  # noqa: SIM115 - closed by whoever sends it
+        try:
+            with self._store.read() as session:
+                about = ledger.focus_month(session, month, now=now)
+                made = focus.export(session, about, content, version=version, form=form, visible=visible, now=now)
+        except BaseException:
+            content.close()
+            raise
+        content.seek(0)
+        return File(content, f"meterbridge-focus-{month:%Y-%m}.{form}", focus.MEDIA_TYPES[form], made.control_header)

@@ -1,0 +1,253 @@
+"""The close pack as a snapshot's body, and the tables in which every format shows it."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
+
+from collector.reports import words
+from models import money
+from models.ledger.closepack import ClosePack, CurrencyClose, Entry
+from models.periods import rfc3339
+
+# What a spreadsheet would run as a formula, were it the first sign of a cell.
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "|", "%")
+_JOURNAL = ("entry", "date", "currency", "cost_center", "account", "debit", "credit")
+_ACCOUNTS = {
+    "serverless": "serverless",
+    "managed_allocated": "managed compute, used",
+    "managed_idle": "managed compute, idle",
+    "managed_undetermined": "managed compute, capacity not known",
+    "unknown_mode": "deployment of unknown mode",
+    "unallocated": "not of a known deployment",
+    "payable": "accounts payable",
+    "accrued": "accrued expenses",
+}
+_ENTRIES = {
+    "invoice": "What is billed",
+    "accrual": "Accrual of what is not billed yet",
+    "reversal": "Reversal of the accrual",
+    "adjustment": "What has changed since the close, to be booked in the open month",
+}
+
+
+def close_body(pack: ClosePack) -> dict[str, Any]:
+    """The pack as JSON: money as text, unknown as null."""
+    return {
+        "kind": "close",
+        "month": f"{pack.month:%Y-%m}",
+        "from": rfc3339(pack.period.start),
+        "to": rfc3339(pack.period.end),
+        "time_zone": "UTC",
+        "basis": "best",
+        "standing": pack.standing,
+        "known_at": None if pack.known_at is None else rfc3339(pack.known_at),
+        "closed_by": None if pack.close is None else pack.close.closed_by,
+        "settles_at": rfc3339(pack.settles_at),
+        "unpriced_tokens": pack.unpriced_tokens,
+        "unknown_token_requests": pack.unknown_token_requests,
+        "totals": [
+            {
+                "currency": one.currency,
+                "cost": money.text(one.cost),
+                "billed_cost": None if one.total.billed_cost is None else money.text(one.total.billed_cost),
+                "booked": _minor(one.booked, one.currency),
+                "rounding": money.text(one.rounding),
+                "status": one.total.status,
+            }
+            for one in pack.currencies
+        ],
+        "currencies": [_currency(one) for one in pack.currencies],
+        "adjustments": [
+            {
+                "day": line.day.isoformat(),
+                "workspace": line.workspace,
+                "deployment": line.deployment,
+                "meter": line.meter,
+                "currency": line.currency,
+                "side": line.side,
+                "cause": line.cause,
+                "amount": money.text(line.amount),
+            }
+            for line in pack.adjustments
+        ],
+    }
+
+
+def _currency(one: CurrencyClose) -> dict[str, Any]:
+    matched = one.reconciliation
+    return {
+        "currency": one.currency,
+        "entries": [_entry(entry, one.currency) for entry in one.entries],
+        "reconciliation": None
+        if matched is None
+        else {
+            "expected": money.text(matched.expected),
+            "billed": money.text(matched.billed),
+            "variance": money.text(matched.variance),
+            "causes": {cause.value: money.text(share) for cause, share in matched.causes.items()},
+            "unexplained": money.text(matched.unexplained),
+            "coverage": None if matched.coverage is None else money.text(matched.coverage),
+        },
+    }
+
+
+def _entry(entry: Entry, currency: str) -> dict[str, Any]:
+    return {
+        "entry": entry.kind,
+        "date": None if entry.on is None else entry.on.isoformat(),
+        "debits": _minor(entry.debits, currency),
+        "credits": _minor(entry.credits, currency),
+        "lines": [
+            {
+                "cost_center": line.cost_center,
+                "account": line.account,
+                "debit": _minor(line.debit, currency),
+                "credit": _minor(line.credit, currency),
+                "exact": money.text(line.exact),
+            }
+            for line in entry.lines
+        ],
+    }
+
+
+def _minor(amount: Decimal, currency: str) -> str:
+    """In minor units, all of their digits written."""
+    return f"{money.shown(amount, currency) + 0:f}"
+
+
+def close_difference(before: dict[str, Any], after: dict[str, Any]) -> list[dict[str, Any]]:
+    """The journal lines that a restatement changes: what is debited less what is credited."""
+    sides = [
+        {
+            (one["currency"], entry["entry"], line["cost_center"], line["account"]): money.minus(Decimal(line["debit"]), Decimal(line["credit"]))
+            for one in body["currencies"]
+            for entry in one["entries"]
+            for line in entry["lines"]
+        }
+        for body in (before, after)
+    ]
+    found: list[dict[str, Any]] = []
+    for place in sorted(sides[0].keys() | sides[1].keys(), key=lambda key: [one or "" for one in key]):
+        was, is_now = (side.get(place, money.ZERO) for side in sides)
+        if was != is_now:
+            named = dict(zip(("currency", "entry", "cost_center", "account"), place, strict=True))
+            found.append({**named, "was": money.text(was), "is": money.text(is_now), "delta": money.text(money.minus(is_now, was))})
+    return found
+
+
+def journal_csv(body: Mapping[str, Any]) -> tuple[bytes, int, dict[str, str]]:
+    """The journal, a line each; the control total per currency is what invoice and accrual debit to accounts of cost."""
+    into = io.StringIO()
+    writer = csv.writer(into, lineterminator="\r\n")
+    writer.writerow(_JOURNAL)
+    rows = 0
+    control: dict[str, str] = {}
+    for one in body["currencies"]:
+        total = money.ZERO
+        for entry in one["entries"]:
+            for line in entry["lines"]:
+                cells = {**entry, **line, "currency": one["currency"]}
+                writer.writerow(["" if cells[name] is None else _safe(cells[name]) if name == "cost_center" else cells[name] for name in _JOURNAL])
+                rows += 1
+                if entry["entry"] in {"invoice", "accrual"} and line["account"] not in {"payable", "accrued"}:
+                    total = money.add((total, Decimal(line["debit"]), Decimal(line["credit"]).copy_negate()))
+        control[one["currency"]] = _minor(total, one["currency"])
+    return into.getvalue().encode(), rows, control
+
+
+def _safe(text: str) -> str:
+    return f"'{text}" if text.startswith(FORMULA) else text
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A table of texts; heads that begin with # are of numbers. ``note`` stands above it."""
+
+    title: str
+    heads: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    note: str = ""
+
+
+def title_of(body: Mapping[str, Any]) -> str:
+    """What the pack is called."""
+    return f"Month close pack {body['month']} ({'final' if body['standing'] == 'final' else 'provisional'})"
+
+
+def leads(body: Mapping[str, Any]) -> list[str]:
+    """The sentences at the top."""
+    said: list[str] = []
+    if body["standing"] == "final":
+        said.append(f"Closed {words.instant(body['known_at'], 'UTC')} by {words.name(body['closed_by'], 'nobody named')}. The figures are those of the close.")
+    else:
+        said.append(f"Provisional: the month is not closed. Its figures settle {words.instant(body['settles_at'], 'UTC')}.")
+    said += [
+        f"{words.amount(total['booked'], total['currency'])} is booked; the exact cost is {total['cost']} {total['currency']}, "
+        f"and {total['rounding']} is rounding."
+        for total in body["totals"]
+    ]
+    if not body["totals"]:
+        said.append("Nothing with a price was used and nothing was billed in this month.")
+    if body["unpriced_tokens"]:
+        said.append(f"{words.count(body['unpriced_tokens'])} tokens have no price: what they cost is not known and in no figure here.")
+    if body["unknown_token_requests"]:
+        said.append(f"{words.count(body['unknown_token_requests'])} requests did not say their tokens.")
+    return said
+
+
+def tables(body: Mapping[str, Any]) -> list[Table]:
+    """Every table of the pack, in order."""
+    found: list[Table] = []
+    if body.get("restatement"):
+        rows = [
+            [
+                line["entry"],
+                words.name(line["cost_center"], "no cost centre"),
+                _ACCOUNTS.get(line["account"], line["account"]),
+                *(words.signed(line[key], line["currency"]) for key in ("was", "is", "delta")),
+            ]
+            for line in body["restatement"]
+        ]
+        found.append(Table("What this restatement changes", ["Entry", "Cost centre", "Account", "#Was", "#Is", "#Difference"], rows))
+    for one in body["currencies"]:
+        found += _tables_of(one)
+    sums: dict[tuple[str, str, str | None], Decimal] = {}
+    for line in body["adjustments"]:
+        key = (line["side"], line["cause"], line["currency"])
+        sums[key] = money.plus(sums.get(key, money.ZERO), Decimal(line["amount"]))
+    rows = [[side, cause.replace("_", " "), words.signed(money.text(amount), currency)] for (side, cause, currency), amount in sorted(sums.items(), key=str)]
+    if rows:
+        found.append(Table("What has changed since the close, by cause", ["Side", "Cause", "#Amount"], rows))
+    return found
+
+
+def _tables_of(one: Mapping[str, Any]) -> list[Table]:
+    code = one["currency"]
+    found: list[Table] = []
+    for entry in one["entries"]:
+        rows = [
+            [
+                words.name(line["cost_center"], "–" if line["account"] in {"payable", "accrued"} else "no cost centre"),
+                _ACCOUNTS.get(line["account"], line["account"]),
+                *(words.amount(line[side], code) if Decimal(line[side]) else "" for side in ("debit", "credit")),
+            ]
+            for line in entry["lines"]
+        ]
+        rows.append(["Together", "", words.amount(entry["debits"], code), words.amount(entry["credits"], code)])
+        title = f"{_ENTRIES[entry['entry']]} ({code}{', ' + entry['date'] if entry['date'] else ''})"
+        found.append(Table(title, ["Cost centre", "Account", "#Debit", "#Credit"], rows))
+    matched = one["reconciliation"]
+    if matched is not None:
+        rows = [[cause.replace("_", " "), words.signed(share, code)] for cause, share in matched["causes"].items()]
+        rows.append(["Together", words.signed(matched["variance"], code)])
+        note = (
+            f"Expected {words.amount(matched['expected'], code)}, billed {words.amount(matched['billed'], code)}; "
+            f"{words.amount(matched['unexplained'], code)} is unexplained."
+        )
+        found.append(Table(f"Bill against metering ({code})", ["Cause", "#Amount"], rows, note))
+    return found

@@ -1,0 +1,142 @@
+"""Why a figure is what it is: formula, quantities, prices, charges, their age, and the same question as a line for curl."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import replace
+
+from dash import html
+from dash.development.base_component import Component
+
+from dashboard import tables, text
+from dashboard.shell import Failure, View, age_line, card, empty_panel, failure_panel, tile
+from models.ledger import FORMULA, Explanation, MeteredLine, counted_in
+
+PATH = "explain"
+NAME = "Why?"
+GROUP = "Money"
+GROUP = "Money"
+_MOST_LINES = 60
+
+
+def layout(view: View) -> list[Component]:
+    """One question to the ledger: the selection's figure, taken apart."""
+    selection = replace(view.selection, own=(), group_by=(), granularity="none")
+    query = selection.query(now=view.now, visible=view.visible, granularity="none", group_by=())
+    head: list[Component] = [
+        html.Div(
+            [html.H1("Why this number?"), html.P(f"What a figure is made of: {text.span(query.period)}, basis {query.basis}{_of(view)}", className="subtitle")],
+            className="heading",
+        )
+    ]
+    found = view.ask("the explanation", lambda: view.ledger.explain(query, now=view.now))
+    if isinstance(found, Failure):
+        return [*head, failure_panel(found, view.here)]
+    # The period is written out: left to itself the API takes another default than the pages, which show whole days.
+    whole = replace(selection, begin=query.period.start, end=query.period.end)
+    address = f"{view.origin}/v1/explain{whole.search()}"
+    if not found.totals:
+        return [*head, age_line(found.age, view.now), empty_panel(view, found.age)]
+    return [
+        *head,
+        age_line(found.age, view.now),
+        html.Div(
+            [
+                tile(
+                    "Figure",
+                    text.money(total.cost, total.currency),
+                    title=text.money_exactly(total.cost, total.currency),
+                    note=total.reasons.get("cost")
+                    or f"{total.status}; the lines below count to {text.money_exactly(counted_in(found, total.currency), total.currency)}",
+                    tone="absent" if total.cost is None else "",
+                )
+                for total in found.totals
+            ],
+            className="tiles",
+        ),
+        card(
+            "Formula",
+            html.P(f"{FORMULA[query.basis]}."),
+            html.P("The same question to the API:", className="note"),
+            html.Pre(f"curl {shlex.quote(address)}"),
+            name="wide",
+        ),
+        _metered(found),
+        _billed(found),
+    ]
+
+
+def _of(view: View) -> str:
+    """What the figure is limited to, in words."""
+    said = [f"{text.short(text.visible(key), 24)} {text.short(text.name(value, absent=''), 40)}" for key, value, _ in view.selection.chips()]
+    return f", {', '.join(said)}" if said else ""
+
+
+def _price(line: MeteredLine) -> str:
+    """The unit price, with the exchange rate where the bill's currency is another one."""
+    if line.unit_price is None:
+        return line.reason or text.UNKNOWN
+    rate = "" if line.exchange_rate is None else f" × {text.quantity(line.exchange_rate)} {line.currency or ''}"
+    return f"{text.money_exactly(line.unit_price, line.price_currency)} per {line.unit}{rate}"
+
+
+def _more(lines: int) -> str:
+    return f"The first {_MOST_LINES} of {text.count(lines)}; /v1/explain has up to 2,000." if lines > _MOST_LINES else ""
+
+
+def _metered(found: Explanation) -> Component:
+    columns = [
+        tables.Column("Deployment"),
+        tables.Column("Meter"),
+        tables.Column("Quantity", is_number=True),
+        tables.Column("Price", is_number=True),
+        tables.Column("Price from"),
+        tables.Column("Amount", is_number=True),
+        tables.Column("Counted", is_number=True, title="what of it is in the figure: where a bill counts, nothing"),
+    ]
+    rows: list[list[tables.Cell]] = [
+        [
+            tables.named(f"{line.workspace or text.UNALLOCATED} / {line.deployment or text.UNALLOCATED}", length=60),
+            text.words(line.meter),
+            text.quantity(line.quantity),
+            _price(line),
+            html.Span(f"{line.price_source or ''} ({line.price_version or 'no version'})", className="wrap"),
+            tables.amount(line.amount, line.currency, line.reason),
+            tables.amount(line.counted, line.currency),
+        ]
+        for line in found.metered[:_MOST_LINES]
+    ]
+    if not rows:
+        return card("Metered", html.P("Nothing was metered."), name="wide")
+    return card("Metered", tables.table(columns, rows, caption="Metered quantities and their prices"), note=_more(len(found.metered)), name="wide")
+
+
+def _billed(found: Explanation) -> Component:
+    files = {part.id: part for part in found.parts}
+    columns = [
+        tables.Column("Deployment"),
+        tables.Column("Meter"),
+        tables.Column("Rows", is_number=True),
+        tables.Column("Days"),
+        tables.Column("Bill"),
+        tables.Column("Amount", is_number=True),
+        tables.Column("Counted", is_number=True),
+    ]
+    rows: list[list[tables.Cell]] = []
+    for line in found.billed[:_MOST_LINES]:
+        part = files.get(line.part_id)
+        source = f"{part.file_name}, landed {text.instant(part.landed_at)}" if part is not None else ""
+        rows.append(
+            [
+                tables.named(f"{line.workspace or text.UNALLOCATED} / {line.deployment or text.UNALLOCATED}", length=60),
+                text.words(line.meter),
+                text.count(line.rows),
+                f"{text.day(line.first_day)} – {text.day(line.last_day)}",
+                html.Span(text.visible(source), className="wrap"),
+                html.Span([tables.amount(line.amount, line.currency), " (share)" if line.estimate else ""]),
+                tables.amount(line.counted, line.currency),
+            ]
+        )
+    if not rows:
+        return card("Billed", html.P("No bill has charges for it."), name="wide")
+    return card("Billed", tables.table(columns, rows, caption="Charges behind the figure"), note=_more(len(found.billed)), name="wide")

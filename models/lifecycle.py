@@ -1,0 +1,54 @@
+"""When models end on Azure, as announced: a dated table, used where the inventory of a deployment says nothing.
+
+A row of the inventory (``retires_at``) replaces it for its deployment; a newer version of this software brings a newer
+table. Managed compute is not in it: instances go on with the weights they have.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from models.prices import model_key
+from models.resources import DeploymentFact, Mode, Route
+
+LOOKED_OVER_ON = "2026-07"
+
+
+@dataclass(frozen=True, slots=True)
+class Retirement:
+    """From ``at`` on the model cannot be called by this route; ``source`` says who announced it."""
+
+    model: str
+    route: Route
+    at: datetime
+    source: str
+
+
+_SCHEDULE = "Azure AI model retirement schedule, read 2026-07"
+_JUNE = datetime(2026, 6, 13, tzinfo=UTC)
+RETIREMENTS: tuple[Retirement, ...] = tuple(
+    Retirement(name, Route.MARKETPLACE, _JUNE, _SCHEDULE)
+    for name in (
+        "Meta-Llama-3.1-8B-Instruct",
+        "Meta-Llama-3.1-405B-Instruct",
+        "Llama-3.2-11B-Vision-Instruct",
+        "Llama-3.2-90B-Vision-Instruct",
+    )
+)
+_BY_MODEL = {(model_key(one.model), one.route): one for one in RETIREMENTS}
+
+
+def retirement(model: str | None, route: Route | None) -> Retirement | None:
+    """What is announced of a model by a route; None where nothing is."""
+    return None if not model or route is None else _BY_MODEL.get((model_key(model), route))
+
+
+def retires_at(fact: DeploymentFact | None, route: Route | None) -> datetime | None:
+    """When the deployment's model ends: as its inventory says, else as announced for its model and route."""
+    if fact is None:
+        return None
+    if fact.retires_at is not None:
+        return fact.retires_at
+    announced = retirement(fact.model, route) if fact.mode == Mode.SERVERLESS else None
+    return None if announced is None else announced.at

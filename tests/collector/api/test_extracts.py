@@ -1,0 +1,127 @@
+"""Files of the read API: every row, numbers as numbers, names no spreadsheet runs, and a control total that is the sum."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator
+from datetime import UTC, date, datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from collector.api import reads
+from models import money
+from models.charges import ChargeClass
+from models.store import Store
+from tests import factories
+from tests.collector.api.serving import Service, serving
+
+PERIOD = {"from": "2026-11-10", "to": "2026-11-12"}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory, migrated_file: Path) -> Iterator[Service]:
+    """On the 10th 3 million tokens at 0.50 (billed 1.20), on the 11th a million (0.50); one application's name is a formula."""
+    file = tmp_path_factory.mktemp("extracts") / "t.db"
+    file.write_bytes(migrated_file.read_bytes())
+    store = Store(f"sqlite:///{file}")
+    with store.write() as session:
+        factories.token_prices(session, "0.50", "0.50")
+        factories.workspace_fact(session)
+        factories.serverless(session)
+        of = factories.series(session, application="=HYPERLINK(1)", team="search", tags={"env": "prod"})
+        for name, day, tokens in (("+1", 10, 3_000_000), ("b", 11, 1_000_000)):
+            factories.event(session, of, time=datetime(2026, 11, day, 8, tzinfo=UTC), input_tokens=tokens, output_tokens=0, event_id=name)
+        item = factories.charge_item(session, ChargeClass.MARKETPLACE)
+        factories.charge(session, factories.bill_part(session), item, "1.20", charged_on=date(2026, 11, 10), quantity="3000")
+    with serving(store) as service:
+        yield service
+    store.close()
+
+
+def asked(world: Service, path: str, **parameters: Any) -> tuple[bytes, Any]:
+    answer = world.client.get(path, params=PERIOD | parameters)
+    assert answer.status_code == 200, answer.text
+    return answer.content, answer.headers
+
+
+def test_costs_as_csv(world: Service) -> None:
+    content, headers = asked(world, "/v1/costs", format="csv", group_by="deployment,application")
+    rows = list(csv.DictReader(io.StringIO(content.decode())))
+    assert [(row["period_start"], row["deployment"], row["application"], row["cost"], row["billed_cost"], row["estimate"]) for row in rows] == [
+        ("2026-11-10T00:00:00Z", "llama-chat", "'=HYPERLINK(1)", "1.2", "1.2", "true"),
+        ("2026-11-11T00:00:00Z", "llama-chat", "'=HYPERLINK(1)", "0.5", "", "false"),
+    ]
+    assert (headers["x-control-total"], headers["x-rows"]) == ("USD 1.7", "2")
+    assert headers["content-type"] == "text/csv; charset=utf-8"
+    assert headers["content-disposition"] == 'attachment; filename="meterbridge-costs.csv"'
+
+
+@pytest.mark.parametrize("basis", ["metered", "billed", "best", "amortized"])
+@pytest.mark.parametrize("form", ["csv", "parquet"])
+def test_rows_add_up_to_the_control_total_and_to_the_json(world: Service, basis: str, form: str) -> None:
+    content, headers = asked(world, "/v1/costs", format=form, basis=basis, granularity="hour", group_by="meter")
+    if form == "csv":
+        costs = [Decimal(row["cost"]) for row in csv.DictReader(io.StringIO(content.decode())) if row["cost"]]
+    else:
+        costs = [row["cost"] for row in pq.read_table(io.BytesIO(content)).to_pylist() if row["cost"] is not None]
+    said = json.loads(asked(world, "/v1/costs", basis=basis, granularity="hour", group_by="meter")[0])
+    assert headers["x-control-total"] == f"USD {money.text(money.add(costs))}" == f"USD {said['totals'][0]['cost']}"
+
+
+def test_costs_as_parquet_have_types(world: Service) -> None:
+    content, _ = asked(world, "/v1/costs", format="parquet", group_by="application")
+    first, _ = pq.read_table(io.BytesIO(content)).to_pylist()
+    assert (first["period_start"], first["application"], first["cost"], first["input_tokens"], first["estimate"]) == (
+        datetime(2026, 11, 10, tzinfo=UTC),
+        "=HYPERLINK(1)",
+        Decimal("1.200000000000000000"),
+        3_000_000,
+        True,
+    )
+
+
+def test_usage_has_every_event_however_many_are_read_at_once(world: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reads, "_EVENTS_AT_ONCE", 1)
+    content, headers = asked(world, "/v1/usage", format="csv")
+    rows = list(csv.DictReader(io.StringIO(content.decode())))
+    assert [(row["id"], row["time"], row["input_tokens"], row["tags"], row["counted"]) for row in rows] == [
+        ("b", "2026-11-11T08:00:00Z", "1000000", '{"env": "prod"}', "true"),
+        ("'+1", "2026-11-10T08:00:00Z", "3000000", '{"env": "prod"}', "true"),
+    ]
+    assert headers["x-control-total"] == "rows 2"
+    table = pq.read_table(io.BytesIO(asked(world, "/v1/usage", format="parquet")[0]))
+    assert [(row["id"], row["input_tokens"], row["mode"]) for row in table.to_pylist()] == [("b", 1_000_000, "serverless"), ("+1", 3_000_000, "serverless")]
+
+
+def test_a_file_of_nothing_has_its_columns(world: Service) -> None:
+    for form in ("csv", "parquet"):
+        content, headers = asked(world, "/v1/usage", format=form, workspace="ws-none")
+        names = content.decode().splitlines()[0].split(",") if form == "csv" else pq.read_table(io.BytesIO(content)).column_names
+        assert (names[:2], headers["x-rows"]) == (["handle", "id"], "0")
+
+
+@pytest.mark.parametrize(
+    ("path", "parameters", "said"),
+    [
+        ("/v1/costs", {"format": "xlsx"}, "format must be json, csv or parquet"),
+        ("/v1/usage", {"format": "csv", "limit": "5"}, "leave out limit and cursor"),
+        ("/v1/costs", {"format": "csv", "cursor": "x"}, "leave out limit and cursor"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(world: Service, path: str, parameters: dict[str, str], said: str) -> None:
+    answer = world.client.get(path, params=PERIOD | parameters)
+    assert answer.status_code == 422
+    assert said in answer.json()["detail"]
+
+
+def test_more_events_than_a_file_holds_are_refused(world: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reads, "_EVENTS_AT_ONCE", 1)
+    monkeypatch.setattr(reads, "_MOST_EVENTS", 1)
+    answer = world.client.get("/v1/usage", params=PERIOD | {"format": "csv"})
+    assert (answer.status_code, "ask for a shorter period" in answer.text) == (422, True)

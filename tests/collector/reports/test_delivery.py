@@ -1,0 +1,192 @@
+"""Reports that go out by themselves: each period once, to whom it is for, and with nothing but their own figures."""
+
+from __future__ import annotations
+
+import json
+import threading
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlmodel import Session, col, select
+
+from collector import auth
+from collector.reports import delivery, links
+from models.errors import NotFound
+from models.notices import Delivery, Format, Receiver
+from models.schedules import ReportDelivery, ReportSchedule
+from models.store import Store
+from tests import factories as make
+from tests.collector.api.serving import bearer, serving
+
+NOW = make.NOW  # a Friday of W47
+MONDAY = datetime(2026, 11, 16, tzinfo=UTC)
+
+
+def receiver(session: Session, name: str = "rcv_1", form: Format = Format.STANDARD) -> None:
+    session.add(Receiver(id=name, name=name, url="http://127.0.0.1:9/", format=form, workspaces=[], created_at=NOW, updated_at=NOW))
+    session.flush()
+
+
+def schedule(session: Session, **said: Any) -> str:
+    given: dict[str, Any] = {"id": "sch_1", "name": "board", "report": "weekly", "time_zone": "UTC", "hours_after": 7, "workspaces": [], "teams": []}
+    given |= {"receivers": ["rcv_1"], "created_at": MONDAY - timedelta(days=2), "updated_at": MONDAY}
+    session.add(ReportSchedule(**(given | said)))
+    session.flush()
+    return str((given | said)["id"])
+
+
+def world(session: Session) -> None:
+    make.serverless(session)
+    make.token_prices(session, "1.00", "2.00")
+    make.event(session, make.series(session, team="search"), time=datetime(2026, 11, 10, 8, tzinfo=UTC), input_tokens=3_000_000, output_tokens=0)
+    make.event(session, make.series(session, team="risk"), time=datetime(2026, 11, 11, 8, tzinfo=UTC), input_tokens=2_000_000, output_tokens=0)
+
+
+def the_row(store: Store) -> dict[str, Any]:
+    with store.read() as session:
+        (row,) = session.exec(select(ReportDelivery)).all()
+        return row.model_dump()
+
+
+def the_notice(store: Store) -> str:
+    with store.read() as session:
+        (notice,) = session.exec(select(Delivery)).all()
+        return notice.body
+
+
+def sent(store: Store) -> list[tuple[str, str]]:
+    with store.read() as session:
+        return [(row.slot, row.period) for row in session.exec(select(ReportDelivery).order_by(col(ReportDelivery.made_at)))]
+
+
+def test_a_week_is_sent_once_when_it_is_due(store: Store, tmp_path: Path) -> None:
+    folder = tmp_path / "share"
+    folder.mkdir()
+    with store.write() as session:
+        world(session)
+        receiver(session)
+        schedule(session, folder=str(folder))
+    delivery.run(store, MONDAY + timedelta(hours=6, minutes=59))
+    assert sent(store) == []
+    for hours in (7, 8, 30):
+        delivery.run(store, MONDAY + timedelta(hours=hours))
+    assert sent(store) == [("2026-W46", "2026-W46")]
+    row, said = the_row(store), json.loads(the_notice(store))
+    assert (said["type"], said["data"]["totals"][0]["cost"], row["folder_state"]) == ("report.ready", "5", "written")
+    assert sorted(path.name for path in folder.iterdir()) == sorted(
+        f"meterbridge-{row['snapshot_id']}.{form}{more}" for form in ("json", "csv", "html", "pdf") for more in ("", ".meta.json")
+    )
+
+
+def test_processes_that_race_send_once(store: Store) -> None:
+    with store.write() as session:
+        world(session)
+        receiver(session)
+        name = schedule(session)
+    start = threading.Barrier(3)
+
+    def go() -> None:
+        start.wait()
+        delivery.send_due(store, name, now=NOW)
+
+    racing = [threading.Thread(target=go) for _ in range(3)]
+    for one in racing:
+        one.start()
+    for one in racing:
+        one.join()
+    delivery.send_due(store, name, now=NOW)
+    with store.read() as session:
+        assert (len(session.exec(select(ReportDelivery)).all()), len(session.exec(select(Delivery)).all())) == (1, 1)
+
+
+def test_a_week_waits_for_its_bill_and_then_names_the_missing_days(sqlite_store: Store) -> None:
+    with sqlite_store.write() as session:
+        world(session)
+        part = make.bill_part(session, landed_at=MONDAY)
+        make.charge(session, part, make.charge_item(session), "3.00", charged_on=date(2026, 11, 10))
+        receiver(session)
+        schedule(session)
+    delivery.run(sqlite_store, MONDAY + timedelta(hours=71))
+    assert sent(sqlite_store) == []
+    delivery.run(sqlite_store, MONDAY + timedelta(hours=72))
+    assert sent(sqlite_store) == [("2026-W46", "2026-W46")]
+    assert "Not billed yet: 2026-11-11" in json.loads(the_notice(sqlite_store))["data"]["why"]
+
+
+def test_a_team_gets_its_own_figures_only(sqlite_store: Store) -> None:
+    with sqlite_store.write() as session:
+        world(session)
+        receiver(session)
+        schedule(session, teams=["risk"])
+    delivery.run(sqlite_store, NOW)
+    assert [total["cost"] for total in json.loads(the_notice(sqlite_store))["data"]["totals"]] == ["2"]
+    assert "search" not in the_notice(sqlite_store)
+
+
+def test_a_folder_that_is_away_is_tried_again(sqlite_store: Store, tmp_path: Path) -> None:
+    folder = tmp_path / "share"
+    with sqlite_store.write() as session:
+        world(session)
+        schedule(session, receivers=[], folder=str(folder))
+    delivery.run(sqlite_store, NOW)
+    row = the_row(sqlite_store)
+    assert (row["folder_state"], row["folder_error"]) == ("pending", f"there is no folder {folder}")
+    folder.mkdir()
+    delivery.run(sqlite_store, NOW + timedelta(minutes=5))
+    row = the_row(sqlite_store)
+    assert (row["folder_state"], len(list(folder.iterdir()))) == ("written", 8)
+
+
+def test_a_link_opens_its_snapshot_until_it_ends(sqlite_store: Store) -> None:
+    auth.cookie_secret(sqlite_store)
+    with sqlite_store.write() as session:
+        world(session)
+        receiver(session)
+        schedule(session)
+    delivery.run(sqlite_store, NOW)
+    row, path = the_row(sqlite_store), json.loads(the_notice(sqlite_store))["data"]["path"]
+    with sqlite_store.read() as session:
+        token = path.rpartition("/")[2]
+        assert links.snapshot_of(session, token, now=NOW + timedelta(days=29)).id == row["snapshot_id"]
+        for wrong, at in ((token, NOW + timedelta(days=30)), (token[:-1] + ("0" if token[-1] != "0" else "1"), NOW), ("x", NOW), ("", NOW), ("é.1.é", NOW)):
+            with pytest.raises(NotFound, match="opens nothing"):
+                links.snapshot_of(session, wrong, now=at)
+    with serving(sqlite_store) as service:
+        service.key("admin")
+        opened = service.client.get(path, params={"format": "json"})
+        refused = [service.client.get(where).status_code for where in (f"{path}x", "/v1/reports/weekly", "/v1/report-schedules")]
+    assert (opened.status_code, opened.json()["snapshot"]["id"]) == (200, row["snapshot_id"])
+    assert refused == [404, 401, 401]
+
+
+def test_schedules_over_http(sqlite_store: Store, tmp_path: Path) -> None:
+    with sqlite_store.write() as session:
+        world(session)
+        receiver(session)
+        receiver(session, "pager", Format.PAGERDUTY)
+    with serving(sqlite_store) as service:
+        admin, read = bearer(service.key("admin")), bearer(service.key("read"))
+        body = {"name": "finance", "report": "close", "receivers": ["rcv_1"], "folder": str(tmp_path)}
+        made = service.client.post("/v1/report-schedules", json=body, headers=admin)
+        where = f"/v1/report-schedules/{made.json()['id']}"
+        assert (made.status_code, made.json()["enabled"]) == (201, True)
+        assert service.client.post("/v1/report-schedules", json=body, headers=read).status_code == 403
+        for wrong in (
+            {"receivers": ["pager"]},
+            {"receivers": ["nobody"]},
+            {"folder": "relative"},
+            {"time_zone": "Europe/Berlin"},
+            {"receivers": [], "folder": ""},
+        ):
+            assert service.client.post("/v1/report-schedules", json=body | wrong, headers=admin).status_code in {400, 422}, wrong
+        now = service.client.post(f"{where}/send", headers=admin)
+        assert (now.status_code, now.json()["period"], now.json()["notices"][0]["status"]) == (202, "2026-10", "pending")
+        listed = service.client.get(f"{where}/deliveries", headers=read).json()["items"]
+        assert [one["id"] for one in listed] == [now.json()["id"]]
+        changed = service.client.put(where, json=body | {"name": "board", "enabled": False}, headers=admin).json()
+        assert (changed["name"], changed["enabled"]) == ("board", False)
+        assert service.client.delete(where, headers=admin).status_code == 204
+        assert service.client.get("/v1/report-schedules", headers=admin).json()["items"] == []
+        assert service.client.get(f"{where}/deliveries", headers=admin).status_code == 404

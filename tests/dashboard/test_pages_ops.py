@@ -1,0 +1,285 @@
+"""The pages of operations: what an admin may do from them, that nobody else may, and that they draw in a real browser."""
+
+from __future__ import annotations
+
+import shutil
+from datetime import timedelta
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from flask.testing import FlaskClient
+from playwright.sync_api import expect, sync_playwright
+from sqlmodel import select
+
+from collector.desk import Desk
+from dashboard.access import Viewer
+from dashboard.app import create_dashboard, ledger_over
+from models.alerts import Alert, AlertRule, AlertState, AuditEntry, Budget, Kind, Severity, Silence
+from models.notices import Delivery, DeliveryStatus, Format, Receiver
+from models.store import Store
+from tests.dashboard import fakes
+from tests.dashboard.serve import mount, serving
+
+NOW = fakes.NOW
+RULE = {"name": "Tokens of chat", "kind": "tokens_per_minute", "workspace": "ws-a", "deployment": "chat", "threshold": "1000", "for_seconds": "60"}
+BUDGET = {"name": "Research", "amount": "250.50", "currency": "usd", "period": "month", "workspace": "ws-a", "steps": "50, 90", "hard": "no"}
+SAME_SITE = {"Sec-Fetch-Site": "same-origin"}
+
+
+@pytest.fixture
+def store(sqlite_store: Store) -> Store:
+    with sqlite_store.write() as session:
+        session.add(
+            Alert(
+                id="al-1",
+                seq=1,
+                rule_id="rule-1",
+                rule="Tokens of chat",
+                kind=Kind.TOKENS_PER_MINUTE,
+                state=AlertState.FIRING,
+                severity=Severity.CRITICAL,
+                scope={"workspace": "ws-a", "deployment": "chat"},
+                open_key="rule-1 chat",
+                subject="ws-a/chat",
+                value=Decimal(1200),
+                threshold=Decimal(1000),
+                why="1,200 tokens in a minute, above 1,000",
+                sample={},
+                receivers=[],
+                pending_at=NOW - timedelta(hours=2),
+                fired_at=NOW - timedelta(hours=1),
+            )
+        )
+        for name, number in (("Night shift", 1), ("Old pager", 2)):
+            session.add(
+                Receiver(
+                    id=f"hook-{number}",
+                    name=name,
+                    url="https://hooks.example/x",
+                    format=Format.SLACK,
+                    workspaces=[],
+                    is_default=number == 1,
+                    is_enabled=number == 1,
+                    disabled_reason="" if number == 1 else "it answered 410",
+                    created_at=NOW,
+                    updated_at=NOW,
+                )
+            )
+    return sqlite_store
+
+
+def client(store: Store, scope: str = "", *, with_desk: bool = True) -> FlaskClient:
+    """A browser of somebody with a key of this scope; without one in open mode."""
+    access = fakes.FakeAccess(keyless=not scope, viewers={"secret": Viewer("k1", "olga", scope, None)} if scope else {})
+    app = create_dashboard(open_ledger=ledger_over(store.read), access=access, now=lambda: NOW, desk=Desk(store, now=lambda: NOW) if with_desk else None)
+    found: FlaskClient = app.server.test_client()
+    if scope:
+        answer = found.post("/login", data={"key": "secret"}, headers=SAME_SITE)
+        assert answer.status_code == 303
+        # Below the mount the browser sees /dashboard/…; this client asks the server behind it.
+        cookie = answer.headers["Set-Cookie"].partition(";")[0].partition("=")[2]
+        found.set_cookie("meterbridge_session", cookie, path="/")
+    return found
+
+
+def act(browser: FlaskClient, what: str, **said: str) -> int:
+    return browser.post(f"/act/{what}?back=alerts", data=said, headers=SAME_SITE).status_code
+
+
+def rows(store: Store, table: type[Any]) -> list[Any]:
+    with store.read() as session:
+        found: list[Any] = list(session.exec(select(table)))
+        session.expunge_all()
+        return found
+
+
+def actors(store: Store) -> list[tuple[str, str, str]]:
+    return [(row.actor, row.action, row.kind) for row in rows(store, AuditEntry)]
+
+
+def test_an_acknowledgement_is_the_routes_own_and_names_who_made_it(store: Store) -> None:
+    browser = client(store, "admin")
+    answer = browser.post("/act/acknowledge?back=alerts&id=al-1", headers=SAME_SITE)
+    assert (answer.status_code, answer.headers["Location"]) == (303, "/dashboard/alerts")
+    (alert,) = rows(store, Alert)
+    assert (alert.acknowledged_at, alert.acknowledged_by) == (NOW, "olga (k1)")
+    assert actors(store) == [("olga (k1)", "acknowledge", "alert")]
+
+
+def test_a_silence_covers_the_rule_at_its_place_for_so_long(store: Store) -> None:
+    assert act(client(store), "silence", id="al-1", hours="4") == 303
+    (silence,) = rows(store, Silence)
+    assert sorted((one["name"], one["value"]) for one in silence.matchers) == [("deployment", "chat"), ("rule_id", "rule-1"), ("workspace", "ws-a")]
+    assert (silence.starts_at, silence.ends_at) == (NOW, NOW + timedelta(hours=4))
+    assert actors(store) == [("open mode", "create", "silence")]
+
+
+@pytest.mark.parametrize("hours", ["0", "169", "-1", "1.5", "", "four"])
+def test_a_silence_of_no_such_length_is_refused(store: Store, hours: str) -> None:
+    assert act(client(store), "silence", id="al-1", hours=hours) == 422
+    assert rows(store, Silence) == []
+
+
+def test_a_rule_is_made_changed_and_deleted(store: Store) -> None:
+    browser = client(store, "admin")
+    assert act(browser, "create-rule", **RULE) == 303
+    (rule,) = rows(store, AlertRule)
+    assert (rule.name, rule.threshold, rule.for_seconds, rule.scope) == ("Tokens of chat", Decimal(1000), 60, {"workspace": "ws-a", "deployment": "chat"})
+    with store.write() as session:
+        kept = session.get(AlertRule, rule.id)
+        assert kept is not None
+        kept.keep_firing_for_seconds, kept.receivers = 300, ["hook-1"]
+        session.add(kept)
+    assert act(browser, "replace-rule", id=rule.id, name="Tokens", threshold="2000.5", threshold_percent="", enabled="no") == 303
+    (rule,) = rows(store, AlertRule)
+    # What the form does not show stays as it was.
+    assert (rule.name, rule.threshold, rule.is_enabled, rule.keep_firing_for_seconds, rule.receivers) == ("Tokens", Decimal("2000.5"), False, 300, ["hook-1"])
+    assert rule.scope == {"workspace": "ws-a", "deployment": "chat"}
+    assert act(browser, "delete-rule", id=rule.id) == 303
+    assert [action for _, action, _ in actors(store)] == ["create", "update", "delete"]
+    assert act(browser, "delete-rule", id=rule.id) == 404
+
+
+def test_a_budget_is_made_changed_and_deleted(store: Store) -> None:
+    browser = client(store, "admin")
+    assert act(browser, "create-budget", **BUDGET) == 303
+    (budget,) = rows(store, Budget)
+    assert (budget.amount, budget.currency, budget.steps, budget.scope, budget.is_hard) == (Decimal("250.50"), "USD", [50, 90], {"workspace": "ws-a"}, False)
+    assert act(browser, "replace-budget", id=budget.id, name="Research", amount="300", steps="80") == 303
+    (budget,) = rows(store, Budget)
+    assert (budget.amount, budget.currency, budget.steps, budget.period) == (Decimal(300), "USD", [80], "month")
+    assert act(browser, "delete-budget", id=budget.id) == 303
+    assert [kind for _, _, kind in actors(store)] == ["budget"] * 3
+
+
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        ("create-rule", RULE | {"threshold": "many"}),
+        ("create-rule", RULE | {"threshold": ""}),
+        ("create-rule", RULE | {"kind": "moon"}),
+        ("create-rule", RULE | {"name": "a\0b"}),
+        ("create-rule", RULE | {"for_seconds": "-5"}),
+        ("create-budget", BUDGET | {"amount": "-1"}),
+        ("create-budget", BUDGET | {"currency": "money"}),
+        ("create-budget", BUDGET | {"steps": "half"}),
+        ("create-budget", BUDGET | {"name": "x" * 5000}),
+    ],
+)
+def test_what_cannot_be_meant_changes_nothing_and_says_why(store: Store, what: str, said: dict[str, str]) -> None:
+    answer = client(store).post(f"/act/{what}?back=rules", data=said, headers=SAME_SITE)
+    assert answer.status_code == 422
+    assert "Nothing was changed" in answer.text
+    assert 'href="/dashboard/rules"' in answer.text
+    assert rows(store, AlertRule) == []
+    assert rows(store, Budget) == []
+    assert actors(store) == []
+
+
+def test_a_test_notice_and_its_replay_go_through_the_outbox(store: Store) -> None:
+    browser = client(store, "admin")
+    assert act(browser, "test-receiver", id="hook-1") == 303
+    (delivery,) = rows(store, Delivery)
+    assert (delivery.type, delivery.status) == ("webhook.test", DeliveryStatus.PENDING)
+    with store.write() as session:
+        row = session.get(Delivery, delivery.seq)
+        assert row is not None
+        row.status = DeliveryStatus.FAILED
+        session.add(row)
+    assert act(browser, "replay", id="hook-1", delivery=delivery.id) == 303
+    assert [one.status for one in rows(store, Delivery)] == [DeliveryStatus.PENDING]
+    assert act(browser, "replay", id="hook-1", delivery="other") == 404
+    assert act(browser, "test-receiver", id="hook-2") == 409  # disabled
+
+
+EVERY_ACT: tuple[tuple[str, dict[str, str]], ...] = (
+    ("acknowledge", {"id": "al-1"}),
+    ("silence", {"id": "al-1", "hours": "4"}),
+    ("create-rule", RULE),
+    ("create-budget", BUDGET),
+    ("test-receiver", {"id": "hook-1"}),
+    ("nonsense", {}),
+)
+
+
+@pytest.mark.parametrize(("what", "said"), EVERY_ACT)
+def test_a_read_key_changes_nothing(store: Store, what: str, said: dict[str, str]) -> None:
+    assert act(client(store, "read"), what, **said) == 403
+    assert actors(store) == []
+    assert rows(store, Delivery) == []
+    assert rows(store, Silence) == []
+
+
+@pytest.mark.parametrize(("what", "said"), EVERY_ACT)
+@pytest.mark.parametrize("headers", [{"Sec-Fetch-Site": "cross-site"}, {"Sec-Fetch-Site": "same-site"}, {"Origin": "https://evil.example"}, {"Origin": "null"}])
+def test_another_site_changes_nothing(store: Store, what: str, said: dict[str, str], headers: dict[str, str]) -> None:
+    for browser in (client(store), client(store, "admin")):
+        assert browser.post(f"/act/{what}", data=said, headers=headers).status_code == 403
+    assert actors(store) == []
+    assert rows(store, Delivery) == []
+    assert rows(store, Silence) == []
+
+
+def test_nobody_signed_in_a_get_and_no_desk_change_nothing(store: Store) -> None:
+    fresh = create_dashboard(
+        open_ledger=ledger_over(store.read), access=fakes.FakeAccess(keyless=False), now=lambda: NOW, desk=Desk(store, now=lambda: NOW)
+    ).server.test_client()
+    assert act(fresh, "acknowledge", id="al-1") == 401
+    client(store).get("/act/acknowledge?id=al-1")
+    assert act(client(store, with_desk=False), "acknowledge", id="al-1") == 403
+    assert act(client(store), "no-such-act") == 404
+    assert actors(store) == []
+    assert rows(store, Alert)[0].acknowledged_at is None
+
+
+@pytest.mark.parametrize("back", ["https://evil.example/", "//evil.example", "/\\evil.example", "a/../../x"])
+def test_the_way_back_stays_on_this_site(store: Store, back: str) -> None:
+    answer = client(store).post("/act/acknowledge", query_string={"back": back, "id": "al-1"}, headers=SAME_SITE)
+    assert answer.status_code == 303
+    assert answer.headers["Location"].startswith("/dashboard/")
+
+
+@pytest.mark.browser
+def test_the_pages_of_operations_draw_and_their_buttons_work(store: Store) -> None:
+    desk = Desk(store, now=lambda: NOW)
+    admin = Viewer("k1", "olga", "admin", None)
+    desk("create-budget", BUDGET, admin)
+    desk("create-rule", RULE, admin)
+    desk("test-receiver", {"id": "hook-1"}, admin)
+    viewers = {"look": Viewer("k2", "rita", "read", None), "do": admin}
+    app = create_dashboard(open_ledger=ledger_over(store.read), access=fakes.FakeAccess(viewers=viewers), now=lambda: NOW, desk=desk)
+    found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    with serving(mount(app)) as origin, sync_playwright() as playwright:
+        driven = playwright.chromium.launch(executable_path=found, args=["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"])
+        for key in ("look", "do"):
+            page = driven.new_context(viewport={"width": 1280, "height": 900}).new_page()
+            page.set_default_timeout(30_000)
+            page.goto(f"{origin}/dashboard/login")
+            page.locator("#key").fill(key)
+            page.locator("main button").click()
+            for path, heading, words in (
+                ("quotas", "Quotas", "Metered until"),
+                ("alerts", "Alerts", "1,200 tokens in a minute"),
+                ("rules", "Rules and budgets", "Research"),
+                ("receivers", "Receivers", "off: it answered 410"),
+            ):
+                page.goto(f"{origin}/dashboard/{path}")
+                expect(page.locator("main h1")).to_have_text(heading, timeout=30_000)
+                expect(page.locator("main")).to_contain_text(words)
+                expect(page.locator("main .failure")).to_have_count(0)
+                if key == "look":
+                    expect(page.locator("main form")).to_have_count(0)
+            expect(page.locator("nav .nav-name")).to_have_text(["Money", "Operations", "Data"])
+        page.goto(f"{origin}/dashboard/alerts")
+        page.get_by_role("button", name="Acknowledge").click()
+        expect(page.locator("main table")).to_contain_text("olga (k1)", timeout=30_000)
+        expect(page.get_by_role("button", name="Acknowledge")).to_have_count(0)
+        page.goto(f"{origin}/dashboard/rules")
+        new = page.locator("section", has=page.get_by_role("heading", name="A new budget"))
+        new.locator("input[name=name]").fill("Support")
+        new.locator("input[name=amount]").fill("99.95")
+        new.get_by_role("button").click()
+        expect(page.locator("main table").first).to_contain_text("Support", timeout=30_000)
+        driven.close()
+    assert [one.amount for one in rows(store, Budget) if one.name == "Support"] == [Decimal("99.95")]

@@ -307,14 +307,17 @@ def levels(rows: Sequence[tuple[str, Decimal | None, Decimal | None, str]], *, r
 def spans(rows: Sequence[tuple[str, datetime, datetime, str, str]], *, period: Period, revision: str) -> Figure:
     """What was so from when to when: (name, start, end, colour, words)."""
     ordered = list(reversed(rows))
+    # What has only begun is to be seen, too.
+    shortest = (period.end - period.start) / 80
+    begun = [min(max(start, period.start), end - shortest) for _, start, end, _, _ in ordered]
     return _plain(
         [
             {
                 "type": "bar",
                 "orientation": "h",
                 "y": [label(name, 44) for name, *_ in ordered],
-                "base": [_at(max(start, period.start)) for _, start, _, _, _ in ordered],
-                "x": [max(_milliseconds(end - max(start, period.start)), _milliseconds(period.end - period.start) / 80) for _, start, end, _, _ in ordered],
+                "base": [_at(start) for start in begun],
+                "x": [_milliseconds(end - start) for (_, _, end, _, _), start in zip(ordered, begun, strict=True)],
                 "marker": {"color": [colour for _, _, _, colour, _ in ordered]},
                 "customdata": [escape(said, quote=False) for _, _, _, _, said in ordered],
                 "hovertemplate": "%{customdata}<extra></extra>",

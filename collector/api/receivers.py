@@ -162,7 +162,9 @@ def test(session: Writing, caller: Caller, now: Now, *, receiver_id: str) -> dic
     # Somebody waits for it: a receiver that rests is tried now.
     row.rests_until = None
     session.add(row)
-    return _delivery(session, enqueue(session, row, sample(new_id("msg"), receiver_name=row.name, now=now), now=now))
+    made = enqueue(session, row, sample(new_id("msg"), receiver_name=row.name, now=now), now=now)
+    audit(session, actor=_actor(caller), action="test", kind="receiver", object_id=row.id, before=None, after={"delivery": made.id}, now=now)
+    return _delivery(session, made)
 
 
 @router.get("/v1/webhooks/{receiver_id}/deliveries", summary="What was sent to a receiver, newest first")

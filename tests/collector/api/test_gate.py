@@ -101,6 +101,8 @@ def test_a_service_that_others_can_reach_answers_nobody_without_a_key(sqlite_sto
 # -- every route, every key -------------------------------------------------------------------------
 
 _PUBLIC = {"/livez", "/readyz", "/version"}
+# A signed link is its own key.
+_SIGNED = "/v1/reports/shared/"
 _INGEST = ("/v1/usage", "/otlp/", "/api/v1/events")
 # Asked by gateways with the ingest key they report with; the route looks at the rest.
 _ANY_SCOPE = {"/v1/admission", "/v1/admission/denied", "/v1/alerts/litellm"}
@@ -108,7 +110,13 @@ _ANY_SCOPE = {"/v1/admission", "/v1/admission/denied", "/v1/alerts/litellm"}
 
 def _routes(service: Service) -> list[tuple[str, str]]:
     paths: dict[str, dict[str, Any]] = service.client.get("/openapi.json").json()["paths"]
-    return [(method.upper(), re.sub(r"\{.*?\}", "some-id", path)) for path, methods in paths.items() for method in methods if path not in _PUBLIC]
+    return [(method.upper(), re.sub(r"\{.*?\}", "some-id", path)) for path, methods in paths.items() for method in methods if path not in _PUBLIC and not path.startswith(_SIGNED)]
+
+
+def test_a_link_that_nobody_signed_opens_nothing(service: Service) -> None:
+    service.key("admin")
+    for token in ("some-id", "x.y", "AAAA.BBBB.CCCC"):
+        assert service.client.get(f"/v1/reports/shared/{token}").status_code == 404
 
 
 def test_every_route_asks_for_the_right_key(service: Service) -> None:

@@ -919,7 +919,7 @@ def _configure_logging(settings: Settings) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(settings.log_level.upper())
-    for quiet in ("apscheduler", "httpx", "httpcore", "alembic", "uvicorn.error", "azure"):
+    for quiet in ("apscheduler", "httpx", "httpcore", "alembic", "uvicorn.error", "azure", "fontTools", "fpdf"):
         logging.getLogger(quiet).setLevel(logging.WARNING)
 
 

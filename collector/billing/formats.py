@@ -24,9 +24,6 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from collector.billing.classify import Dimensions, Item, charge_type_of, classify
 from models import money
 from models.errors import InvalidInput
@@ -318,6 +315,10 @@ class _CsvTable(_Table):
 
 class _ParquetTable(_Table):
     def __init__(self, path: Path, name: str) -> None:
+        # Here and below: it takes longer to load than most commands take to run.
+        import pyarrow as pa  # noqa: PLC0415
+        import pyarrow.parquet as pq  # noqa: PLC0415
+
         self._path, self.name = path, name
         try:
             metadata = pq.read_metadata(path)
@@ -331,6 +332,9 @@ class _ParquetTable(_Table):
         return [name.strip() for name in self._names]
 
     def records(self, columns: Sequence[int]) -> Generator[tuple[int, list[str]], None, None]:
+        import pyarrow as pa  # noqa: PLC0415
+        import pyarrow.parquet as pq  # noqa: PLC0415
+
         line = 1
         width = len(self._names)
         try:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Literal, get_args
 
-from collector.reports import closepack, page, paper
+from collector.reports import closepack, page
 from models import money
 
 Format = Literal["json", "csv", "html", "pdf"]
@@ -64,6 +64,9 @@ def written(body: Mapping[str, Any], form: Format) -> Written:
         case "html":
             content = page.html_page(body).encode()
         case "pdf":
+            # What writes PDF takes half a second to load: not for those who want none.
+            from collector.reports import paper  # noqa: PLC0415
+
             content = paper.pdf(body)
     return Written(content, MEDIA_TYPES[form], control, rows)
 

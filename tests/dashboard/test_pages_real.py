@@ -18,6 +18,7 @@ from collector.files import Files
 from dashboard.app import create_dashboard, ledger_over
 from dashboard.filters import Selection
 from dashboard.pages import alerts, comparison, data, explain, quotas, receivers, reconciliation, reports, rules
+from dashboard.pages import sources as sources_page
 from dashboard.shell import View
 from models import sources
 from models.alerts import Alert, AlertState, Budget, Kind, Severity
@@ -136,15 +137,15 @@ def test_alerts_say_why_and_budgets_where_they_end(store: Store) -> None:
     assert "Not reached" not in drawn(store, receivers, visible=frozenset({"elsewhere"}))
 
 
-def test_data_shows_pulls_with_their_last_word(store: Store) -> None:
-    page = drawn(store, data)
-    for words in ("costs · subscriptions/s1", "it needs the role Cost Management Reader", "failed", "Pulls and jobs"):
+def test_sources_show_pulls_with_their_last_word(store: Store) -> None:
+    page = drawn(store, sources_page)
+    for words in ("costs · subscriptions/s1", "it needs the role Cost Management Reader"):
         assert words in page
 
 
 def test_explain_takes_a_figure_apart(store: Store) -> None:
     page = drawn(store, explain, search="?from=2026-11-01&to=2026-12-01&deployment=llama-foundry")
-    for words in ("Why this number?", "november.csv", "curl 'http://x/v1/explain?", "price-", "1.00 USD per 1M tokens"):
+    for words in ("Why this number?", "november.csv", "curl 'http://x/v1/explain?", "price-", "1 USD per 1M tokens"):
         assert words in page
 
 

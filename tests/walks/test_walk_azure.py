@@ -116,8 +116,10 @@ def test_sixty_days_of_faults_end_in_the_truth(empty: Path, tmp_path: Path) -> N
             try:
                 pull()
                 pulled += 1
-                assert stored(store) == truth(world, now[0])
-                assert stored(store, amortized=True) == truth(world, now[0], amortized=True)
+                # Every third day, and at the end: the comparison takes longer than the pull.
+                if pulled % 3 == 0:
+                    assert stored(store) == truth(world, now[0])
+                    assert stored(store, amortized=True) == truth(world, now[0], amortized=True)
             except AssertionError:
                 raise
             except Exception:  # noqa: BLE001 -- a day without a pull; the next one brings it

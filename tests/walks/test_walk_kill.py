@@ -25,7 +25,7 @@ pytestmark = pytest.mark.walk
 
 SEED = 20261120
 WRITERS = 4
-CYCLES = {"sqlite": 8, "postgresql": 4}
+CYCLES = {"sqlite": 5, "postgresql": 3}
 MORE_CYCLES = int(os.environ.get("KILL_CYCLES", "0"))
 LONGEST_LOAD_SECONDS = 1.2
 RESENT_SHARE = 0.25

@@ -110,7 +110,12 @@ _ANY_SCOPE = {"/v1/admission", "/v1/admission/denied", "/v1/alerts/litellm"}
 
 def _routes(service: Service) -> list[tuple[str, str]]:
     paths: dict[str, dict[str, Any]] = service.client.get("/openapi.json").json()["paths"]
-    return [(method.upper(), re.sub(r"\{.*?\}", "some-id", path)) for path, methods in paths.items() for method in methods if path not in _PUBLIC and not path.startswith(_SIGNED)]
+    return [
+        (method.upper(), re.sub(r"\{.*?\}", "some-id", path))
+        for path, methods in paths.items()
+        for method in methods
+        if path not in _PUBLIC and not path.startswith(_SIGNED)
+    ]
 
 
 def test_a_link_that_nobody_signed_opens_nothing(service: Service) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +62,7 @@ def find(sku: str) -> Sku | None:
     return _BY_KEY.get(_key(sku))
 
 
+@lru_cache(maxsize=4096)
 def cores(sku: str) -> int | None:
     """The vCPUs of one instance, None where neither the list nor the naming convention tells."""
     if (known := find(sku)) is not None:

@@ -105,7 +105,7 @@ def comparison(session: Session, period: Period, filters: Filters = Filters(), *
         raise InvalidInput("the period has not begun yet")
     query = CostQuery(Period(period.start, end), "none", ("workspace", "deployment", "model", "mode"), "best", filters)
     answer = Answer(session, query, now=now)
-    answer.answer()
+    answer.gather()
     return _Comparison(session, answer, now=now, what_if=what_if).rows()
 
 

@@ -418,8 +418,8 @@ class Answer:
 
     # -- the answer -----------------------------------------------------------------------------
 
-    def answer(self) -> CostTable:
-        """Rows and totals; sums are made by row first, so that a total is the sum of its rows."""
+    def gather(self) -> None:
+        """Fill ``rows`` with the sums of the question; once."""
         if self.buckets:
             bills = self._bills()
             cut = {bill.day for bill in bills if self._is_cut(bill.day)}
@@ -430,6 +430,10 @@ class Answer:
             self._add_usage(cut, used if needs_shares else None)
             self._add_instances(used)
             self._add_bills(bills, used)
+
+    def answer(self) -> CostTable:
+        """Rows and totals; sums are made by row first, so that a total is the sum of its rows."""
+        self.gather()
         wanted = self.query.currency
         chosen = {spot: sums for spot, sums in self.rows.items() if wanted is None or spot[2] == wanted}
         totals: dict[str | None, Sums] = {}

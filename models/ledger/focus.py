@@ -314,7 +314,7 @@ class _Export:
         query = CostQuery(
             Period(day_start(first), day_start(last + DAY)), "day", ("workspace", "deployment", "meter"), "best", Filters(), as_of=self._about.as_of
         )
-        Answer(self._session, query, now=self._now, evidence=shares).answer()
+        Answer(self._session, query, now=self._now, evidence=shares).gather()
         return shares
 
     def _line(

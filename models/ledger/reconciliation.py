@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import date, datetime
 from decimal import Decimal
+from functools import cached_property
 
 import sqlalchemy as sa
 from sqlmodel import Session, col
@@ -105,7 +106,7 @@ def reconciliation(
     wide = Period(period.start - DAY, period.end + DAY)
     query = CostQuery(wide, "day", _GROUPS, "billed", filters, as_of=as_of)
     answer = Answer(session, query, now=now, usage_as_of=usage_as_of)
-    answer.answer()
+    answer.gather()
     return _Reconciler(session, answer, period).reconciled()
 
 
@@ -113,29 +114,29 @@ _Place = tuple[str | None, str | None]  # workspace, deployment
 _Line = tuple[_Place, MeterKind, str | None]  # place, meter, currency
 
 
-@dataclass(slots=True)
+@dataclass
 class _Cell:
-    """What bill and meter say of one line and day."""
+    """What bill and meter say of one line and day; added up once, when all of it is gathered."""
 
     sums: list[Sums] = field(default_factory=list)
 
-    @property
+    @cached_property
     def expected(self) -> Decimal:
         return money.add(one.metered for one in self.sums)
 
-    @property
+    @cached_property
     def billed(self) -> Decimal:
         return money.add(one.billed for one in self.sums)
 
-    @property
+    @cached_property
     def metered_units(self) -> Decimal:
         return money.add(one.units for one in self.sums)
 
-    @property
+    @cached_property
     def billed_units(self) -> Decimal | None:
         return money.add(one.bill.units for one in self.sums) if all(one.bill.is_unit_known for one in self.sums) else None
 
-    @property
+    @cached_property
     def is_empty(self) -> bool:
         """Whether there is no money in it, known or not: tokens of managed compute cost nothing by themselves."""
         return not (self.expected or self.billed or self.billed_units or any(one.unpriced_tokens or one.bill.lines for one in self.sums))
@@ -149,6 +150,7 @@ class _Reconciler:
         self._answer = answer
         self._period = period
         self._cells: dict[_Line, dict[date, _Cell]] = {}
+        self._currencies: dict[tuple[_Place, MeterKind], set[str | None]] = {}
         self._requests: set[tuple[_Place, date]] = set()
         self._ceilings: dict[tuple[_Place, date], tuple[Decimal, Decimal]] = {}
         self._series: dict[tuple[_Place, date], list[int]] | None = None
@@ -179,6 +181,7 @@ class _Reconciler:
             if buckets[bucket].start < self._period.start or buckets[bucket].start >= self._period.end:
                 continue
             self._cells.setdefault((place, kind, currency), {}).setdefault(day, _Cell()).sums.append(sums)
+            self._currencies.setdefault((place, kind), set()).add(currency)
 
     def _is_instrumented(self, place: _Place, day: date) -> bool:
         return any((place, near) in self._requests for near in (day - DAY, day, day + DAY))
@@ -224,6 +227,7 @@ class _Reconciler:
         place, meter, currency = line
         found: dict[date, dict[Cause, Decimal]] = {}
         facing: dict[date, Facing] = {}
+        metered = [day for day, cell in by_day.items() if cell.metered_units > 0 and cell.expected]
         for day, cell in by_day.items():
             if cell.is_empty:
                 continue
@@ -236,7 +240,7 @@ class _Reconciler:
                 billed_units=cell.billed_units,
                 credits=money.add(one.bill.credits for one in cell.sums),
                 unpriced_units=Decimal(sum(one.unpriced_tokens for one in cell.sums)),
-                price=self._price_near(by_day, day),
+                price=_price_near(by_day, metered, day),
                 ceiling_units=self._ceiling(place, day, meter, unknown),
                 is_instrumented=self._is_instrumented(place, day),
                 is_other_currency=self._is_other_currency(line, day, cell),
@@ -275,26 +279,23 @@ class _Reconciler:
         cell = self._cells.get((place, MeterKind.INPUT, currency), {}).get(day)
         return 0 if cell is None else sum(one.unknown_requests for one in cell.sums)
 
-    @staticmethod
-    def _price_near(by_day: Mapping[date, _Cell], day: date) -> Decimal | None:
-        """What a unit cost on the nearest day that was metered: for days on which nothing was."""
-        metered = [(abs(other - day), other) for other, cell in by_day.items() if cell.metered_units > 0 and cell.expected]
-        if not metered:
-            return None
-        cell = by_day[min(metered)[1]]
-        return money.QUOTIENT.divide(cell.expected, cell.metered_units)
-
     def _is_other_currency(self, line: _Line, day: date, cell: _Cell) -> bool:
         """Whether this side stands in one currency and the other side in another: no rate is known between them."""
         place, meter, currency = line
-        for (other_place, other_meter, other), by_day in self._cells.items():
-            if (other_place, other_meter) == (place, meter) and other != currency and day in by_day:
-                facing = by_day[day]
-                if cell.billed and not cell.metered_units and facing.metered_units and not facing.billed:
-                    return True
-                if cell.metered_units and not cell.billed and facing.billed and not facing.metered_units:
-                    return True
+        for other in self._currencies[(place, meter)] - {currency}:
+            if (facing := self._cells[(place, meter, other)].get(day)) is None:
+                continue
+            if cell.billed and not cell.metered_units and facing.metered_units and not facing.billed:
+                return True
+            if cell.metered_units and not cell.billed and facing.billed and not facing.metered_units:
+                return True
         return False
+
+
+def _price_near(by_day: Mapping[date, _Cell], metered: Collection[date], day: date) -> Decimal | None:
+    """What a unit cost on the nearest day that was metered: for days on which nothing was."""
+    nearest = min(metered, key=lambda other: (abs(other - day), other), default=None)
+    return None if nearest is None else money.QUOTIENT.divide(by_day[nearest].expected, by_day[nearest].metered_units)
 
 
 def _totals(rows: Iterable[ReconciliationRow], answer: Answer, period: Period) -> Iterable[ReconciliationTotal]:

@@ -47,8 +47,7 @@ class Files:
             raise InvalidInput(f"format must be one of {', '.join(reports.FORMATS)}")
         now = self._now()
         week = ledger.week_of(said.get("week") or None, now=now, time_zone="UTC")
-        with self._store.write() as session:
-            body = reports.weekly_snapshot(session, week, visible=visible, now=now)
+        body = reports.weekly_snapshot(self._store, week, ledger.Filters(visible=visible), now=now)
         made = reports.written(body, form)
         content = tempfile.TemporaryFile(prefix="meterbridge-report-")  # noqa: SIM115 - closed by whoever sends it
         content.write(made.content)

@@ -39,6 +39,8 @@ def _clock(request: Request) -> datetime:
     return found
 
 
+# For what reads for long and writes for a moment: nobody waits for the reading.
+Stored = Annotated[Store, Depends(_store)]
 Reading = Annotated[Session, Depends(_reading)]
 # Committed before the answer is sent: a dependency's end would come after it.
 Writing = Annotated[Session, Depends(_writing, scope="function")]

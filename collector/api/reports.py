@@ -10,11 +10,12 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response, StreamingResponse
 
 from collector import focus, reports
-from collector.api.deps import Caller, Now, Reading, Writing
+from collector.api.deps import Caller, Now, Reading, Stored
 from collector.api.reads import documented, refuse_unknown
 from collector.api.schedules import router as schedules
 from models import ledger
 from models.errors import InvalidInput
+from models.ledger import Filters
 
 router = APIRouter(tags=["reports"])
 router.include_router(schedules)
@@ -25,18 +26,18 @@ _CLOSE = ("month", "format")
 
 
 @router.get("/v1/reports/weekly", summary="The weekly cost report", openapi_extra=documented(*_WEEKLY))
-def weekly(request: Request, session: Writing, caller: Caller, now: Now) -> Response:
+def weekly(request: Request, store: Stored, caller: Caller, now: Now) -> Response:
     """The report of an ISO week as JSON, CSV, HTML or PDF, all from one kept snapshot."""
     refuse_unknown(request, _WEEKLY)
     said = request.query_params
     known = _format(said.get("format"))
     week = ledger.week_of(said.get("week") or None, now=now, time_zone=said.get("time_zone") or "UTC")
-    body = reports.weekly_snapshot(session, week, visible=caller.visible, now=now)
+    body = reports.weekly_snapshot(store, week, Filters(visible=caller.visible), now=now)
     return _answer(body, known, week.name)
 
 
 @router.get("/v1/reports/close", summary="The month close pack", openapi_extra=documented(*_CLOSE))
-def close(request: Request, session: Writing, caller: Caller, now: Now) -> Response:
+def close(request: Request, store: Stored, caller: Caller, now: Now) -> Response:
     """Journal lines, accruals and reconciliation of a month as JSON, CSV, HTML or PDF; final once the month is closed."""
     refuse_unknown(request, _CLOSE)
     said = request.query_params
@@ -44,7 +45,7 @@ def close(request: Request, session: Writing, caller: Caller, now: Now) -> Respo
     if not said.get("month"):
         raise InvalidInput("say which month, as month=2026-10")
     month = focus.month_asked(said["month"], now=now)
-    body = reports.close_snapshot(session, month, visible=caller.visible, now=now)
+    body = reports.close_snapshot(store, month, Filters(visible=caller.visible), now=now)
     return _answer(body, known, f"close-{body['month']}")
 
 

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from sqlmodel import Session, col, select
 
 from collector import reports
-from collector.api.deps import Caller, Now, Reading, Writing
+from collector.api.deps import Caller, Now, Reading, Stored, Writing
 from collector.api.reads import documented, refuse_unknown
 from collector.auth import Principal
 from collector.reports import delivery, links
@@ -87,9 +87,12 @@ def delete(session: Writing, caller: Caller, now: Now, *, schedule_id: str) -> R
 
 
 @router.post("/v1/report-schedules/{schedule_id}/send", status_code=202, summary="Send the last complete period now")
-def send_now(session: Writing, caller: Caller, now: Now, *, schedule_id: str) -> dict[str, Any]:
+def send_now(store: Stored, caller: Caller, now: Now, *, schedule_id: str) -> dict[str, Any]:
     """Goes out beside what the schedule sends; files follow within minutes."""
-    return _sent(session, delivery.send(session, _found(session, schedule_id, caller), slot=None, now=now))
+    with store.read() as session:
+        draft = delivery.drafted(session, _found(session, schedule_id, caller), now=now)
+    with store.write() as session:
+        return _sent(session, delivery.send(session, _found(session, schedule_id, caller), draft, slot=None, now=now))
 
 
 @router.get("/v1/report-schedules/{schedule_id}/deliveries", summary="What a schedule has sent")

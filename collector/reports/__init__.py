@@ -6,16 +6,20 @@ changes later makes a numbered restatement, which names the difference; the firs
 
 from collector.reports.command import CloseReport, WeeklyReport, write_close, write_weekly
 from collector.reports.formats import FORMATS, MEDIA_TYPES, Format, Written, written
-from collector.reports.snapshots import close_snapshot, weekly_snapshot
+from collector.reports.snapshots import Draft, close_draft, close_snapshot, keep, weekly_draft, weekly_snapshot
 
 __all__ = [
     "FORMATS",
     "MEDIA_TYPES",
     "CloseReport",
+    "Draft",
     "Format",
     "WeeklyReport",
     "Written",
+    "close_draft",
     "close_snapshot",
+    "keep",
+    "weekly_draft",
     "weekly_snapshot",
     "write_close",
     "write_weekly",

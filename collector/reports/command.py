@@ -16,6 +16,7 @@ from collector.reports.formats import Format, written
 from collector.reports.snapshots import close_snapshot, weekly_snapshot
 from models import ledger
 from models.errors import InvalidInput
+from models.ledger import Filters
 from models.store import Store
 
 
@@ -40,8 +41,7 @@ def write_weekly(store: Store, asked: WeeklyReport, *, now: datetime, say: Calla
     """Make the snapshot, write the file and ``FILE.meta.json``; gives the exit code."""
     week = ledger.week_of(asked.week, now=now, time_zone=asked.time_zone)
     out = _out(asked.out)
-    with store.write() as session:
-        body = weekly_snapshot(session, week, visible=None, now=now)
+    body = weekly_snapshot(store, week, Filters(), now=now)
     return _write(out, body, asked.format, f"week {week.name}", say)
 
 
@@ -49,8 +49,7 @@ def write_close(store: Store, asked: CloseReport, *, now: datetime, say: Callabl
     """The close pack of a month, likewise."""
     month = month_from(asked.month)
     out = _out(asked.out)
-    with store.write() as session:
-        body = close_snapshot(session, month, visible=None, now=now)
+    body = close_snapshot(store, month, Filters(), now=now)
     return _write(out, body, asked.format, f"month {asked.month}, {body['standing']}", say)
 
 

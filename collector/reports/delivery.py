@@ -1,6 +1,6 @@
 """Reports that go out by themselves: each period of a schedule once, to receivers through the outbox and into a folder.
 
-Snapshot, notices and the row of the slot are one transaction, so that of any number of processes one sends; files are
+The figures are made in a reading session; snapshot, notices and the row of the slot are one short transaction, so that of any number of processes one sends; files are
 written after it and again until they stand, whole or not at all, with the same bytes each time.
 """
 
@@ -18,7 +18,7 @@ from collector.notices import enqueue
 from collector.reports import links
 from collector.reports.command import replace_file
 from collector.reports.formats import FORMATS, written
-from collector.reports.snapshots import close_snapshot, weekly_snapshot
+from collector.reports.snapshots import Draft, close_draft, keep, weekly_draft
 from collector.rulebook import new_id
 from collector.webhooks.formats import Notice
 from models import ledger
@@ -54,20 +54,29 @@ def run(store: Store, now: datetime) -> None:
 
 def send_due(store: Store, schedule_id: str, *, now: datetime) -> ReportDelivery | None:
     """Send the last complete period if it is due and not sent; None where there is nothing to do, or another process did it."""
+    with store.read() as session:
+        schedule = _due(session, schedule_id, now=now)
+        if schedule is None:
+            return None
+        draft = drafted(session, schedule, now=now)
     try:
         with store.write() as session:
-            schedule = session.get(ReportSchedule, schedule_id)
-            if schedule is None or schedule.deleted_at is not None or not schedule.is_enabled:
-                return None
-            name, period = last_period(schedule, now=now)
-            if period.end + timedelta(hours=schedule.hours_after) > now or period.end < schedule.created_at:
-                return None
-            sent = select(ReportDelivery.id).where(col(ReportDelivery.schedule_id) == schedule.id, col(ReportDelivery.slot) == name)
-            if session.exec(sent).first() is not None or _waits(session, schedule, period, now=now):
-                return None
-            return send(session, schedule, slot=name, now=now)
+            schedule = _due(session, schedule_id, now=now)
+            return None if schedule is None else send(session, schedule, draft, slot=last_period(schedule, now=now)[0], now=now)
     except IntegrityError:
         return None  # another process has sent this one
+
+
+def _due(session: Session, schedule_id: str, *, now: datetime) -> ReportSchedule | None:
+    """The schedule where its last complete period is to be sent now, None where not."""
+    schedule = session.get(ReportSchedule, schedule_id)
+    if schedule is None or schedule.deleted_at is not None or not schedule.is_enabled:
+        return None
+    name, period = last_period(schedule, now=now)
+    if period.end + timedelta(hours=schedule.hours_after) > now or period.end < schedule.created_at:
+        return None
+    sent = select(ReportDelivery.id).where(col(ReportDelivery.schedule_id) == schedule.id, col(ReportDelivery.slot) == name)
+    return None if session.exec(sent).first() is not None or _waits(session, schedule, period, now=now) else schedule
 
 
 def last_period(schedule: ReportSchedule, *, now: datetime) -> tuple[str, Period]:
@@ -91,15 +100,20 @@ def _filters(schedule: ReportSchedule) -> Filters:
     return Filters(teams=tuple(schedule.teams), visible=frozenset(schedule.workspaces) if schedule.workspaces else None)
 
 
-def send(session: Session, schedule: ReportSchedule, *, slot: str | None, now: datetime) -> ReportDelivery:
-    """Put the report of the last complete period on its way; ``slot`` None is one that somebody asked for."""
+def drafted(session: Session, schedule: ReportSchedule, *, now: datetime) -> Draft:
+    """The figures of the last complete period: what takes long."""
     name, period = last_period(schedule, now=now)
-    asked = _filters(schedule)
     if schedule.report == "weekly":
-        week = ledger.week_of(name, now=now, time_zone=schedule.time_zone)
-        body = weekly_snapshot(session, week, visible=asked.visible, filters=asked, now=now)
-    else:
-        body = close_snapshot(session, utc_day(period.start), visible=asked.visible, filters=asked, now=now)
+        return weekly_draft(session, ledger.week_of(name, now=now, time_zone=schedule.time_zone), _filters(schedule), now=now)
+    return close_draft(session, utc_day(period.start), _filters(schedule), now=now)
+
+
+def send(session: Session, schedule: ReportSchedule, draft: Draft, *, slot: str | None, now: datetime) -> ReportDelivery:
+    """Put the report of the last complete period on its way; ``slot`` None is one that somebody asked for."""
+    name, _ = last_period(schedule, now=now)
+    if not draft.is_of(schedule.report, name, _filters(schedule)):
+        raise Conflict(f"schedule {schedule.name!r} was changed while its report was being made; send it again")
+    body = keep(session, draft, now=now)
     delivery = ReportDelivery(
         id=new_id("rpt"),
         schedule_id=schedule.id,

@@ -11,6 +11,7 @@ from datetime import date, datetime
 from decimal import Decimal
 from typing import Any
 
+from sqlalchemy.exc import IntegrityError
 from sqlmodel import Session, col, select
 
 from collector.reports.closepack import close_body, close_difference
@@ -20,32 +21,50 @@ from models.errors import Conflict
 from models.ledger import CurrencyWeek, Figures, Filters, Line, WeeklyReport
 from models.periods import rfc3339
 from models.reports import ReportSnapshot
+from models.store import Store
 
 # Far more than a week is ever restated; a bound that is hit says that something writes in circles.
 MOST_RESTATEMENTS = 500
 
 
-def weekly_snapshot(session: Session, week: ledger.Week, *, visible: frozenset[str] | None, filters: Filters | None = None, now: datetime) -> dict[str, Any]:
+def weekly_snapshot(store: Store, week: ledger.Week, filters: Filters, *, now: datetime) -> dict[str, Any]:
     """The body of the week's report as the figures stand now; kept, unless the week still runs.
 
-    ``filters`` limits it further (a team's own report). Where the figures are those of the last snapshot, that one is it.
+    Where the figures are those of the last snapshot, that one is it. Nobody waits while the figures are being made: only
+    keeping them takes the place of the one writer.
     """
-    asked = filters or Filters(visible=visible)
-    report = ledger.weekly(session, week, asked, now=now)
-    body = weekly_body(report)
-    if week.period.end > now:
-        return _unkept(body, "the week is not over yet", now=now)
-    return _kept(session, body, _Named("weekly", week.name, week.time_zone, _scope(asked)), _difference, now=now)
+    with store.read() as session:
+        draft = weekly_draft(session, week, filters, now=now)
+    return _kept_in(store, draft, now=now)
 
 
-def close_snapshot(session: Session, month: date, *, visible: frozenset[str] | None, filters: Filters | None = None, now: datetime) -> dict[str, Any]:
+def close_snapshot(store: Store, month: date, filters: Filters, *, now: datetime) -> dict[str, Any]:
     """The body of the month's close pack; kept, unless the month still runs. It is provisional until the month is closed."""
-    asked = filters or Filters(visible=visible)
-    pack = ledger.close_pack(session, month, asked, now=now)
+    with store.read() as session:
+        draft = close_draft(session, month, filters, now=now)
+    return _kept_in(store, draft, now=now)
+
+
+def weekly_draft(session: Session, week: ledger.Week, filters: Filters, *, now: datetime) -> Draft:
+    """The week's figures, not kept yet; ``filters`` may limit them to a team."""
+    body = weekly_body(ledger.weekly(session, week, filters, now=now))
+    return Draft(body, _Named("weekly", week.name, week.time_zone, _scope(filters)), _difference, "the week is not over yet" if week.period.end > now else "")
+
+
+def close_draft(session: Session, month: date, filters: Filters, *, now: datetime) -> Draft:
+    """The month's close pack, not kept yet."""
+    pack = ledger.close_pack(session, month, filters, now=now)
     body = close_body(pack)
-    if pack.period.end > now:
-        return _unkept(body, "the month is not over yet", now=now)
-    return _kept(session, body, _Named("close", body["month"], "UTC", _scope(asked)), close_difference, now=now)
+    return Draft(body, _Named("close", body["month"], "UTC", _scope(filters)), close_difference, "the month is not over yet" if pack.period.end > now else "")
+
+
+def _kept_in(store: Store, draft: Draft, *, now: datetime) -> dict[str, Any]:
+    try:
+        with store.write() as session:
+            return keep(session, draft, now=now)
+    except IntegrityError:  # another request has just taken the number
+        with store.write() as session:
+            return keep(session, draft, now=now)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +75,20 @@ class _Named:
     period: str
     time_zone: str
     scope: str
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """The figures of a report before they are a snapshot; ``unkept`` says why they are not to be one."""
+
+    body: dict[str, Any]
+    named: _Named
+    difference: Callable[[dict[str, Any], dict[str, Any]], list[dict[str, Any]]]
+    unkept: str = ""
+
+    def is_of(self, kind: str, period: str, filters: Filters) -> bool:
+        """Whether it is what somebody now asks for, who may have changed since it was begun."""
+        return (self.named.kind, self.named.period, self.named.scope) == (kind, period, _scope(filters))
 
 
 def _scope(asked: Filters) -> str:
@@ -69,20 +102,12 @@ def _scope(asked: Filters) -> str:
     )
 
 
-def _unkept(body: dict[str, Any], why: str, *, now: datetime) -> dict[str, Any]:
-    return {**body, "snapshot": {"id": None, "number": None, "sha256": _digest(body), "made_at": rfc3339(now), "reason": why}}
-
-
-def _kept(
-    session: Session,
-    body: dict[str, Any],
-    named: _Named,
-    difference: Callable[[dict[str, Any], dict[str, Any]], list[dict[str, Any]]],
-    *,
-    now: datetime,
-) -> dict[str, Any]:
+def keep(session: Session, draft: Draft, *, now: datetime) -> dict[str, Any]:
     """The last snapshot where its figures are these; else a new one, which says what it changes."""
+    body, named = draft.body, draft.named
     digest = _digest(body)
+    if draft.unkept:
+        return {**body, "snapshot": {"id": None, "number": None, "sha256": digest, "made_at": rfc3339(now), "reason": draft.unkept}}
     row = ReportSnapshot
     known = session.exec(
         select(row)
@@ -97,7 +122,7 @@ def _kept(
     whole = {
         **body,
         "snapshot": {"id": name, "number": len(known), "sha256": digest, "made_at": rfc3339(now)},
-        "restatement": difference(known[-1].body, body) if known else None,
+        "restatement": draft.difference(known[-1].body, body) if known else None,
     }
     session.add(
         ReportSnapshot(

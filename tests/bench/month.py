@@ -63,9 +63,8 @@ def _round(store: Store) -> tuple[float, ...]:
         ]
     week = ledger.week_of("2026-W43", now=_NOW)
     body: dict[str, Any] = {}
-    with store.write() as session:
-        took.append(_took(lambda: body.update(reports.weekly_snapshot(session, week, visible=None, now=_NOW))))
-        session.rollback()
+    with store.read() as session:
+        took.append(_took(lambda: body.update(reports.keep(session, reports.weekly_draft(session, week, ledger.Filters(), now=_NOW), now=_NOW))))
     return (*took, _took(lambda: reports.written(body, "pdf")))
 
 

@@ -32,7 +32,7 @@ def world(session: Session) -> None:
 
 
 def body_of(session: Session, now: datetime = NOW) -> dict[str, Any]:
-    return reports.close_snapshot(session, OCTOBER, visible=None, now=now)
+    return reports.keep(session, reports.close_draft(session, OCTOBER, ledger.Filters(), now=now), now=now)
 
 
 def test_the_journal_has_the_control_total_and_no_cost_centre_is_a_formula(sqlite_store: Store) -> None:
@@ -90,5 +90,5 @@ def test_over_http_in_every_format(sqlite_store: Store) -> None:
 def test_a_month_that_runs_is_not_kept(sqlite_store: Store, month: date) -> None:
     with sqlite_store.write() as session:
         world(session)
-        body = reports.close_snapshot(session, month, visible=None, now=NOW)
+        body = reports.keep(session, reports.close_draft(session, month, ledger.Filters(), now=NOW), now=NOW)
     assert (body["snapshot"]["id"], body["snapshot"]["reason"]) == (None, "the month is not over yet")

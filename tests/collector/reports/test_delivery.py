@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 from sqlmodel import Session, col, select
 
-from collector import auth
+from collector import auth, reports
 from collector.reports import delivery, links
-from models.errors import NotFound
+from models import ledger
+from models.errors import Conflict, NotFound
 from models.notices import Delivery, Format, Receiver
 from models.schedules import ReportDelivery, ReportSchedule
 from models.store import Store
@@ -99,6 +100,39 @@ def test_processes_that_race_send_once(store: Store) -> None:
     delivery.send_due(store, name, now=NOW)
     with store.read() as session:
         assert (len(session.exec(select(ReportDelivery)).all()), len(session.exec(select(Delivery)).all())) == (1, 1)
+
+
+def test_others_write_while_the_figures_are_being_made(sqlite_store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A report of a large installation takes seconds; ingest must not wait for it."""
+    with sqlite_store.write() as session:
+        world(session)
+        receiver(session)
+        name = schedule(session)
+    weekly = ledger.weekly
+    written: list[bool] = []
+
+    def meanwhile(*asked: Any, **more: Any) -> ledger.WeeklyReport:
+        with sqlite_store.write() as session:
+            receiver(session, f"rcv_meanwhile_{len(written)}")
+        written.append(True)
+        return weekly(*asked, **more)
+
+    monkeypatch.setattr(ledger, "weekly", meanwhile)
+    assert delivery.send_due(sqlite_store, name, now=NOW) is not None
+    reports.weekly_snapshot(sqlite_store, ledger.week_of("2026-W46", now=NOW), ledger.Filters(), now=NOW)
+    assert len(written) == 2
+
+
+def test_a_schedule_that_was_limited_meanwhile_sends_nothing_of_before(sqlite_store: Store) -> None:
+    with sqlite_store.write() as session:
+        world(session)
+        receiver(session)
+        name = schedule(session)
+        row = session.get_one(ReportSchedule, name)
+        draft = delivery.drafted(session, row, now=NOW)
+        row.teams = ["team-b"]
+        with pytest.raises(Conflict, match="changed while its report was being made"):
+            delivery.send(session, row, draft, slot=None, now=NOW)
 
 
 def test_a_week_waits_for_its_bill_and_then_names_the_missing_days(sqlite_store: Store) -> None:

@@ -49,7 +49,7 @@ def world(session: Session) -> None:
 
 
 def body_of(session: Session, week: str = "2026-W46", now: datetime = NOW) -> dict[str, Any]:
-    return reports.weekly_snapshot(session, ledger.week_of(week, now=now), visible=None, now=now)
+    return reports.keep(session, reports.weekly_draft(session, ledger.week_of(week, now=now), ledger.Filters(), now=now), now=now)
 
 
 def test_json_has_the_figures_of_costs_to_the_digit(store: Store) -> None:

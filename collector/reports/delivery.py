@@ -111,7 +111,7 @@ def drafted(session: Session, schedule: ReportSchedule, *, now: datetime) -> Dra
 def send(session: Session, schedule: ReportSchedule, draft: Draft, *, slot: str | None, now: datetime) -> ReportDelivery:
     """Put the report of the last complete period on its way; ``slot`` None is one that somebody asked for."""
     name, _ = last_period(schedule, now=now)
-    if not draft.is_of(schedule.report, name, _filters(schedule)):
+    if not draft.is_of(schedule.report, name, schedule.time_zone, _filters(schedule)):
         raise Conflict(f"schedule {schedule.name!r} was changed while its report was being made; send it again")
     body = keep(session, draft, now=now)
     delivery = ReportDelivery(

@@ -86,9 +86,9 @@ class Draft:
     difference: Callable[[dict[str, Any], dict[str, Any]], list[dict[str, Any]]]
     unkept: str = ""
 
-    def is_of(self, kind: str, period: str, filters: Filters) -> bool:
-        """Whether it is what somebody now asks for, who may have changed since it was begun."""
-        return (self.named.kind, self.named.period, self.named.scope) == (kind, period, _scope(filters))
+    def is_of(self, kind: str, period: str, time_zone: str, filters: Filters) -> bool:
+        """Whether it is what is now asked for; that may have changed since the draft was begun."""
+        return self.named == _Named(kind, period, time_zone, _scope(filters))
 
 
 def _scope(asked: Filters) -> str:

@@ -145,8 +145,8 @@ def _written(value: object) -> str:
     return money.text(value) if isinstance(value, Decimal) else "null" if value is None else str(value)
 
 
-class MatchLike(Protocol):
-    """A row of the reconciliation."""
+class LineLike(Protocol):
+    """What a row of bill or metering is about."""
 
     @property
     def day(self) -> date: ...
@@ -158,6 +158,11 @@ class MatchLike(Protocol):
     def meter(self) -> str: ...
     @property
     def currency(self) -> str | None: ...
+
+
+class MatchLike(LineLike, Protocol):
+    """A row of the reconciliation."""
+
     @property
     def expected(self) -> Decimal: ...
     @property
@@ -166,19 +171,9 @@ class MatchLike(Protocol):
     def causes(self) -> Mapping[Any, Decimal]: ...
 
 
-class AdjustmentLike(Protocol):
+class AdjustmentLike(LineLike, Protocol):
     """What today says differently of a closed month, on one side of one row."""
 
-    @property
-    def day(self) -> date: ...
-    @property
-    def workspace(self) -> str | None: ...
-    @property
-    def deployment(self) -> str | None: ...
-    @property
-    def meter(self) -> str: ...
-    @property
-    def currency(self) -> str | None: ...
     @property
     def side(self) -> str: ...
     @property

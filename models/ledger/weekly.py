@@ -142,7 +142,7 @@ def weekly(session: Session, week: Week, filters: Filters = Filters(), *, now: d
         raise InvalidInput(f"week {week.name} has not begun yet")
     before = Period(floor(week.period.start - DAY, "week", zone_from(week.time_zone)), week.period.start)
     made = _Maker(session, week, before, filters, now=now)
-    return WeeklyReport(week, now, made.currencies(), made.provisional(), data_age(session, visible=filters.visible, now=now))
+    return WeeklyReport(week, now, made.currencies(), made.provisional_days(), data_age(session, visible=filters.visible, now=now))
 
 
 class _Maker:
@@ -150,6 +150,7 @@ class _Maker:
 
     def __init__(self, session: Session, week: Week, before: Period, filters: Filters, *, now: datetime) -> None:
         self.session, self.week, self.before, self.filters, self.now = session, week, before, filters, now
+        self.days = self._ask(week.period, granularity="day")
 
     def _ask(self, period: Period, *groups: str, granularity: str = "none") -> Sequence[CostRow]:
         query = CostQuery(period, "day" if granularity == "day" else "none", groups, "best", self.filters, time_zone=self.week.time_zone)
@@ -158,7 +159,6 @@ class _Maker:
     def currencies(self) -> list[CurrencyWeek]:
         this, last = ({row.figures.currency: row.figures for row in self._ask(period)} for period in (self.week.period, self.before))
         lines = {groups: self._lines(groups) for groups in (("mode",), ("workspace",), ("workspace", "deployment", "model", "mode"), ("team",))}
-        days = self._ask(self.week.period, granularity="day")
         meters = [self._ask(period, "workspace", "deployment", "meter", "mode") for period in (self.week.period, self.before)]
         forecasts = {one.currency: one for one in forecast(self.session, self.filters, now=self.now)}
         matched = self._reconciled()
@@ -175,7 +175,7 @@ class _Maker:
                     cost=cost,
                     billed=Change(total.billed_cost, ZERO if earlier is None else earlier.billed_cost),
                     waterfall=_waterfall(cost, *([row for row in rows if row.figures.currency == currency] for rows in meters)),
-                    by_day=[row for row in days if row.figures.currency == currency],
+                    by_day=[row for row in self.days if row.figures.currency == currency],
                     by_mode=[line for line in lines["mode",] if line.figures.currency == currency],
                     by_workspace=[line for line in lines["workspace",] if line.figures.currency == currency],
                     by_deployment=deployments,
@@ -207,8 +207,8 @@ class _Maker:
         last = day_start(utc_day(end))
         return {total.currency: total for total in reconciliation(self.session, Period(first, last), self.filters, now=self.now).totals}
 
-    def provisional(self) -> list[date]:
-        return sorted({utc_day(row.period.start) for row in self._ask(self.week.period, granularity="day") if row.figures.status == "provisional"})
+    def provisional_days(self) -> list[date]:
+        return sorted({utc_day(row.period.start) for row in self.days if row.figures.status == "provisional"})
 
 
 def _nothing(like: Figures) -> Figures:

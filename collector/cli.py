@@ -210,14 +210,17 @@ def build_parser() -> argparse.ArgumentParser:
 
     reporting = words.add_parser("report", help="write a report into a file", description="Write a report into a file.")
     kinds = reporting.add_subparsers(title="reports", metavar="REPORT", required=True, parser_class=_Parser)
-    weekly = kinds.add_parser(
-        "weekly", parents=[common], help="the weekly cost report", description="Write the cost report of an ISO week, and its control total beside it."
-    )
-    weekly.add_argument("--week", metavar="YYYY-Www", help="which week, as 2026-W46 (default: the last complete one)")
-    weekly.add_argument("--format", choices=reports.FORMATS, default="html", help="how it is written (default html)")
-    weekly.add_argument("--time-zone", default="UTC", metavar="ZONE", help="the zone whose days make the week, as Europe/Berlin (default UTC)")
-    weekly.add_argument("--out", required=True, metavar="FILE", help="the file to write; FILE.meta.json beside it has the control total and the hash")
-    weekly.set_defaults(run=_report_weekly)
+    for name, unit, like in (("daily", "day", "2026-11-19"), ("weekly", "week", "2026-W46"), ("monthly", "month", "2026-10")):
+        of = "an ISO week" if unit == "week" else f"a {unit}"
+        more = "; provisional until the month is closed" if unit == "month" else ""
+        costing = kinds.add_parser(
+            name, parents=[common], help=f"the {name} cost report", description=f"Write the cost report of {of}, and its control total beside it{more}."
+        )
+        costing.add_argument(f"--{unit}", dest="period", metavar=like, help=f"which {unit}, as {like} (default: the last complete one)")
+        costing.add_argument("--format", choices=reports.FORMATS, default="html", help="how it is written (default html)")
+        costing.add_argument("--time-zone", default="UTC", metavar="ZONE", help=f"the zone whose calendar cuts the {unit}, as Europe/Berlin (default UTC)")
+        costing.add_argument("--out", required=True, metavar="FILE", help="the file to write; FILE.meta.json beside it has the control total and the hash")
+        costing.set_defaults(run=_report_cost, unit=unit)
     pack = kinds.add_parser(
         "close", parents=[common], help="the month close pack", description="Write a month's journal, accruals and reconciliation for finance."
     )
@@ -598,9 +601,9 @@ def _prices(options: argparse.Namespace, settings: Settings) -> int:
     return _write(settings, commands.ReviewPrices(options.action, options.ids))
 
 
-def _report_weekly(options: argparse.Namespace, settings: Settings) -> int:
+def _report_cost(options: argparse.Namespace, settings: Settings) -> int:
     out = str(Path(options.out).absolute())
-    return _write(settings, reports.WeeklyReport(out=out, format=options.format, week=options.week, time_zone=options.time_zone))
+    return _write(settings, reports.CostReport(out=out, unit=options.unit, format=options.format, period=options.period, time_zone=options.time_zone))
 
 
 def _report_close(options: argparse.Namespace, settings: Settings) -> int:

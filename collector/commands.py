@@ -81,7 +81,7 @@ Command = (
     | ReviewPrices
     | CreateKey
     | RevokeKey
-    | reports.WeeklyReport
+    | reports.CostReport
     | reports.CloseReport
     | closing.CloseMonth
     | closing.ReopenMonth
@@ -125,8 +125,8 @@ def run(command: Command, desk: Desk) -> int:
             return closing.close(desk.store, command, now=desk.now(), say=desk.say)
         case closing.ReopenMonth():
             return closing.reopen(desk.store, command, now=desk.now(), say=desk.say)
-        case reports.WeeklyReport():
-            return reports.write_weekly(desk.store, command, now=desk.now(), say=desk.say)
+        case reports.CostReport():
+            return reports.write_cost(desk.store, command, now=desk.now(), say=desk.say)
         case reports.CloseReport():
             return reports.write_close(desk.store, command, now=desk.now(), say=desk.say)
         case CreateKey(name=name, scope=scope, workspaces=workspaces):

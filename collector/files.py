@@ -25,7 +25,7 @@ class File:
 
 
 class Files:
-    """``weekly`` and ``focus`` by their parameters, limited to what the reader may see."""
+    """``daily``, ``weekly``, ``monthly`` and ``focus`` by their parameters, limited to what the reader may see."""
 
     def __init__(self, store: Store, *, now: Callable[[], datetime]) -> None:
         self._store = store
@@ -34,25 +34,25 @@ class Files:
     def __call__(self, kind: str, said: Mapping[str, str], visible: frozenset[str] | None) -> File:
         """The file; ``InvalidInput`` where it cannot be meant."""
         match kind:
-            case "weekly":
-                return self._weekly(said, visible)
+            case "daily" | "weekly" | "monthly":
+                return self._cost(reports.UNITS[kind], said, visible)
             case "focus":
                 return self._focus(said, visible)
             case _:
                 raise NotFound(f"there is no file {kind[:40]!r}")
 
-    def _weekly(self, said: Mapping[str, str], visible: frozenset[str] | None) -> File:
+    def _cost(self, unit: ledger.Unit, said: Mapping[str, str], visible: frozenset[str] | None) -> File:
         form = next((one for one in reports.FORMATS if one == said.get("format", "html")), None)
         if form is None:
             raise InvalidInput(f"format must be one of {', '.join(reports.FORMATS)}")
         now = self._now()
-        week = ledger.week_of(said.get("week") or None, now=now, time_zone="UTC")
-        body = reports.weekly_snapshot(self._store, week, ledger.Filters(visible=visible), now=now)
+        span = ledger.span_of(unit, said.get(unit) or None, now=now, time_zone=said.get("time_zone") or "UTC")
+        body = reports.weekly_snapshot(self._store, span, ledger.Filters(visible=visible), now=now)
         made = reports.written(body, form)
         content = tempfile.TemporaryFile(prefix="meterbridge-report-")  # noqa: SIM115 - closed by whoever sends it
         content.write(made.content)
         content.seek(0)
-        return File(content, f"meterbridge-{week.name}.{form}", made.media_type, made.control_header)
+        return File(content, f"meterbridge-{span.name}.{form}", made.media_type, made.control_header)
 
     def _focus(self, said: Mapping[str, str], visible: frozenset[str] | None) -> File:
         version, form = focus.checked(said.get("version", "1.2"), said.get("format", "csv"))

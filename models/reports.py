@@ -17,8 +17,8 @@ class ReportSnapshot(SQLModel, table=True):
     __tablename__ = "report_snapshot"
 
     id: str = Field(sa_column=Column(Text, primary_key=True))
-    kind: str = Field(sa_column=Column(Text, nullable=False))  # weekly | close
-    period: str = Field(sa_column=Column(Text, nullable=False))  # 2026-W46
+    kind: str = Field(sa_column=Column(Text, nullable=False))  # daily | weekly | monthly | close
+    period: str = Field(sa_column=Column(Text, nullable=False))  # 2026-W46, 2026-11-19, 2026-10
     time_zone: str = Field(sa_column=Column(Text, nullable=False))
     scope: str = Field(sa_column=Column(Text, nullable=False))  # canonical JSON of what it is limited to
     number: int = Field(sa_column=Column(Integer, nullable=False))

@@ -17,7 +17,7 @@ class ReportSchedule(SQLModel, table=True):
 
     id: str = Field(sa_column=Column(Text, primary_key=True))
     name: str = Field(sa_column=Column(Text, nullable=False))
-    report: str = Field(sa_column=Column(Text, nullable=False))  # weekly | close
+    report: str = Field(sa_column=Column(Text, nullable=False))  # daily | weekly | monthly | close
     time_zone: str = Field(sa_column=Column(Text, nullable=False))
     hours_after: int = Field(sa_column=Column(Integer, nullable=False))
     workspaces: list[str] = Field(sa_column=Column(JsonText, nullable=False))  # [] is every workspace

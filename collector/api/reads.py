@@ -52,6 +52,7 @@ _DOCUMENTED: Mapping[str, tuple[str, bool]] = {
     "sku": ("what if: the VM size of the instances", False),
     "instances": ("what if: how many of them", False),
     "hours_per_day": ("what if: how many hours a day they run", False),
+    "day": ("a day, as 2026-11-19; by default the last complete one", False),
     "week": ("an ISO week, as 2026-W46; by default the last complete one", False),
     "format": ("json, csv, html, pdf or parquet, as the route has them", False),
     "version": ("of FOCUS: 1.2 (default), 1.3 or 1.4", False),

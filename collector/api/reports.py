@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Mapping
+from datetime import datetime
 from typing import IO, Any
 
 from fastapi import APIRouter, Request
@@ -13,27 +14,44 @@ from collector import focus, reports
 from collector.api.deps import Caller, Now, Reading, Stored
 from collector.api.reads import documented, refuse_unknown
 from collector.api.schedules import router as schedules
+from collector.auth import Principal
 from models import ledger
 from models.errors import InvalidInput
 from models.ledger import Filters
+from models.store import Store
 
 router = APIRouter(tags=["reports"])
 router.include_router(schedules)
 _FOCUS = ("month", "version", "format")
 _CHUNK = 1024 * 1024
-_WEEKLY = ("week", "format", "time_zone")
 _CLOSE = ("month", "format")
 
 
-@router.get("/v1/reports/weekly", summary="The weekly cost report", openapi_extra=documented(*_WEEKLY))
+@router.get("/v1/reports/daily", summary="The daily cost report", openapi_extra=documented("day", "format", "time_zone"))
+def daily(request: Request, store: Stored, caller: Caller, now: Now) -> Response:
+    """The report of a day (the last complete one where ``day`` is not said), with its hours, as JSON, CSV, HTML or PDF."""
+    return _cost(request, store, caller, unit="day", now=now)
+
+
+@router.get("/v1/reports/weekly", summary="The weekly cost report", openapi_extra=documented("week", "format", "time_zone"))
 def weekly(request: Request, store: Stored, caller: Caller, now: Now) -> Response:
     """The report of an ISO week as JSON, CSV, HTML or PDF, all from one kept snapshot."""
-    refuse_unknown(request, _WEEKLY)
+    return _cost(request, store, caller, unit="week", now=now)
+
+
+@router.get("/v1/reports/monthly", summary="The monthly cost report", openapi_extra=documented("month", "format", "time_zone"))
+def monthly(request: Request, store: Stored, caller: Caller, now: Now) -> Response:
+    """The report of a month likewise; its ``standing`` is provisional until the month is closed, then final."""
+    return _cost(request, store, caller, unit="month", now=now)
+
+
+def _cost(request: Request, store: Store, caller: Principal, *, unit: ledger.Unit, now: datetime) -> Response:
+    refuse_unknown(request, (unit, "format", "time_zone"))
     said = request.query_params
     known = _format(said.get("format"))
-    week = ledger.week_of(said.get("week") or None, now=now, time_zone=said.get("time_zone") or "UTC")
-    body = reports.weekly_snapshot(store, week, Filters(visible=caller.visible), now=now)
-    return _answer(body, known, week.name)
+    span = ledger.span_of(unit, said.get(unit) or None, now=now, time_zone=said.get("time_zone") or "UTC")
+    body = reports.weekly_snapshot(store, span, Filters(visible=caller.visible), now=now)
+    return _answer(body, known, span.name)
 
 
 @router.get("/v1/reports/close", summary="The month close pack", openapi_extra=documented(*_CLOSE))

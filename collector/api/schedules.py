@@ -30,7 +30,7 @@ class ScheduleBody(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     name: str = Field(min_length=1, max_length=256)
-    report: str = Field(pattern="^(weekly|close)$")
+    report: str = Field(pattern="^(daily|weekly|monthly|close)$")
     time_zone: str = Field(default="UTC", max_length=64)
     hours_after: int = Field(default=7, ge=0, le=240)
     workspaces: list[str] = Field(default_factory=list, max_length=1000)

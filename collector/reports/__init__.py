@@ -4,17 +4,19 @@ Every format is a pure function of the snapshot's body, so that the same report 
 changes later makes a numbered restatement, which names the difference; the first one stays as it was sent.
 """
 
-from collector.reports.command import CloseReport, WeeklyReport, write_close, write_weekly
+from collector.reports.command import CloseReport, CostReport, write_close, write_cost
 from collector.reports.formats import FORMATS, MEDIA_TYPES, Format, Written, written
 from collector.reports.snapshots import Draft, close_draft, close_snapshot, keep, weekly_draft, weekly_snapshot
+from collector.reports.words import UNITS
 
 __all__ = [
     "FORMATS",
     "MEDIA_TYPES",
+    "UNITS",
     "CloseReport",
+    "CostReport",
     "Draft",
     "Format",
-    "WeeklyReport",
     "Written",
     "close_draft",
     "close_snapshot",
@@ -22,6 +24,6 @@ __all__ = [
     "weekly_draft",
     "weekly_snapshot",
     "write_close",
-    "write_weekly",
+    "write_cost",
     "written",
 ]

@@ -93,7 +93,8 @@ def bars(title: str, says: str, given: Sequence[Bar], *, unit: str, legend: tupl
         left = _MARGIN_LEFT + room * index + room * 0.16
         upper, lower = y(max(bar.start, bar.end)), y(min(bar.start, bar.end))
         shapes.append(Box(left, upper, room * 0.68, max(lower - upper, 0.8), bar.color))
-        shapes.append(Words(left + room * 0.34, upper - 4, bar.note, size=9, anchor="middle", color=INK))
+        if bar.note:
+            shapes.append(Words(left + room * 0.34, upper - 4, bar.note, size=9, anchor="middle", color=INK))
         shapes.append(Words(left + room * 0.34, HEIGHT - _MARGIN_BOTTOM + 15, bar.label, anchor="middle"))
     shapes.append(Stroke(_MARGIN_LEFT, y(0), WIDTH - _MARGIN_RIGHT, y(0), QUIET))
     return Chart(title, says, tuple(shapes), legend)

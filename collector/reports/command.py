@@ -20,12 +20,13 @@ from models.ledger import Filters
 from models.store import Store
 
 
-class WeeklyReport(msgspec.Struct, tag="report_weekly", forbid_unknown_fields=True):
-    """``meterbridge report weekly``; ``out`` is a path on this machine."""
+class CostReport(msgspec.Struct, tag="report_cost", forbid_unknown_fields=True):
+    """``meterbridge report daily``, ``weekly`` or ``monthly``; ``out`` is a path on this machine."""
 
     out: str
+    unit: ledger.Unit
     format: Format = "html"
-    week: str | None = None
+    period: str | None = None
     time_zone: str = "UTC"
 
 
@@ -37,12 +38,13 @@ class CloseReport(msgspec.Struct, tag="report_close", forbid_unknown_fields=True
     format: Format = "html"
 
 
-def write_weekly(store: Store, asked: WeeklyReport, *, now: datetime, say: Callable[[str], None]) -> int:
+def write_cost(store: Store, asked: CostReport, *, now: datetime, say: Callable[[str], None]) -> int:
     """Make the snapshot, write the file and ``FILE.meta.json``; gives the exit code."""
-    week = ledger.week_of(asked.week, now=now, time_zone=asked.time_zone)
+    span = ledger.span_of(asked.unit, asked.period, now=now, time_zone=asked.time_zone)
     out = _out(asked.out)
-    body = weekly_snapshot(store, week, Filters(), now=now)
-    return _write(out, body, asked.format, f"week {week.name}", say)
+    body = weekly_snapshot(store, span, Filters(), now=now)
+    standing = f", {body['standing']}" if "standing" in body else ""
+    return _write(out, body, asked.format, f"{span.unit} {span.name}{standing}", say)
 
 
 def write_close(store: Store, asked: CloseReport, *, now: datetime, say: Callable[[str], None]) -> int:

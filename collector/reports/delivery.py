@@ -19,6 +19,7 @@ from collector.reports import links
 from collector.reports.command import replace_file
 from collector.reports.formats import FORMATS, written
 from collector.reports.snapshots import Draft, close_draft, keep, weekly_draft
+from collector.reports.words import UNITS
 from collector.rulebook import new_id
 from collector.webhooks.formats import Notice
 from models import ledger
@@ -80,10 +81,10 @@ def _due(session: Session, schedule_id: str, *, now: datetime) -> ReportSchedule
 
 
 def last_period(schedule: ReportSchedule, *, now: datetime) -> tuple[str, Period]:
-    """The last complete week or month."""
-    if schedule.report == "weekly":
-        week = ledger.week_of(None, now=now, time_zone=schedule.time_zone)
-        return week.name, week.period
+    """The last complete day, week or month."""
+    if schedule.report in UNITS:
+        span = ledger.span_of(UNITS[schedule.report], None, now=now, time_zone=schedule.time_zone)
+        return span.name, span.period
     month = month_start(month_start(utc_day(now)) - DAY)
     return f"{month:%Y-%m}", month_period(month)
 
@@ -103,8 +104,9 @@ def _filters(schedule: ReportSchedule) -> Filters:
 def drafted(session: Session, schedule: ReportSchedule, *, now: datetime) -> Draft:
     """The figures of the last complete period: what takes long."""
     name, period = last_period(schedule, now=now)
-    if schedule.report == "weekly":
-        return weekly_draft(session, ledger.week_of(name, now=now, time_zone=schedule.time_zone), _filters(schedule), now=now)
+    if schedule.report in UNITS:
+        span = ledger.span_of(UNITS[schedule.report], name, now=now, time_zone=schedule.time_zone)
+        return weekly_draft(session, span, _filters(schedule), now=now)
     return close_draft(session, utc_day(period.start), _filters(schedule), now=now)
 
 
@@ -145,7 +147,8 @@ def _totals(body: dict[str, Any]) -> list[dict[str, Any]]:
 
 def summary(body: dict[str, Any]) -> str:
     """What the report says, in a line; names the days that the bill has not reached."""
-    name = f"Week {body['week']}" if body["kind"] == "weekly" else f"Month {body['month']}, {body['standing']}"
+    unit = UNITS.get(body["kind"], "month")
+    name = f"{unit.capitalize()} {body[unit]}" + (f", {body['standing']}" if "standing" in body else "")
     said = "; ".join(f"{total['cost'] or 'unknown'} {total['currency'] or ''}".strip() for total in body["totals"]) or "nothing used and nothing billed"
     missing = body.get("provisional_days")
     return f"{name}: {said}." + (f" Not billed yet: {', '.join(missing)}." if missing else "")

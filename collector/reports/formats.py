@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Literal, get_args
 
-from collector.reports import closepack, page
+from collector.reports import closepack, page, words
 from models import money
 
 Format = Literal["json", "csv", "html", "pdf"]
@@ -23,7 +23,7 @@ MEDIA_TYPES: Mapping[Format, str] = {
     "pdf": "application/pdf",
 }
 _NAMES = ("workspace", "deployment", "model", "mode")
-_COLUMNS = ("currency", *_NAMES, "input_tokens", "output_tokens", "requests", "core_hours", "status", "estimate", "last_week_cost", "cost", "billed_cost")
+_COLUMNS = ("currency", *_NAMES, "input_tokens", "output_tokens", "requests", "core_hours", "status", "estimate", "last_{unit}_cost", "cost", "billed_cost")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class Written:
             "rows": self.rows,
             "sha256": hashlib.sha256(self.content).hexdigest(),
             "snapshot": body.get("snapshot"),
-            "week" if body["kind"] == "weekly" else "month": body["week" if body["kind"] == "weekly" else "month"],
+            (unit := words.UNITS.get(body["kind"], "month")): body[unit],
         }
         return (json.dumps(about, indent=2, ensure_ascii=False) + "\n").encode()
 
@@ -75,13 +75,14 @@ def _csv(body: Mapping[str, Any]) -> tuple[bytes, int, dict[str, str]]:
     """Rows per currency and deployment that add up to the totals; the control total is the sum of what was written."""
     into = io.StringIO()
     writer = csv.writer(into, lineterminator="\r\n")
-    writer.writerow(_COLUMNS)
+    heads = [name.format(unit=words.unit(body)) for name in _COLUMNS]
+    writer.writerow(heads)
     sums: dict[str, Decimal] = {}
     rows = 0
     for one in body["currencies"]:
         for line in one["deployments"]:
             cells = {**line, "currency": one["currency"]}
-            writer.writerow([safe(cells[name]) if name in _NAMES or name == "currency" else _plain(cells[name]) for name in _COLUMNS])
+            writer.writerow([safe(cells[name]) if name in _NAMES or name == "currency" else _plain(cells[name]) for name in heads])
             key = one["currency"] or "none"
             sums[key] = money.plus(sums.get(key, money.ZERO), Decimal(line["cost"] or 0))
             rows += 1

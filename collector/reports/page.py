@@ -30,11 +30,11 @@ def html_page(body: Mapping[str, Any]) -> str:
     """The whole page."""
     if body["kind"] == "close":
         return _document(closepack.title_of(body), _close_parts(body))
-    title = f"Weekly cost report {body['week']}"
+    title = words.title_of(body)
     span = f"{words.instant(body['from'], body['time_zone'])} to {words.instant(body['to'], body['time_zone'])} · {_number_of(body)}"
     parts = [f"<h1>{escape(title)}</h1>", f'<p class="sub">{escape(span)}</p>']
     if not body["totals"]:
-        parts.append('<p class="lead">Nothing was used and nothing was billed in this week or the one before.</p>')
+        parts.append(f'<p class="lead">Nothing was used and nothing was billed in this {words.unit(body)} or the one before.</p>')
     parts += [f'<p class="lead">{escape(words.headline(body, total))}</p>' for total in body["totals"]]
     parts += _restatement(body)
     for total, one in zip(body["totals"], body["currencies"], strict=True):
@@ -100,12 +100,12 @@ def _restatement(body: Mapping[str, Any]) -> list[str]:
 
 
 def _currency(body: Mapping[str, Any], total: Mapping[str, Any], one: Mapping[str, Any]) -> list[str]:
-    code = one["currency"]
+    code, unit = one["currency"], words.unit(body)
     if total["cost"] is None:
         return [f"<h2>{escape(code or 'Without a price')}</h2>", *_unpriced(one)]
     tiles = [
         (words.amount(total["cost"], code), "cost, basis best"),
-        (words.percent(total["change_percent"]), f"against {words.amount(total['last_week']['cost'], code)} the week before"),
+        (words.percent(total["change_percent"]), f"against {words.amount(total[f'last_{unit}']['cost'], code)} the {unit} before"),
         (words.amount(total["billed_cost"], code), "of it billed"),
         (words.count(total["input_tokens"] + total["output_tokens"]), f"tokens in {words.count(total['requests'])} requests"),
         (words.hours(total["core_hours"]), "core-hours"),
@@ -132,10 +132,10 @@ def _currency(body: Mapping[str, Any], total: Mapping[str, Any], one: Mapping[st
     if missing:
         parts.append(f'<p class="warn">Not in these figures or not certain: {escape("; ".join(missing))}.</p>')
     parts += [_figure(chart) for chart in words.charts_of(body, one)]
-    parts += _lines("By workspace", one["workspaces"], ("workspace",), code)
-    parts += _lines("By deployment", one["deployments"], ("workspace", "deployment", "model"), code)
-    parts += _lines("By mode", one["modes"], ("mode",), code)
-    parts += _lines("By team", one["teams"], ("team",), code, absent="no team")
+    parts += _lines("By workspace", one["workspaces"], ("workspace",), code, unit)
+    parts += _lines("By deployment", one["deployments"], ("workspace", "deployment", "model"), code, unit)
+    parts += _lines("By mode", one["modes"], ("mode",), code, unit)
+    parts += _lines("By team", one["teams"], ("team",), code, unit, absent="no team")
     if one["movers"]:
         rows = [
             [
@@ -147,7 +147,7 @@ def _currency(body: Mapping[str, Any], total: Mapping[str, Any], one: Mapping[st
             ]
             for line in one["movers"]
         ]
-        parts += ["<h3>What moved most</h3>", _table(["Workspace", "Deployment", "#Change", "#This week", "Why"], rows)]
+        parts += ["<h3>What moved most</h3>", _table(["Workspace", "Deployment", "#Change", f"#This {unit}", "Why"], rows)]
     parts += _matched(one["reconciliation"], code)
     return parts
 
@@ -164,20 +164,20 @@ def _unpriced(one: Mapping[str, Any]) -> list[str]:
     return [_table(["Workspace", "Deployment", "Model", "#Tokens without a price", "#Requests"], rows)]
 
 
-def _lines(title: str, lines: Sequence[Mapping[str, Any]], names: Sequence[str], code: str | None, absent: str = "unallocated") -> list[str]:
+def _lines(title: str, lines: Sequence[Mapping[str, Any]], names: Sequence[str], code: str | None, unit: str, *, absent: str = "unallocated") -> list[str]:
     if not lines:
         return []
     rows = [
         [
             *(escape(words.name(line[name], absent)) for name in names),
             _n(words.amount(line["cost"], code)),
-            _n(words.amount(line["last_week_cost"], code)),
+            _n(words.amount(line[f"last_{unit}_cost"], code)),
             _n(words.percent(line["change_percent"])),
             escape(line["status"] + (", estimate" if line["estimate"] else "")),
         ]
         for line in lines
     ]
-    return [f"<h3>{escape(title)}</h3>", _table([*(name.capitalize() for name in names), "#This week", "#Last week", "#Change", "Standing"], rows)]
+    return [f"<h3>{escape(title)}</h3>", _table([*(name.capitalize() for name in names), f"#This {unit}", f"#Last {unit}", "#Change", "Standing"], rows)]
 
 
 def _matched(matched: Mapping[str, Any] | None, code: str | None) -> list[str]:

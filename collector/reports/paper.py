@@ -31,7 +31,7 @@ class _Paper(FPDF):
         self.set_auto_page_break(auto=True, margin=18)
         self.add_font("report", "", _FONTS / "DejaVuSans.ttf")
         self.add_font("report", "B", _FONTS / "DejaVuSans-Bold.ttf")
-        self.set_title(closepack.title_of(body) if body["kind"] == "close" else f"Weekly cost report {body['week']}")
+        self.set_title(closepack.title_of(body) if body["kind"] == "close" else words.title_of(body))
         self.set_creator("meterbridge")
         # The file is a function of the snapshot: made twice, it is the same bytes.
         self.set_creation_date(datetime.fromisoformat(body["snapshot"]["made_at"]))
@@ -62,11 +62,11 @@ def pdf(body: Mapping[str, Any]) -> bytes:
     if body["kind"] == "close":
         _close(paper, body)
         return bytes(paper.output())
-    paper.line_of(f"Weekly cost report {body['week']}", 17, style="B", gap=1)
+    paper.line_of(words.title_of(body), 17, style="B", gap=1)
     zone = body["time_zone"]
     paper.line_of(f"{words.instant(body['from'], zone)} to {words.instant(body['to'], zone)}", 8.5, color=QUIET, gap=3)
     if not body["totals"]:
-        paper.line_of("Nothing was used and nothing was billed in this week or the one before.", 11)
+        paper.line_of(f"Nothing was used and nothing was billed in this {words.unit(body)} or the one before.", 11)
     for total in body["totals"]:
         paper.line_of(words.headline(body, total), 11.5, gap=2)
     for line in body.get("restatement") or ():
@@ -98,7 +98,7 @@ def _close(paper: _Paper, body: Mapping[str, Any]) -> None:
 
 
 def _currency(paper: _Paper, body: Mapping[str, Any], total: Mapping[str, Any], one: Mapping[str, Any]) -> None:
-    code = one["currency"]
+    code, unit = one["currency"], words.unit(body)
     paper.ln(2)
     paper.line_of(code or "Without a price", 13, style="B", gap=1)
     if total["cost"] is None:
@@ -112,7 +112,7 @@ def _currency(paper: _Paper, body: Mapping[str, Any], total: Mapping[str, Any], 
         paper,
         [
             (words.amount(total["cost"], code), "cost"),
-            (words.percent(total["change_percent"]), "against the week before"),
+            (words.percent(total["change_percent"]), f"against the {unit} before"),
             (words.amount(total["billed_cost"], code), "of it billed"),
             (words.count(total["input_tokens"] + total["output_tokens"]), "tokens"),
             (words.hours(total["core_hours"]), "core-hours"),
@@ -131,12 +131,12 @@ def _currency(paper: _Paper, body: Mapping[str, Any], total: Mapping[str, Any], 
             [
                 *(words.name(line[name], absent) for name in columns),
                 words.amount(line["cost"], code),
-                words.amount(line["last_week_cost"], code),
+                words.amount(line[f"last_{unit}_cost"], code),
                 words.percent(line["change_percent"]),
             ]
             for line in one[key]
         ]
-        _table(paper, title, [*(name.capitalize() for name in columns), "#This week", "#Last week", "#Change"], rows)
+        _table(paper, title, [*(name.capitalize() for name in columns), f"#This {unit}", f"#Last {unit}", "#Change"], rows)
     movers = [[words.name(line["workspace"]), words.name(line["deployment"]), words.signed(line["change"], code), line["reason"]] for line in one["movers"]]
     _table(paper, "What moved most", ["Workspace", "Deployment", "#Change", "Why"], movers)
     matched = one["reconciliation"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import date, datetime
 from decimal import Decimal
@@ -16,15 +16,17 @@ from sqlmodel import Session, col, select
 
 from collector.reports.closepack import close_body, close_difference
 from models import ledger, money
+from models.closing import closes_known
 from models.columns import canonical_json
 from models.errors import Conflict
-from models.ledger import CurrencyWeek, Figures, Filters, Line, WeeklyReport
-from models.periods import rfc3339
+from models.ledger import CurrencyWeek, Figures, Filters, Line, Unit, WeeklyReport
+from models.periods import days, month_start, rfc3339
 from models.reports import ReportSnapshot
 from models.store import Store
 
 # Far more than a week is ever restated; a bound that is hit says that something writes in circles.
 MOST_RESTATEMENTS = 500
+KINDS: Mapping[Unit, str] = {"day": "daily", "week": "weekly", "month": "monthly"}
 
 
 def weekly_snapshot(store: Store, week: ledger.Week, filters: Filters, *, now: datetime) -> dict[str, Any]:
@@ -48,7 +50,17 @@ def close_snapshot(store: Store, month: date, filters: Filters, *, now: datetime
 def weekly_draft(session: Session, week: ledger.Week, filters: Filters, *, now: datetime) -> Draft:
     """The week's figures, not kept yet; ``filters`` may limit them to a team."""
     body = weekly_body(ledger.weekly(session, week, filters, now=now))
-    return Draft(body, _Named("weekly", week.name, week.time_zone, _scope(filters)), _difference, "the week is not over yet" if week.period.end > now else "")
+    if week.unit == "month":
+        body["standing"] = _standing(session, week, now=now)
+    return Draft(
+        body, _Named(body["kind"], week.name, week.time_zone, _scope(filters)), _difference, f"the {week.unit} is not over yet" if week.period.end > now else ""
+    )
+
+
+def _standing(session: Session, month: ledger.Week, *, now: datetime) -> str:
+    """A month's report is final once every month of the bill that it touches is closed: of another zone, it touches two."""
+    closed = {one.month for one in closes_known(session, now)}
+    return "final" if {month_start(day) for day in days(month.period)} <= closed else "provisional"
 
 
 def close_draft(session: Session, month: date, filters: Filters, *, now: datetime) -> Draft:
@@ -143,9 +155,10 @@ def keep(session: Session, draft: Draft, *, now: datetime) -> dict[str, Any]:
 
 def weekly_body(report: WeeklyReport) -> dict[str, Any]:
     """The report as JSON: money as text, counts as numbers, unknown as null."""
+    unit = report.week.unit
     return {
-        "kind": "weekly",
-        "week": report.week.name,
+        "kind": KINDS[unit],
+        unit: report.week.name,
         "from": rfc3339(report.week.period.start),
         "to": rfc3339(report.week.period.end),
         "time_zone": report.week.time_zone,
@@ -156,7 +169,7 @@ def weekly_body(report: WeeklyReport) -> dict[str, Any]:
                 "cost": _text(one.cost.now),
                 "billed_cost": _text(one.billed.now),
                 "metered_cost": _text(one.total.metered_cost),
-                "last_week": {"cost": _text(one.cost.before), "billed_cost": _text(one.billed.before)},
+                f"last_{unit}": {"cost": _text(one.cost.before), "billed_cost": _text(one.billed.before)},
                 "change": _text(one.cost.difference),
                 "change_percent": _text(one.cost.percent),
                 "status": one.total.status,
@@ -172,31 +185,31 @@ def weekly_body(report: WeeklyReport) -> dict[str, Any]:
             }
             for one in report.currencies
         ],
-        "currencies": [_currency(one) for one in report.currencies],
+        "currencies": [_currency(one, unit) for one in report.currencies],
         "provisional_days": [day.isoformat() for day in report.provisional_days],
         "data_age": {"metered_until": _at(report.age.metered_until), "billed_until": _at(report.age.billed_until)},
     }
 
 
-def _currency(one: CurrencyWeek) -> dict[str, Any]:
+def _currency(one: CurrencyWeek, unit: Unit) -> dict[str, Any]:
     matched, expected = one.reconciliation, one.forecast
     return {
         "currency": one.currency,
         "waterfall": None
         if one.waterfall is None
         else {
-            "last_week": _text(one.waterfall.before),
+            f"last_{unit}": _text(one.waterfall.before),
             **{name: _text(step) for name, step in one.waterfall.steps.items()},
-            "this_week": _text(one.waterfall.now),
+            f"this_{unit}": _text(one.waterfall.now),
         },
-        "days": [
+        "hours" if unit == "day" else "days": [
             {"from": rfc3339(row.period.start), "to": rfc3339(row.period.end), "cost": _text(row.figures.cost), "status": row.figures.status}
             for row in one.by_day
         ],
-        "modes": _lines(one.by_mode),
-        "workspaces": _lines(one.by_workspace),
-        "deployments": _lines(one.by_deployment),
-        "teams": _lines(one.by_team),
+        "modes": _lines(one.by_mode, unit),
+        "workspaces": _lines(one.by_workspace, unit),
+        "deployments": _lines(one.by_deployment, unit),
+        "teams": _lines(one.by_team, unit),
         "movers": [{**dict(line.names), "change": _text(line.change.difference), "cost": _text(line.change.now), "reason": why} for line, why in one.movers],
         "forecast": None
         if expected is None
@@ -214,13 +227,13 @@ def _currency(one: CurrencyWeek) -> dict[str, Any]:
     }
 
 
-def _lines(lines: Sequence[Line]) -> list[dict[str, Any]]:
+def _lines(lines: Sequence[Line], unit: Unit) -> list[dict[str, Any]]:
     return [
         {
             **dict(line.names),
             "cost": _text(line.figures.cost),
             "billed_cost": _text(line.figures.billed_cost),
-            "last_week_cost": _text(line.change.before),
+            f"last_{unit}_cost": _text(line.change.before),
             "change": _text(line.change.difference),
             "change_percent": _text(line.change.percent),
             **{name: getattr(line.figures, name) for name in _COUNTS},
@@ -259,7 +272,7 @@ def _number(text: str | None) -> Decimal:
 
 def _digest(body: dict[str, Any]) -> str:
     """Of the figures: how old the data is and what the rest of the month may bring are no part of the week."""
-    figures = {**body, "data_age": None, "currencies": [{**one, "forecast": None} for one in body["currencies"]]} if body["kind"] == "weekly" else body
+    figures = {**body, "data_age": None, "currencies": [{**one, "forecast": None} for one in body["currencies"]]} if body["kind"] != "close" else body
     return hashlib.sha256(json.dumps(figures, sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode()).hexdigest()
 
 

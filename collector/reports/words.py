@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import date, datetime
 from decimal import Decimal
 from typing import Any
 from zoneinfo import ZoneInfo
 
 from collector.reports.charts import DOWN, FIRM, OPEN, UP, Bar, Chart, bars
 from models import money
+from models.ledger import Unit
 
+# The reports of a day, a week and a month are one report of another period.
+UNITS: Mapping[str, Unit] = {"daily": "day", "weekly": "week", "monthly": "month"}
 STEPS = {"volume": "volume", "mix": "mix", "price": "price", "capacity": "capacity", "corrections": "corrections"}
 CAUSES_SHOWN = 8
+# More bars than these have no room for their figures: the axis says them.
+_MOST_NOTED = 12
 
 
 def amount(text: str | None, currency: str | None) -> str:
@@ -64,15 +69,35 @@ def cut(text: str, length: int) -> str:
     return text if len(text) <= length else f"{text[: length - 1]}…"
 
 
+def unit(body: Mapping[str, Any]) -> Unit:
+    """What the report is of."""
+    return UNITS[body["kind"]]
+
+
+def title_of(body: Mapping[str, Any]) -> str:
+    """What stands at its top: ``Weekly cost report 2026-W46``, of the scope where it has one."""
+    return f"{body['kind'].capitalize()} cost report {body[unit(body)]}"
+
+
+def this(body: Mapping[str, Any]) -> str:
+    """The period as people say it: ``week 2026-W46``, ``November 2026``."""
+    name = str(body[unit(body)])
+    return f"{date.fromisoformat(f'{name}-01'):%B %Y}" if unit(body) == "month" else f"{unit(body)} {name}"
+
+
 def headline(body: Mapping[str, Any], total: Mapping[str, Any]) -> str:
     """The one sentence a director reads."""
     if total["cost"] is None and total["unpriced_tokens"]:
-        return f"{count(total['unpriced_tokens'])} tokens of week {body['week']} have no price: what they cost is not known and in no figure here."
-    said = f"{amount(total['cost'], total['currency'])} in week {body['week']}"
+        return f"{count(total['unpriced_tokens'])} tokens of {this(body)} have no price: what they cost is not known and in no figure here."
+    said = f"{amount(total['cost'], total['currency'])} {'on' if unit(body) == 'day' else 'in'} {this(body).removeprefix('day ')}"
     if total["change_percent"] is not None:
-        said += f", {percent(total['change_percent'])} against the week before"
+        said += f", {percent(total['change_percent'])} against the {unit(body)} before"
+    if body.get("standing") == "provisional":
+        said += "; provisional until the month is closed"
     days = len(body["provisional_days"])
-    if days:
+    if unit(body) == "day" and days:
+        said += "; the bill has not reached it and metered figures stand in"
+    elif days:
         said += f"; {days} of its days {'is' if days == 1 else 'are'} not billed yet and metered figures stand in"
     return said + "."
 
@@ -85,36 +110,39 @@ def instant(text: str | None, zone: str) -> str:
 
 
 def charts_of(body: Mapping[str, Any], one: Mapping[str, Any]) -> list[Chart]:
-    """The charts of one currency: days, and the way from last week to this one."""
+    """The charts of one currency: its days (of a day, its hours), and the way from last period to this one."""
     found: list[Chart] = []
     currency = one["currency"] or ""
     zone = ZoneInfo(body["time_zone"])
-    days = [day for day in one["days"] if day["cost"] is not None]
+    of = unit(body)
+    part = "hour" if of == "day" else "day"
+    days = [day for day in one[f"{part}s"] if day["cost"] is not None]
+    label_of = {"day": "%H", "week": "%a %d %b", "month": "%d"}[of]
     if days:
         given = [
             Bar(
-                f"{datetime.fromisoformat(day['from']).astimezone(zone):%a %d %b}",
+                datetime.fromisoformat(day["from"]).astimezone(zone).strftime(label_of),
                 0.0,
                 float(day["cost"]),
-                _short(day["cost"]),
+                _short(day["cost"]) if len(days) <= _MOST_NOTED else "",
                 OPEN if day["status"] == "provisional" else FIRM,
             )
             for day in days
         ]
         legend = ((FIRM, "billed"), (OPEN, "not billed yet: metered"))
-        says = "; ".join(f"{bar.label}: {bar.note} {currency}" for bar in given)
-        found.append(bars(f"Cost by day ({currency})", says, given, unit=currency, legend=legend))
+        says = "; ".join(f"{bar.label}: {_short(day['cost'])} {currency}" for bar, day in zip(given, days, strict=True))
+        found.append(bars(f"Cost by {part} ({currency})", says, given, unit=currency, legend=legend))
     fall = one["waterfall"]
     if fall is not None:
-        at = float(fall["last_week"])
-        given = [Bar("last week", 0.0, at, _short(fall["last_week"]), FIRM)]
+        at = float(fall[f"last_{of}"])
+        given = [Bar(f"last {of}", 0.0, at, _short(fall[f"last_{of}"]), FIRM)]
         for key, label in STEPS.items():
             step = float(fall[key])
             given.append(Bar(label, at, at + step, _short(fall[key], with_sign=True), UP if step > 0 else DOWN))
             at += step
-        given.append(Bar("this week", 0.0, float(fall["this_week"]), _short(fall["this_week"]), FIRM))
+        given.append(Bar(f"this {of}", 0.0, float(fall[f"this_{of}"]), _short(fall[f"this_{of}"]), FIRM))
         says = "; ".join(f"{bar.label}: {bar.note} {currency}" for bar in given)
-        found.append(bars(f"From last week to this one ({currency})", says, given, unit=currency, legend=((UP, "more"), (DOWN, "less"))))
+        found.append(bars(f"From last {of} to this one ({currency})", says, given, unit=currency, legend=((UP, "more"), (DOWN, "less"))))
     return found
 
 

@@ -22,6 +22,7 @@ from models.ledger.quotas import Pool, pool_place, quotas
 from models.ledger.reconciliation import Reconciliation, ReconciliationRow, ReconciliationTotal, reconciliation
 from models.ledger.rerating import Rerate, rerated
 from models.ledger.sources import Source, sources
+from models.ledger.spans import span_of
 from models.ledger.taken_back import ConflictRecord, DoubleSource, PostingRecord, conflicts, double_sources, postings
 from models.ledger.values import (
     BASES,
@@ -44,7 +45,7 @@ from models.ledger.values import (
     UsageRecord,
 )
 from models.ledger.waste import WasteRow, waste
-from models.ledger.weekly import Change, CurrencyWeek, Line, Waterfall, Week, WeeklyReport, week_of, weekly
+from models.ledger.weekly import Change, CurrencyWeek, Line, Unit, Waterfall, Week, WeeklyReport, week_of, weekly
 from models.ledger.witnesses import WitnessRow, problems, witness_rows
 from models.ledger.worklist import WorklistItem, worklist, worklist_item
 
@@ -92,6 +93,7 @@ __all__ = [
     "Source",
     "SourceAge",
     "Standing",
+    "Unit",
     "UsagePage",
     "UsageRecord",
     "WasteRow",
@@ -136,6 +138,7 @@ __all__ = [
     "rerated",
     "settings_known",
     "sources",
+    "span_of",
     "usage_list",
     "waste",
     "week_of",

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date, datetime, timedelta
 from decimal import Decimal
+from typing import Literal
 
 from sqlmodel import Session
 
@@ -16,10 +17,11 @@ from models.ledger.insight import data_age, forecast
 from models.ledger.reconciliation import ReconciliationTotal, reconciliation
 from models.ledger.values import CostQuery, CostRow, DataAge, Figures, Filters, Forecast
 from models.money import ZERO
-from models.periods import DAY, Period, day_start, floor, following, utc_day, zone_from
+from models.periods import DAY, Granularity, Period, day_start, floor, following, utc_day, zone_from
 
 _MOST_MOVERS = 10
 _SAME_PRICE = Decimal("0.005")
+Unit = Literal["day", "week", "month"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,11 +98,12 @@ class CurrencyWeek:
 
 @dataclass(frozen=True, slots=True)
 class Week:
-    """An ISO week in a time zone."""
+    """An ISO week in a time zone; or, by ``unit``, a day or a month, whose report is the same."""
 
-    name: str  # 2026-W46
+    name: str  # 2026-W46, 2026-11-19, 2026-10
     period: Period
     time_zone: str
+    unit: Unit = "week"
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,8 +142,8 @@ def week_of(name: str | None, *, now: datetime, time_zone: str = "UTC") -> Week:
 def weekly(session: Session, week: Week, filters: Filters = Filters(), *, now: datetime) -> WeeklyReport:  # noqa: B008 - a frozen value
     """The week's figures beside those of the week before, on basis best."""
     if week.period.start >= now:
-        raise InvalidInput(f"week {week.name} has not begun yet")
-    before = Period(floor(week.period.start - DAY, "week", zone_from(week.time_zone)), week.period.start)
+        raise InvalidInput(f"{week.unit} {week.name} has not begun yet")
+    before = Period(floor(week.period.start - DAY / 2, week.unit, zone_from(week.time_zone)), week.period.start)
     made = _Maker(session, week, before, filters, now=now)
     return WeeklyReport(week, now, made.currencies(), made.provisional_days(), data_age(session, visible=filters.visible, now=now))
 
@@ -150,10 +153,10 @@ class _Maker:
 
     def __init__(self, session: Session, week: Week, before: Period, filters: Filters, *, now: datetime) -> None:
         self.session, self.week, self.before, self.filters, self.now = session, week, before, filters, now
-        self.days = self._ask(week.period, granularity="day")
+        self.days = self._ask(week.period, granularity="hour" if week.unit == "day" else "day")
 
-    def _ask(self, period: Period, *groups: str, granularity: str = "none") -> Sequence[CostRow]:
-        query = CostQuery(period, "day" if granularity == "day" else "none", groups, "best", self.filters, time_zone=self.week.time_zone)
+    def _ask(self, period: Period, *groups: str, granularity: Granularity = "none") -> Sequence[CostRow]:
+        query = CostQuery(period, granularity, groups, "best", self.filters, time_zone=self.week.time_zone)
         return costs(self.session, query, now=self.now).rows
 
     def currencies(self) -> list[CurrencyWeek]:
@@ -180,7 +183,7 @@ class _Maker:
                     by_workspace=[line for line in lines["workspace",] if line.figures.currency == currency],
                     by_deployment=deployments,
                     by_team=[line for line in lines["team",] if line.figures.currency == currency],
-                    movers=_movers(deployments),
+                    movers=_movers(deployments, self.week.unit),
                     forecast=forecasts.get(currency or ""),
                     reconciliation=matched.get(currency),
                 )
@@ -272,20 +275,20 @@ def _by_tokens(rows: Sequence[CostRow]) -> dict[tuple[str | None, ...], tuple[in
     return found
 
 
-def _movers(lines: Sequence[Line]) -> list[tuple[Line, str]]:
+def _movers(lines: Sequence[Line], unit: Unit) -> list[tuple[Line, str]]:
     """The deployments whose cost changed most, with what changed."""
     moved = [line for line in lines if line.change.difference]
     moved.sort(key=lambda line: (-abs(line.change.difference or ZERO), [name or "" for name in line.names.values()]))
-    return [(line, _reason(line)) for line in moved[:_MOST_MOVERS]]
+    return [(line, _reason(line, unit)) for line in moved[:_MOST_MOVERS]]
 
 
-def _reason(line: Line) -> str:
+def _reason(line: Line, unit: Unit) -> str:
     """What moved it, from quantities and what a unit of them cost."""
     before = line.before
     if before is None or not before.cost:
-        return "new this week"
+        return f"new this {unit}"
     if not line.figures.cost:
-        return "nothing this week"
+        return f"nothing this {unit}"
     if line.names.get("deployment") is None:
         return "charges that no deployment is known for"
     if line.names.get("mode") == "managed_compute":

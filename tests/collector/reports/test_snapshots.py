@@ -41,7 +41,9 @@ def body_of(session: Session, unit: ledger.Unit, name: str | None, zone: str = "
     ("unit", "name", "zone", "cost", "before"),
     [("day", None, "UTC", "6", "4"), ("day", "2026-12-08", "Europe/Berlin", "1", "5"), ("month", None, "UTC", "5", "4"), ("month", "2026-10", "UTC", "4", "0")],
 )
-def test_each_has_the_figures_of_its_period_beside_the_one_before(store: Store, unit: ledger.Unit, name: str | None, zone: str, cost: str, before: str) -> None:
+def test_each_has_the_figures_of_its_period_beside_the_one_before(
+    store: Store, *, unit: ledger.Unit, name: str | None, zone: str, cost: str, before: str
+) -> None:
     with store.write() as session:
         world(session)
         body = body_of(session, unit, name, zone)

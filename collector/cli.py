@@ -205,7 +205,11 @@ def build_parser() -> argparse.ArgumentParser:
         "pull from Azure now: costs, inventory, quotas or prices",
         description="Make one pull from Azure now, through METERBRIDGE_AZURE_SUBSCRIPTIONS and METERBRIDGE_AZURE_SCOPES. A pull lands whole or changes nothing. Exit 1 where something could not be pulled.",
     )
-    pulling.add_argument("what", choices=azure_sync.WHAT, help="costs: the bill. inventory: workspaces and deployments. quotas: vCPUs. prices: the retail list")
+    pulling.add_argument(
+        "what",
+        choices=azure_sync.WHAT,
+        help="costs: the bill. inventory: workspaces and deployments. quotas: vCPUs. prices: the retail list. metrics: Azure's own counts of requests",
+    )
     pulling.add_argument("--month", metavar="YYYY-MM", help="costs: which month, as 2026-10 (default: the open one, and the one before until it has settled)")
 
     reporting = words.add_parser("report", help="write a report into a file", description="Write a report into a file.")

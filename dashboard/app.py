@@ -53,6 +53,7 @@ from models.ledger import (
     Source,
     UsagePage,
     WhatIf,
+    WitnessRow,
 )
 from models.ledger.intake import Intake, SnapshotRecord, intake, report_snapshots
 from models.periods import GRANULARITIES, Period, parse_bound, utc_day
@@ -107,6 +108,9 @@ class LedgerReader:
 
     def reconciliation(self, period: Period, filters: Filters, *, now: datetime) -> Reconciliation:
         return ledger.reconciliation(self.session, period, filters, now=now)
+
+    def witnesses(self, period: Period, filters: Filters, *, now: datetime) -> list[WitnessRow]:
+        return ledger.witness_rows(self.session, period, granularity="day", filters=filters, now=now)
 
     def comparison(self, period: Period, filters: Filters, *, now: datetime, what_if: WhatIf | None = None) -> list[ComparisonRow]:
         return list(ledger.comparison(self.session, period, filters, now=now, what_if=what_if))

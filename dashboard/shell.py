@@ -41,6 +41,7 @@ from models.ledger import (
     Source,
     UsagePage,
     WhatIf,
+    WitnessRow,
 )
 from models.ledger.intake import Intake, SnapshotRecord
 from models.periods import Period, utc_day
@@ -82,6 +83,8 @@ class Ledger(Protocol):
     def usage_list(self, *, period: Period, filters: Filters, limit: int, cursor: str | None, now: datetime) -> UsagePage: ...
 
     def reconciliation(self, period: Period, filters: Filters, *, now: datetime) -> Reconciliation: ...
+
+    def witnesses(self, period: Period, filters: Filters, *, now: datetime) -> list[WitnessRow]: ...
 
     def comparison(self, period: Period, filters: Filters, *, now: datetime, what_if: WhatIf | None = None) -> list[ComparisonRow]: ...
 

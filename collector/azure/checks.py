@@ -27,7 +27,7 @@ _ML_VERSION = "2024-10-01"
 _EXPORTS_VERSION = "2025-03-01"
 _DAY = timedelta(days=1)
 # The documentation says that cost data is refreshed every four hours and asks for one pull a day.
-_STALE = {"costs": 2 * _DAY, "inventory": 2 * _DAY, "quotas": 2 * _DAY, "prices": 8 * _DAY}
+_STALE = {"costs": 2 * _DAY, "inventory": 2 * _DAY, "quotas": 2 * _DAY, "prices": 8 * _DAY, "metrics": 2 * _DAY}
 _MOST_WORKSPACES = 20
 # The budget is spoken of as tight when less than a quarter of it is left.
 _TIGHT = 4
@@ -292,7 +292,7 @@ def _pulls(store: Store, *, now: datetime) -> Iterator[Finding]:
                 newest[run.source, run.scope] = done.finished_at
         last = {(run.source, run.scope): run for run in sorted(runs, key=lambda run: run.started_at)}
         told = {key: (run.state, run.message) for key, run in last.items()}
-    for source in ("costs", "inventory", "quotas", "prices"):
+    for source, stale in _STALE.items():
         places = sorted(scope for name, scope in told if name == source)
         if not places:
             yield Finding("warning", f"{source}: nothing was pulled yet", f"meterbridge sync {source}")
@@ -300,7 +300,7 @@ def _pulls(store: Store, *, now: datetime) -> Iterator[Finding]:
             state, message = told[source, scope]
             at = newest.get((source, scope))
             where = f"{source} of {scope}" if scope else source
-            if at is None or now - at > _STALE[source]:
+            if at is None or now - at > stale:
                 age = "never" if at is None else f"last on {rfc3339(at)}"
                 why = f": {message}" if state == PullState.FAILED and message else ""
                 yield Finding("warning", f"{where}: pulled whole {age}{why}", f"meterbridge sync {source}")

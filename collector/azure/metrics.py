@@ -68,29 +68,42 @@ class _Resource:
     deployments: dict[str, DeploymentFact]
 
 
-def sync(store: Store, client: Arm, subscriptions: Sequence[str], *, now: Callable[[], datetime]) -> str:
-    """Bring in the hours that are not there yet; gives what came of it in one line. Raises where nothing could be read."""
+@dataclass(frozen=True, slots=True)
+class Synced:
+    """What a pull brought: hourly counts of so many of the endpoints and accounts there are, until an instant."""
+
+    hours: int
+    asked: int
+    until: datetime
+    failures: Sequence[str]
+
+    def summary(self) -> str:
+        """One plain line."""
+        if not self.asked:
+            return "metrics: no online endpoint or Foundry account is known yet; meterbridge sync inventory finds them"
+        heard = self.asked - len(self.failures)
+        return f"metrics: {self.hours} hourly counts of {heard} endpoints and accounts, until {self.until:%Y-%m-%d %H:%M} UTC"
+
+
+def sync(store: Store, client: Arm, subscriptions: Sequence[str], *, now: Callable[[], datetime], progress: Callable[[int, int | None], None]) -> Synced:
+    """Bring in the hours that are not there yet. One resource that fails does not stop the others; a long throttle does."""
     end = floor(now() - _SETTLES, "hour")
     with store.read() as session:
         asked = [(resource, _since(session, resource.id, end)) for resource in _resources(session, subscriptions)]
     hours = 0
-    faults: list[DomainError] = []
-    for resource, start in asked:
+    failures: list[str] = []
+    for number, (resource, start) in enumerate(asked):
         try:
             points = list(_read(client, resource, start, end))
         except Rescheduled:
             raise
         except DomainError as fault:
-            faults.append(fault)
+            failures.append(fault.message)
             continue
         if points:
             hours += keep(store, points, now=now())
-    if faults and len(faults) == len(asked):
-        raise faults[0]
-    if not asked:
-        return "metrics: no online endpoint or Foundry account is known yet; meterbridge sync inventory finds them"
-    told = f"metrics: {hours} hourly counts of {len(asked) - len(faults)} endpoints and accounts, until {end:%Y-%m-%d %H:%M} UTC"
-    return "; ".join([told, *(fault.message for fault in faults)])
+        progress(number + 1, len(asked))
+    return Synced(hours, len(asked), end, failures)
 
 
 def _resources(session: Session, subscriptions: Sequence[str]) -> list[_Resource]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import date, datetime
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
-from collector.azure import costs, inventory, quotas
+from collector.azure import costs, inventory, metrics, quotas
 from collector.azure.client import Azure, AzureSettings, Rescheduled
 from collector.closing import month_from
 from collector.settings import Settings
@@ -18,14 +19,14 @@ from models.periods import month_start, utc_day
 from models.sources import PullState
 from models.store import Store
 
-What = Literal["costs", "inventory", "quotas", "prices"]
-WHAT: tuple[What, ...] = ("costs", "inventory", "quotas", "prices")
+What = Literal["costs", "inventory", "quotas", "prices", "metrics"]
+WHAT: tuple[What, ...] = ("costs", "inventory", "quotas", "prices", "metrics")
 Say = Callable[[str], None]
 Progress = Callable[[int, int | None], None]
 
 
 class Sync(msgspec.Struct, tag="sync", forbid_unknown_fields=True):
-    """``meterbridge sync costs|inventory|quotas|prices``."""
+    """``meterbridge sync costs|inventory|quotas|prices|metrics``."""
 
     what: What
     month: str | None = None
@@ -91,6 +92,8 @@ def pull(
             return _kept(store, azure, what, lambda: _quotas(store, azure, now=now, say=say), now=now, say=say)
         case "prices":
             return _kept(store, azure, what, lambda: _prices(store, azure, now=now, say=say, progress=progress), now=now, say=say)
+        case "metrics":
+            return _kept(store, azure, what, lambda: _metrics(store, azure, now=now, progress=progress), now=now, say=say)
 
 
 def _costs(store: Store, azure: Azure, months: Sequence[date] | None, *, now: Callable[[], datetime], say: Say, progress: Progress) -> list[str]:
@@ -111,46 +114,64 @@ def _costs(store: Store, azure: Azure, months: Sequence[date] | None, *, now: Ca
     return failures
 
 
-def _kept(store: Store, azure: Azure, what: What, work: Callable[[], tuple[str, int | None, list[str]]], *, now: Callable[[], datetime], say: Say) -> list[str]:
+@dataclass(frozen=True, slots=True)
+class _Done:
+    """What came of a pull that ran to its end; ``until`` None: what it brought is as of its end."""
+
+    summary: str
+    rows: int | None
+    failures: Sequence[str]
+    until: datetime | None = None
+
+
+def _kept(store: Store, azure: Azure, what: What, work: Callable[[], _Done], *, now: Callable[[], datetime], say: Say) -> list[str]:
     """Do it with a row that tells of it."""
     calls, throttles = azure.tally.calls, azure.tally.throttles
     with store.write() as session:
         pull_id = sources.begin(session, what, "", now=now()).id or 0
 
-    def ended(state: PullState, message: str, *, rows: int | None = None, next_at: datetime | None = None) -> None:
+    def ended(state: PullState, message: str, **more: Any) -> None:
         with store.write() as session:
-            done = {"calls": azure.tally.calls - calls, "throttles": azure.tally.throttles - throttles}
-            until = now() if state == PullState.DONE else None
-            sources.finish(session, pull_id, state, now=now(), message=message, rows=rows, next_at=next_at, data_until=until, **done)
+            sources.finish(
+                session, pull_id, state, now=now(), message=message, calls=azure.tally.calls - calls, throttles=azure.tally.throttles - throttles, **more
+            )
 
     try:
-        summary, rows, failures = work()
+        done = work()
     except Rescheduled as fault:
         ended(PullState.RESCHEDULED, fault.message, next_at=fault.until)
         return [fault.message]
     except DomainError as fault:
         ended(PullState.FAILED, fault.message)
         return [fault.message]
-    ended(PullState.FAILED if failures else PullState.DONE, "; ".join(failures) or summary, rows=rows)
-    say(summary)
-    return failures
+    if done.failures:
+        ended(PullState.FAILED, "; ".join(done.failures), rows=done.rows)
+    else:
+        ended(PullState.DONE, done.summary, rows=done.rows, data_until=done.until or now())
+    say(done.summary)
+    return list(done.failures)
 
 
-def _inventory(store: Store, azure: Azure, *, now: Callable[[], datetime], say: Say) -> tuple[str, int | None, list[str]]:
+def _inventory(store: Store, azure: Azure, *, now: Callable[[], datetime], say: Say) -> _Done:
     done = inventory.sync(store, azure, _subscriptions(azure), now=now, say=say)
     count = sum(each.deployments.added + each.deployments.changed + each.deployments.unchanged for each in done.imported)
-    return f"inventory: {count} deployments of {len(done.imported)} subscriptions", count, list(done.failures)
+    return _Done(f"inventory: {count} deployments of {len(done.imported)} subscriptions", count, done.failures)
 
 
-def _quotas(store: Store, azure: Azure, *, now: Callable[[], datetime], say: Say) -> tuple[str, int | None, list[str]]:
+def _quotas(store: Store, azure: Azure, *, now: Callable[[], datetime], say: Say) -> _Done:
     done = quotas.sync(store, azure, _subscriptions(azure), now=now, say=say)
-    return done.summary(), done.rows, list(done.failures)
+    return _Done(done.summary(), done.rows, done.failures)
 
 
-def _prices(store: Store, azure: Azure, *, now: Callable[[], datetime], say: Say, progress: Progress) -> tuple[str, int | None, list[str]]:
+def _metrics(store: Store, azure: Azure, *, now: Callable[[], datetime], progress: Progress) -> _Done:
+    done = metrics.sync(store, azure, _subscriptions(azure), now=now, progress=progress)
+    return _Done(done.summary(), done.hours, done.failures, done.until)
+
+
+def _prices(store: Store, azure: Azure, *, now: Callable[[], datetime], say: Say, progress: Progress) -> _Done:
     from collector.azure import retail  # noqa: PLC0415
 
-    return retail.sync(store, base_url=azure.asked.retail_prices_url, now=now, say=say, progress=progress), None, []
+    return _Done(retail.sync(store, base_url=azure.asked.retail_prices_url, now=now, say=say, progress=progress), None, ())
 
 
 def _subscriptions(azure: Azure) -> Sequence[str]:

@@ -17,7 +17,7 @@ from models.errors import UpstreamError
 from models.periods import month_start, next_month, utc_day
 from models.store import Store
 
-What = Literal["inventory", "quotas", "costs", "prices"]
+What = Literal["inventory", "quotas", "costs", "prices", "metrics"]
 _TOKEN = "sample"  # noqa: S105 (the simulator lets this one in)
 # Years of months in one go: the simulator has no tenant whose budget would suffer.
 _MOST_CALLS = 10_000

@@ -25,6 +25,7 @@ ATTEMPTS = 10  # per body; together with the longest pause a good two minutes
 LONGEST_PAUSE_SECONDS = 15.0
 READY_WITHIN_SECONDS = 60.0
 RECENT = timedelta(days=7)
+_WITNESSED_EVERY = timedelta(hours=1)
 
 Say = Callable[[str], None]
 ImportFile = Callable[[str, str, bytes], None]
@@ -85,7 +86,7 @@ def feed(
         sender.total = world.count(world.starts_at, reached)
         sender.send_all(world.usage(recent, reached))
         sender.send_all(world.usage(world.starts_at, recent))
-        billed_on = None
+        billed_on = witnessed_at = None
         told_trouble = False
         while not stop.is_set():
             now = clock()
@@ -97,6 +98,10 @@ def feed(
                     return
                 billed_on = utc_day(now)
                 say(f"bills: {said} are in; new calls follow until you stop this")
+            if sync is not None and (witnessed_at is None or now >= witnessed_at + _WITNESSED_EVERY):
+                # What Azure counted itself, beside what was sent.
+                sync("metrics", stop)
+                witnessed_at = now
             try:
                 for body in world.usage(reached, now):
                     sender.post(body)

@@ -9,7 +9,8 @@ from dash.development.base_component import Component
 
 from dashboard import figures, tables, text
 from dashboard.shell import Failure, View, age_line, card, empty_panel, failure_panel, tile
-from models.ledger import CostRow, CostTable, Figures, UsagePage
+from models.ledger import CostQuery, CostRow, CostTable, Figures, UsagePage
+from models.periods import DAY, Period
 
 PATH = "deployment"
 NAME = "Deployment"
@@ -17,6 +18,8 @@ GROUP = "Money"
 
 _LAST_EVENTS = 20
 _MOST_CHOICES = 100
+_WITNESSED, _MOST_WITNESSED = 31 * DAY, 60
+_WITNESSES = {"azure_monitor": "Azure Monitor", "vllm": "vLLM's counters", "otlp": "OpenTelemetry metrics", "appinsights": "Application Insights"}
 
 
 def layout(view: View) -> list[Component]:
@@ -40,7 +43,7 @@ def layout(view: View) -> list[Component]:
     parts: list[Component] = []
     for total in by_period.totals:
         parts += [_tiles(total), *_charts(view, by_period, total)]
-    return [*head, *parts, _events(view, events), _days(view, by_period)]
+    return [*head, *parts, *_witnesses(view, query), _events(view, events), _days(view, by_period)]
 
 
 def _heading(view: View, kinds: CostTable | Failure) -> Component:
@@ -148,6 +151,47 @@ def _charts(view: View, by_period: CostTable, total: Figures) -> list[Component]
             ),
         ]
     return parts
+
+
+def _witnesses(view: View, query: CostQuery) -> list[Component]:
+    """What Azure Monitor, counters and metrics saw of it, beside what was counted; nothing where nobody else looks."""
+    newest = Period(max(query.period.start, query.period.end - _WITNESSED), query.period.end)
+    answer = view.ask("what others counted", lambda: view.ledger.witnesses(newest, query.filters, now=view.now))
+    if isinstance(answer, Failure):
+        return [failure_panel(answer, view.here)]
+    if not answer:
+        return []
+    columns = [
+        tables.Column("Day"),
+        tables.Column("Witness"),
+        tables.Column("Of"),
+        tables.Column("Witnessed", is_number=True),
+        tables.Column("Counted", is_number=True, title="by what senders reported"),
+        tables.Column("Difference", is_number=True, title="witnessed less counted"),
+        tables.Column("Verdict"),
+    ]
+    ordered = sorted(answer, key=lambda row: (row.period.start, row.disagrees), reverse=True)
+    rows: list[list[tables.Cell]] = [
+        [
+            text.bucket(row.period, "day"),
+            html.Span(_WITNESSES.get(row.kind, row.kind), title=text.visible(row.service)),
+            {"input": "input tokens", "output": "output tokens"}.get(row.measure, row.measure),
+            text.count(row.witnessed),
+            text.count(row.counted),
+            f"{row.difference:+,}" if row.difference else "0",
+            html.Span("disagree" if row.disagrees else "agree", className=f"pill {'provisional' if row.disagrees else 'settled'}", title=row.note or ""),
+        ]
+        for row in ordered[:_MOST_WITNESSED]
+    ]
+    more = f" The newest {_MOST_WITNESSED} of {len(ordered)}." if len(ordered) > _MOST_WITNESSED else ""
+    return [
+        card(
+            "Second witnesses",
+            tables.table(columns, rows, caption="What others counted, by day"),
+            note=f"Never added to anything. Beyond 2 % somebody should look: calls that nobody reports, or that are reported twice.{more}",
+            name="wide",
+        )
+    ]
 
 
 def _events(view: View, events: UsagePage | Failure) -> Component:

@@ -8,7 +8,7 @@ the newest name of the day speaks. What lies between two hours is spread evenly,
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Literal
@@ -40,6 +40,10 @@ _NAMES: Mapping[str, int] = {
 }
 # Beyond this share of what was counted, somebody should look.
 TOLERANCE = Decimal("0.02")
+# In the order of what ``_Counted`` counts.
+_MEASURES = ("input", "output", "requests")
+# Witnesses of whole hours, of which some may be missing; the others' counters run through.
+_TELLS_HOURS = frozenset({"azure_monitor"})
 _SILENT = timedelta(minutes=10)
 _REMEDY = {
     "witness_disagrees": "look for calls that no sender reports (witness above) or that are reported twice (witness below): streams without usage, "
@@ -50,7 +54,7 @@ _REMEDY = {
 
 @dataclass(frozen=True, slots=True)
 class WitnessRow:
-    """One witness of one deployment over one hour or day, for input or output tokens.
+    """One witness of one deployment over one hour or day, for input tokens, output tokens or requests.
 
     ``scope`` says what it is compared with: all of the ``deployment`` (its own counters), the same ``application``'s
     calls, or ``at_least`` (it saw a part of the calls, so only more than was counted is a disagreement).
@@ -117,7 +121,9 @@ def witness_rows(session: Session, period: Period, *, granularity: Literal["hour
     found = _witnessed(session, world, (first, min(last, to_microseconds(now))), size, filters)
     if not found:
         return []
-    counted = _Counted(session, world, Period(period.start, min(period.end, now)), size)
+    # Whoever tells hours is compared hour by hour: one that it did not tell is unknown, and no reason to disagree.
+    fine = _HOUR if any(sums.hours for sums in found.values()) else size
+    counted = _Counted(session, world, Period(from_microseconds(first), min(period.end, now)), fine)
     rows = [row for (slot, who), sums in sorted(found.items(), key=lambda one: (one[0][0], str(one[0][1]))) for row in _rows(slot, size, who, sums, counted)]
     visible = filters.visible
     return [row for row in rows if visible is None or row.workspace in visible]
@@ -138,7 +144,12 @@ class _Who:
     application: str | None
 
 
-_Sums = dict[str, int]
+@dataclass(slots=True)
+class _Sums:
+    """What a witness saw in a slot by measure, and of one that tells whole hours the hours that it told."""
+
+    of: dict[str, int] = field(default_factory=dict)
+    hours: dict[str, set[int]] = field(default_factory=dict)
 
 
 def _witnessed(session: Session, world: World, window: tuple[int, int], size: int, filters: Filters) -> dict[tuple[int, _Who], _Sums]:
@@ -154,6 +165,7 @@ def _witnessed(session: Session, world: World, window: tuple[int, int], size: in
         return {}
     # (slot, day, who, measure) -> rank of its name -> sum
     by_name: dict[tuple[int, _Who, str], dict[int, int]] = {}
+    hours: dict[tuple[int, _Who, str], set[int]] = {}
     for series in session.exec(select(WitnessSeries).where(col(WitnessSeries.id).in_(list(points)))):
         who = _who(world, series)
         if (filters.workspaces and who.workspace not in filters.workspaces) or (filters.deployments and who.deployment not in filters.deployments):
@@ -163,11 +175,16 @@ def _witnessed(session: Session, world: World, window: tuple[int, int], size: in
             for slot, value in _spread(one, first, last, size):
                 ranks = by_name.setdefault((slot, who, series.measure), {})
                 ranks[rank] = ranks.get(rank, 0) + value
+                if series.kind in _TELLS_HOURS:
+                    hours.setdefault((slot, who, series.measure), set()).add(one.start // _HOUR * _HOUR)
     chosen = _newest_names(by_name)
     found: dict[tuple[int, _Who], _Sums] = {}
     for (slot, who, measure), ranks in by_name.items():
         value = ranks.get(chosen[who.kind, who.service, measure, slot // _DAY], 0)
-        found.setdefault((slot, who), {})[measure] = value
+        sums = found.setdefault((slot, who), _Sums())
+        sums.of[measure] = value
+        if told := hours.get((slot, who, measure)):
+            sums.hours[measure] = told
     return found
 
 
@@ -223,36 +240,37 @@ class _Cell:
 
 
 class _Counted:
-    """Tokens of counted calls per slot and cell."""
+    """Counted calls per slot and cell: their input and output tokens and their number."""
 
     def __init__(self, session: Session, world: World, period: Period, size: int) -> None:
-        self.sums: dict[int, dict[_Cell, tuple[int, int]]] = {}
+        self.size = size
+        self.sums: dict[int, dict[_Cell, tuple[int, int, int]]] = {}
         self.applications: set[str] = set()
         cells: dict[int, _Cell] = {}
-        start = floor(period.start, "hour" if size == _HOUR else "day")
-        for use in read_usage(session, Period(start, period.end), slot=size // 1_000_000, as_of=None, series=None):
+        for use in read_usage(session, period, slot=size // 1_000_000, as_of=None, series=None):
             cell = cells.get(use[1])
             if cell is None:
                 one = world.series[use[1]]
                 identity = world.registry.resolve(workspace=one.workspace, endpoint=one.endpoint, deployment=one.deployment, model=one.model, at=world.known)
                 cell = cells[use[1]] = _Cell(identity.workspace, identity.deployment, identity.model, one.application)
             into = self.sums.setdefault(use[0] * 1_000_000, {})
-            before = into.get(cell, (0, 0))
-            into[cell] = (before[0] + use[3], before[1] + use[4])
+            before = into.get(cell, (0, 0, 0))
+            into[cell] = (before[0] + use[3], before[1] + use[4], before[2] + use[2])
             if cell.application is not None:
                 self.applications.add(cell.application)
 
-    def of(self, slot: int, who: _Who, *, application: str | None) -> tuple[int, int]:
-        """Input and output tokens of the calls that the witness could have seen."""
+    def of(self, slots: Iterable[int], who: _Who, *, application: str | None) -> tuple[int, int, int]:
+        """Input tokens, output tokens and number of the calls that the witness could have seen."""
         fitting = [
             sums
+            for slot in slots
             for cell, sums in self.sums.get(slot, {}).items()
             if (who.workspace is None or cell.workspace == who.workspace)
             and (who.deployment is None or (cell.deployment or "").casefold() == who.deployment.casefold())
             and (who.model is None or who.deployment is not None or (cell.model is not None and model_key(cell.model) == model_key(who.model)))
             and (application is None or cell.application == application)
         ]
-        return sum(one[0] for one in fitting), sum(one[1] for one in fitting)
+        return sum(one[0] for one in fitting), sum(one[1] for one in fitting), sum(one[2] for one in fitting)
 
 
 def _rows(slot: int, size: int, who: _Who, sums: _Sums, counted: _Counted) -> Iterator[WitnessRow]:
@@ -265,19 +283,27 @@ def _rows(slot: int, size: int, who: _Who, sums: _Sums, counted: _Counted) -> It
         scope, application = "application", who.application
     begin = from_microseconds(slot)
     period = Period(begin, begin + timedelta(microseconds=size))
-    told = counted.of(slot, who, application=application)
-    again = sums.get("preemptions", 0)
-    note = f"{again} preemptions: work that was begun again is in these counters" if again else None
-    for measure, known in (("input", told[0]), ("output", told[1])):
-        if measure not in sums or not (sums[measure] or known):
+    slots = range(slot, slot + size, counted.size)
+    told = counted.of(slots, who, application=application)
+    again = sums.of.get("preemptions", 0)
+    # What others call requests are answers or attempts; only Azure's are what we count.
+    for place, measure in enumerate(_MEASURES if who.kind in _TELLS_HOURS else _MEASURES[:2]):
+        if measure not in sums.of or not (sums.of[measure] or told[place]):
             continue
-        gap = sums[measure] - known
+        known, note = told[place], f"{again} preemptions: work that was begun again is in these counters" if again else None
+        if hours := sums.hours.get(measure):
+            known = counted.of(sorted(hours), who, application=application)[place]
+            if rest := told[place] - known:
+                note = f"{rest} more were counted in hours of which it told nothing"
+        gap = sums.of[measure] - known
         if scope == "at_least":
             gap = max(gap, 0)
         share = money.ratio(Decimal(gap), Decimal(known)) if known else None
         disagrees = bool(gap) and (share is None or abs(share) > TOLERANCE)
         shown = None if share is None else money.truncated(share, 4)
-        yield WitnessRow(period, who.workspace, who.deployment, who.model, who.kind, who.service, measure, scope, sums[measure], known, shown, disagrees, note)
+        yield WitnessRow(
+            period, who.workspace, who.deployment, who.model, who.kind, who.service, measure, scope, sums.of[measure], known, shown, disagrees, note
+        )
 
 
 # --- what a person should look at --------------------------------------------------------------------------------
@@ -306,7 +332,7 @@ def witness_problems(session: Session, *, visible: frozenset[str] | None, now: d
         most = max(gaps, key=lambda row: (abs(row.difference), row.period.start))
         by = "" if most.share is None else f", {abs(most.share) * 100:.1f} %"
         detail = (
-            f"on {most.period.start:%Y-%m-%d} it saw {most.witnessed} {most.measure} tokens and {most.counted} were counted "
+            f"on {most.period.start:%Y-%m-%d} it saw {most.witnessed} {most.measure}{'' if most.measure == 'requests' else ' tokens'} and {most.counted} were counted "
             f"({'more' if most.difference > 0 else 'fewer'} by {abs(most.difference)}{by})"
         )
         detail += f"; {len({row.period.start for row in gaps})} days disagree" if len({row.period.start for row in gaps}) > 1 else ""

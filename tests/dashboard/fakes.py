@@ -40,6 +40,7 @@ from models.ledger import (
     UsagePage,
     UsageRecord,
     WhatIf,
+    WitnessRow,
 )
 from models.ledger.intake import Intake, SnapshotRecord
 from models.periods import DAY, Period, buckets, day_start
@@ -217,6 +218,10 @@ class FakeLedger:
                 Forecast(currency, so_far, None, 2, "fewer than 7 complete days") if few else Forecast(currency, so_far, so_far * Decimal("1.5"), 19, None)
             )
         return found
+
+    def witnesses(self, period: Period, filters: Filters, *, now: datetime) -> list[WitnessRow]:
+        self._called("witnesses")
+        return []
 
     def problems(self, *, visible: frozenset[str] | None, now: datetime) -> list[Problem]:
         self._called("problems")

@@ -57,7 +57,7 @@ def test_all_is_well_but_nothing_was_pulled(store: Store, simulator: Simulator) 
     assert of(findings, "read costs").level == "ok"
     assert of(findings, "no exports").level == "ok"
     assert [(each.what, each.fix) for each in findings if each.level != "ok"] == [
-        (f"{name}: nothing was pulled yet", f"meterbridge sync {name}") for name in ("costs", "inventory", "quotas", "prices")
+        (f"{name}: nothing was pulled yet", f"meterbridge sync {name}") for name in ("costs", "inventory", "quotas", "prices", "metrics")
     ]
     # Looking costs nothing of the tenant's budget.
     assert set(simulator.counted()) == {"list", "exports"}

@@ -34,10 +34,11 @@ from collector.api.gate import Gate
 from collector.api.ingest import IngestRoutes
 from collector.auth import KeyRing
 from collector.ingest import Ingest
+from collector.tally import Tally
 from collector.webhooks.setup import Telling
 from collector.witnessing import witnessing
 from models.columns import to_microseconds
-from models.errors import Unavailable
+from models.errors import DomainError, Unavailable
 from models.store import Store, head_revision
 
 logger = logging.getLogger(__name__)
@@ -68,6 +69,7 @@ def create_app(
     api.state.admission = None if ingest is None else Admission(store, now=now)
     api.state.telling = telling or Telling()
     api.state.metrics = metrics.Kept()
+    api.state.tally = None if ingest is None else Tally(store)
     problems.install(api)
     for part in (corrections, reads, explaining, insights, deployments, reconciliation, reports, quotas, alerts, receivers, sources, workbench, metrics):
         api.include_router(part.router)
@@ -77,8 +79,21 @@ def create_app(
     _operations(api, version, has_dashboard="/dashboard" in (mounts or {}))
     for path, mounted in (mounts or {}).items():
         api.mount(path, mounted)
-    app: ASGIApp = api if ingest is None else IngestRoutes(api, ingest=witnessing(ingest, store, now=now), clock=lambda: to_microseconds(now()))
-    return Hardened(Gate(app, keys=keys, is_loopback=is_loopback))
+    if ingest is None:
+        return Hardened(Gate(api, keys=keys, is_loopback=is_loopback))
+    tally: Tally = api.state.tally
+    ingest.when_stopped(tally.end)
+    clock = _microseconds(now)
+    app = IngestRoutes(api, ingest=witnessing(ingest, store, now=now), tally=tally, clock=clock)
+
+    def refused(fault: DomainError, path: str, key_id: str | None) -> None:
+        tally.refused(fault, key_id=key_id, path=path, at=clock())
+
+    return Hardened(Gate(app, keys=keys, is_loopback=is_loopback, refused=refused))
+
+
+def _microseconds(now: Callable[[], datetime]) -> Callable[[], int]:
+    return lambda: to_microseconds(now())
 
 
 def _operations(api: FastAPI, version: str, *, has_dashboard: bool) -> None:

@@ -148,6 +148,8 @@ class Verdict:
     accepted: int = 0
     duplicates: int = 0
     ignored: int = 0
+    unknown: int = 0  # of the accepted, those whose tokens nobody said
+    estimated: int = 0  # of the accepted, those whose tokens are an estimate
     rejected: list[Rejected] = field(default_factory=list)
     stored: list[Stored] = field(default_factory=list)  # of a long batch, only the remarkable ones
 
@@ -276,6 +278,7 @@ class Ingest:
         self._names = _Names(is_sqlite=store.is_sqlite)
         self._identities = Identities(is_sqlite=store.is_sqlite)
         self._told: list[Callable[[], None]] = []
+        self._ending: list[Callable[[], None]] = []
         self.counters: dict[str, int] = {"accepted": 0, "duplicates": 0, "rejected": 0, "commits": 0, "failures": 0}
 
     # -- the queue ------------------------------------------------------------------------------
@@ -292,6 +295,12 @@ class Ingest:
             self._changed.notify_all()
         if self._thread is not None:
             self._thread.join(timeout=_STOP_SECONDS)
+        for told in self._ending:
+            told()
+
+    def when_stopped(self, told: Callable[[], None]) -> None:
+        """Have ``told`` called once the last commit is made."""
+        self._ending.append(told)
 
     def submit(self, batch: Batch) -> Future[Verdict]:
         """Queue a batch; the future is done once its events are on the disk, or fails with ``Unavailable``."""
@@ -658,6 +667,8 @@ class _Commit:
         self._seq += count
         series = np.array([0 if one is None else one.id for one in group.series], np.int64)[columns.codes]
         is_unknown = columns.billable & (columns.quality == _MISSING) & (columns.status != _ERROR) & (columns.status != _THROTTLED)
+        group.verdict.unknown += int(is_unknown.sum())
+        group.verdict.estimated += int((columns.quality == _ESTIMATED).sum())
         self._rows += zip(
             columns.times.tolist(),
             group.workspace_ids.tolist(),
@@ -1000,6 +1011,8 @@ class _Commit:
         quality = int(event.quality)
         status = STATUS_CODE[event.status]
         is_unknown = event.billable and quality == _MISSING and status not in _UNBILLED_STATUS
+        row.verdict.unknown += is_unknown
+        row.verdict.estimated += quality == _ESTIMATED
         outcome = status * 2 + event.billable
         inputs, outputs, cached, reasoning = event.input_tokens, event.output_tokens, event.cached_input_tokens, event.reasoning_output_tokens
         seconds = time // _SECOND

@@ -20,12 +20,14 @@ from dash.development.base_component import Component
 
 from dashboard import text
 from models.ledger import CostRow, CostTable, Standing
+from models.ledger.intake import DoorHour
 from models.periods import Granularity, Period, buckets
 
 # Told apart with the common colour-vision deficiencies in this order (after Okabe and Ito), each with at least
 # 3:1 contrast to both the light and the dark page.
 PALETTE = ("#2a7fd1", "#d9730d", "#159a78", "#c2559d", "#8268d6", "#a98307", "#5d6d83", "#3a9bb5", "#76882a", "#98705c")
 METERED, BILLED, QUIET = PALETTE[0], PALETTE[1], "#8a93a3"
+_BAD = "#d0342c"
 _MODE_COLOURS = {"serverless": PALETTE[0], "managed_compute": PALETTE[1], "unknown": QUIET}
 _SHADES: dict[Standing, str] = {"provisional": "rgba(128,140,160,0.20)", "settling": "rgba(128,140,160,0.08)"}
 _LEGEND_NAMES = 12
@@ -299,7 +301,7 @@ def levels(rows: Sequence[tuple[str, Decimal | None, Decimal | None, str]], *, r
         bargap=0.25,
         xaxis={**_GRID, "title": {"text": "% of the limit"}, "rangemode": "tozero", "fixedrange": True},
         yaxis={"automargin": True, "fixedrange": True},
-        shapes=[{"type": "line", "x0": 100, "x1": 100, "y0": 0, "y1": 1, "yref": "paper", "line": {"color": "#d0342c", "width": 2, "dash": "dot"}}],
+        shapes=[{"type": "line", "x0": 100, "x1": 100, "y0": 0, "y1": 1, "yref": "paper", "line": {"color": _BAD, "width": 2, "dash": "dot"}}],
         margin={"l": 12, "r": 24, "t": 12, "b": 8},
     )
 
@@ -330,24 +332,36 @@ def spans(rows: Sequence[tuple[str, datetime, datetime, str, str]], *, period: P
     )
 
 
-def arrivals(hours: Sequence[tuple[datetime, int]], *, period: Period, revision: str) -> Figure:
-    """How many events arrived in each hour."""
+def arrivals(hours: Sequence[tuple[datetime, int]], door: Sequence[DoorHour], *, period: Period, revision: str) -> Figure:
+    """How many events arrived in each hour: stored, and on top of them those that came again or were turned away."""
+    told = {one.starts_at: one for one in door}
+    stored = {**{one.starts_at: one.accepted for one in door}, **dict(hours)}
+    bars: tuple[tuple[str, str, dict[datetime, int]], ...] = (
+        ("stored", METERED, stored),
+        ("duplicates", QUIET, {at: one.duplicates for at, one in told.items()}),
+        ("conflicts", BILLED, {at: one.conflicts for at, one in told.items()}),
+        ("refused", _BAD, {at: one.rejected for at, one in told.items()}),
+    )
     return _plain(
         [
             {
                 "type": "bar",
-                "x": [_at(at) for at, _ in hours],
-                "y": [events for _, events in hours],
+                "name": name,
+                "x": [_at(at) for at in sorted(counts)],
+                "y": [counts[at] for at in sorted(counts)],
                 "offset": 0,
-                "width": [_milliseconds(timedelta(hours=1))] * len(hours),
-                "customdata": [f"{text.count(events)} events" for _, events in hours],
+                "width": [_milliseconds(timedelta(hours=1))] * len(counts),
+                "customdata": [f"{text.count(counts[at])} {name}" for at in sorted(counts)],
                 "hovertemplate": "%{x}: %{customdata}<extra></extra>",
-                "marker": {"color": METERED, "line": {"width": 0}},
+                "marker": {"color": color, "line": {"width": 0}},
             }
+            for name, color, counts in bars
+            if any(counts.values())
         ],
         revision,
-        showlegend=False,
-        margin={"l": 64, "r": 12, "t": 12, "b": 8},
+        barmode="stack",
+        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
+        margin={"l": 64, "r": 12, "t": 32, "b": 8},
         xaxis={**_GRID, "type": "date", "range": [_at(period.start), _at(period.end)], "hoverformat": "%a %d %b %Y, %H:%M UTC", "tickangle": 0},
         yaxis={**_GRID, "title": {"text": "events an hour"}, "tickformat": ",~s", "rangemode": "tozero", "fixedrange": True},
     )

@@ -31,6 +31,7 @@ from models import (  # noqa: F401
     closing,
     corrections,
     identities,
+    intake,
     leases,
     limits,
     notices,

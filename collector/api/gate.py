@@ -7,7 +7,7 @@ pages of this machine: a foreign ``Host`` (DNS rebinding), a proxy's headers or 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from urllib.parse import urlsplit
 
 from starlette.concurrency import run_in_threadpool
@@ -64,8 +64,10 @@ def _host_of(origin: str) -> str:
 class Gate:
     """ASGI middleware that finds the principal and puts it into ``scope["state"]["principal"]``."""
 
-    def __init__(self, app: ASGIApp, *, keys: KeyRing, is_loopback: bool) -> None:
+    def __init__(self, app: ASGIApp, *, keys: KeyRing, is_loopback: bool, refused: Callable[[DomainError, str, str | None], None] = lambda *_: None) -> None:
+        """``refused`` is told of every POST that is turned away: why, its path and the key's id, None where no key works."""
         self._app = app
+        self._refused = refused
         self._keys = keys
         self._is_loopback = is_loopback
 
@@ -78,6 +80,7 @@ class Gate:
             await self._app(scope, receive, send)
             return
         headers = headers_of(scope)
+        principal = None
         try:
             principal = await self.principal(path, headers)
             if principal is not None:
@@ -86,6 +89,8 @@ class Gate:
                 if needed is not None and not principal.may(needed):
                     raise Forbidden(f"this key has the scope {principal.scope}; {scope['method']} {path[:80]} needs {needed}")
         except DomainError as fault:
+            if scope["method"] == "POST":
+                self._refused(fault, path, principal.key_id if principal is not None else None)
             await problem_of(fault)(scope, receive, send)
             return
         await self._app(scope, receive, send)

@@ -29,6 +29,7 @@ from collector.capture import azure, cloudevents, litellm, native, openai, otlp
 from collector.capture.bodies import base_type
 from collector.capture.event import Defaults, Item, Refusal
 from collector.ingest import Batch, Ingest, Verdict
+from collector.tally import Tally
 from models.columns import to_microseconds
 from models.errors import DomainError, InvalidInput, Unavailable
 from models.periods import parse_instant
@@ -230,9 +231,10 @@ def _release(waiting: Sequence[asyncio.Future[None]]) -> None:
 class IngestRoutes:
     """ASGI: answers the ingest routes, passes everything else on."""
 
-    def __init__(self, app: ASGIApp, *, ingest: Ingest, clock: Callable[[], int]) -> None:
+    def __init__(self, app: ASGIApp, *, ingest: Ingest, tally: Tally, clock: Callable[[], int]) -> None:
         self._app = app
         self._ingest = ingest
+        self._tally = tally
         self._clock = clock
         self._held = Held()
         self._answers = _Answers(ingest)
@@ -245,14 +247,18 @@ class IngestRoutes:
             return
         route = ROUTES[scope["path"]]
         headers = headers_of(scope)
-        media_type = base_type(headers.get("content-type")) or None
         try:
             response = await self._answer(route, headers, scope, receive)
         except DomainError as fault:
-            response = route.fault(fault, media_type)
+            response = self._refused(fault, route, headers, scope)
         except TimeoutError:
-            response = route.fault(InvalidInput(f"the body did not arrive within {_BODY_SECONDS} seconds", error="malformed"), media_type)
+            response = self._refused(InvalidInput(f"the body did not arrive within {_BODY_SECONDS} seconds", error="malformed"), route, headers, scope)
         await response(scope, receive, send)
+
+    def _refused(self, fault: DomainError, route: Route, headers: Mapping[str, str], scope: Scope) -> Response:
+        principal: Principal = scope["state"]["principal"]
+        self._tally.refused(fault, key_id=principal.key_id, path=scope["path"], at=self._clock())
+        return route.fault(fault, base_type(headers.get("content-type")) or None)
 
     async def _answer(self, route: Route, headers: Mapping[str, str], scope: Scope, receive: Receive) -> Response:
         principal: Principal = scope["state"]["principal"]
@@ -276,6 +282,9 @@ class IngestRoutes:
             request = Request(body, media_type, headers, defaults, self._clock())
             items = route.capture(request) if len(body) <= _SMALL_BODY else await to_thread.run_sync(route.capture, request, limiter=self._threads)
             verdict = await self._answers.of(self._ingest.submit(Batch(items, principal.workspaces, home)))
+            sender = self._tally.judged(verdict, items, key_id=principal.key_id, path=scope["path"], at=request.received_at)
+            if verdict.rejected and self._tally.wants(sender, verdict):
+                await to_thread.run_sync(self._tally.sample, sender, verdict, body, media_type, request.received_at, limiter=self._threads)
             if len(items) <= _LONG_ANSWER:
                 return route.answer(verdict, len(items), media_type)
             return await to_thread.run_sync(route.answer, verdict, len(items), media_type, limiter=self._threads)

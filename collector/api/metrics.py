@@ -37,6 +37,13 @@ def metrics(request: Request, session: Reading, caller: Caller, now: Now) -> Res
     counters = ingest.counters if ingest is not None else dict.fromkeys(("accepted", "duplicates", "rejected", "commits", "failures"), 0)
     lines = _family("meterbridge_usage_events_total", "counter", "Usage events by what became of them.")
     lines += [_sample("meterbridge_usage_events_total", {"outcome": name}, counters[name]) for name in ("accepted", "duplicates", "rejected")]
+    if request.app.state.tally is not None:
+        # Formats and outcomes are closed sets; senders are at /v1/intake.
+        lines += _family(
+            "meterbridge_intake_events_total", "counter", "Events that arrived, by format and by what became of them; a body refused whole is one."
+        )
+        totals = sorted(request.app.state.tally.totals.items())
+        lines += [_sample("meterbridge_intake_events_total", {"format": form, "outcome": outcome}, events) for (form, outcome), events in totals]
     lines += [*_family("meterbridge_commits_total", "counter", "Group commits of usage."), f"meterbridge_commits_total {counters['commits']}"]
     lines += [*_family("meterbridge_commit_failures_total", "counter", "Commits that failed."), f"meterbridge_commit_failures_total {counters['failures']}"]
     if caller.visible is None:

@@ -1,6 +1,8 @@
-"""What arrives and from whom: the rate, the senders, what contradicts itself and what may be counted twice."""
+"""What arrives and from whom: the rate, what is refused and why, the senders, what contradicts itself and what may be counted twice."""
 
 from __future__ import annotations
+
+import json
 
 from dash import dcc, html
 from dash.development.base_component import Component
@@ -8,12 +10,22 @@ from dash.development.base_component import Component
 from dashboard import figures, tables, text
 from dashboard.pages import start
 from dashboard.shell import Failure, View, age_line, card, failure_panel, tile
-from models.ledger.intake import Intake
+from models.ledger.intake import Intake, RefusedSample
 
 PATH = "ingest"
 NAME = "Ingest"
 GROUP = "Data"
 _MOST_SHOWN = 50
+_FORMATS = {
+    "native": "native",
+    "openai": "response bodies",
+    "litellm": "LiteLLM",
+    "azure": "Azure logs",
+    "cloudevents": "CloudEvents",
+    "otlp_traces": "OTLP traces",
+    "otlp_logs": "OTLP logs",
+    "otlp_metrics": "OTLP metrics",
+}
 
 
 def layout(view: View) -> list[Component]:
@@ -30,35 +42,114 @@ def layout(view: View) -> list[Component]:
     found = view.ask("what arrived", lambda: view.ledger.intake(period, visible=view.visible, now=view.now))
     if isinstance(found, Failure):
         return [*head, failure_panel(found, view.here)]
-    if not found.senders and not found.arrivals:
+    if not found.senders and not found.arrivals and not found.lines:
         return [*head, *start.steps(view)]
-    chart = [_rate(view, found)] if found.arrivals else []
-    return [*head, _tiles(found), *chart, _senders(view, found), _conflicts(found), _twins(found), _refused(view)]
+    chart = [_rate(view, found)] if found.arrivals or found.hours else []
+    return [*head, _tiles(found), *chart, _lines(found), _refused(view, found), _senders(view, found), _conflicts(found), _twins(found)]
 
 
 def _tiles(found: Intake) -> Component:
     requests, unknown = sum(one.requests for one in found.senders), sum(one.unknown_requests for one in found.senders)
     arrived = "only for readers of all workspaces" if found.arrivals is None else text.count(sum(events for _, events in found.arrivals))
+    refused = sum(one.rejected for one in found.lines)
     return html.Div(
         [
-            tile("Events that arrived", arrived, note="of any age, in these days"),
+            tile("Events that arrived", arrived, note="and were stored, of any age, in these days"),
+            tile("Refused", text.count(refused), note=f"and {text.count(sum(one.conflicts for one in found.lines))} conflicts", tone="warn" if refused else ""),
+            tile("Came again", text.count(sum(one.duplicates for one in found.lines)), note="duplicates: counted once"),
             tile("Calls in these days", text.count(requests), note=f"from {text.count(len(found.senders))} senders"),
             tile("Without token counts", text.percent(found.unknown_share), note=f"{text.count(unknown)} calls: their cost is not known"),
-            tile("Conflicts kept", text.count(len(found.conflicts)), note="same id, other content; the first one counts"),
         ],
         className="tiles",
     )
 
 
 def _rate(view: View, found: Intake) -> Component:
+    figure = figures.arrivals(found.arrivals or (), found.hours, period=found.period, revision=view.here)
     return card(
         "Arrivals",
-        figures.graph(
-            figures.arrivals(found.arrivals or (), period=found.period, revision=view.here), name="arrivals", describes="Events that arrived by hour"
-        ),
+        figures.graph(figure, name="arrivals", describes="Events that arrived by hour: stored, duplicates, conflicts and refused"),
         note="Events by the hour in which they arrived, whenever the calls were.",
         name="wide",
     )
+
+
+def _key(key: str | None, key_id: str, *, is_unknown: bool) -> Component:
+    if is_unknown:
+        return html.Span("no valid key", className="absent", title="no key was sent, or one that is unknown or revoked")
+    return tables.named(key if key is not None else key_id or None, absent="open mode")
+
+
+def _lines(found: Intake) -> Component:
+    if not found.lines:
+        return card("By key and format", html.P("Nothing came in at the ingest routes in these days."), name="wide")
+    columns = [
+        tables.Column("Key"),
+        tables.Column("Sender", title="the source that its first event names"),
+        tables.Column("Format"),
+        tables.Column("Stored", is_number=True),
+        tables.Column("Duplicates", is_number=True),
+        tables.Column("Conflicts", is_number=True),
+        tables.Column("Refused", is_number=True),
+        tables.Column("Not usage", is_number=True, title="valid, and nothing to count: spans of other calls, metrics"),
+        tables.Column("Without tokens", is_number=True, title="of what was stored, the share whose tokens nobody said"),
+        tables.Column("Estimated", is_number=True, title="of what was stored, those whose tokens are an estimate"),
+    ]
+    rows: list[list[tables.Cell]] = [
+        [
+            _key(one.key, one.key_id, is_unknown=one.is_unknown),
+            tables.named(one.source or None, absent="(not read)"),
+            _FORMATS.get(one.format, one.format),
+            text.count(one.accepted),
+            *(text.count(number) if number else "" for number in (one.duplicates, one.conflicts, one.rejected, one.ignored)),
+            text.percent(one.missing_share) if one.accepted else "",
+            text.count(one.estimated) if one.estimated else "",
+        ]
+        for one in found.lines[:_MOST_SHOWN]
+    ]
+    note = "As it arrived in these days, whenever the calls were. " + _shown(len(found.lines), _MOST_SHOWN)
+    return card("By key and format", tables.table(columns, rows, caption="What arrived by key and format"), note=note, name="wide")
+
+
+def _refused(view: View, found: Intake) -> Component:
+    if not found.refused:
+        said = "None in these days. An event that is refused is named in the answer, with its index, the field and what to do; it would stand here too. "
+        return card("Refused events", html.P([said, dcc.Link("How to send", href=f"{view.prefix}start")]), name="wide")
+    columns = [
+        tables.Column("Key"),
+        tables.Column("Sender"),
+        tables.Column("Format"),
+        tables.Column("Why"),
+        tables.Column("Events", is_number=True),
+        tables.Column("What to do"),
+        tables.Column("Newest samples"),
+    ]
+    rows: list[list[tables.Cell]] = [
+        [
+            _key(one.key, one.key_id, is_unknown=one.is_unknown),
+            tables.named(one.source or None, absent="(not read)"),
+            _FORMATS.get(one.format, one.format),
+            text.words(one.error),
+            text.count(one.events),
+            html.Span(one.fix, className="wrap"),
+            html.Div([_sample(each, view) for each in one.samples] or [html.Span("not kept any more", className="absent")]),
+        ]
+        for one in found.refused[:_MOST_SHOWN]
+    ]
+    note = "A sample is the names of the fields and the kinds of their values; what was sent is not kept. " + _shown(len(found.refused), _MOST_SHOWN)
+    return card("Refused events", tables.table(columns, rows, caption="Refused events"), note=note, name="wide")
+
+
+def _sample(one: RefusedSample, view: View) -> Component:
+    place = "whole body" if one.index is None else f"item {one.index}"
+    head = html.Summary(f"{place}, {text.ago(one.seen_at, view.now)}: {text.visible(one.detail)}", className="wrap")
+    if one.shape is None:
+        return html.Div(f"{place}, {text.ago(one.seen_at, view.now)}: {text.visible(one.detail)}", className="wrap")
+    return html.Details([head, html.Pre("\n".join(map(text.visible, json.dumps(one.shape, indent=1, ensure_ascii=False).split("\n"))))])
+
+
+def _shown(number: int, most: int) -> str:
+    return f"The first {most} of {text.count(number)}; all at /v1/intake." if number > most else ""
 
 
 def _senders(view: View, found: Intake) -> Component:
@@ -121,8 +212,3 @@ def _twins(found: Intake) -> Component:
     ]
     note = "Two senders whose hours agree probably see the same calls. Send a call key with both, or void one of them."
     return card("Counted twice?", tables.table(columns, rows, caption="Senders that look alike"), note=note, name="wide")
-
-
-def _refused(view: View) -> Component:
-    said = "An event that is refused is named in the answer to whoever sent it, with its index, the field and the fix; it is not kept, so no sample of it can be shown here. How many were refused or came twice since the service started is at /metrics."
-    return card("Refused events", html.P([said, " ", dcc.Link("How to send", href=f"{view.prefix}start")]), name="wide")

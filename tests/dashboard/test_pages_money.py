@@ -20,7 +20,7 @@ from models.breakeven import Advice
 from models.errors import Unavailable
 from models.ledger import ComparisonRow, Reconciliation, ReconciliationRow, ReconciliationTotal, WhatIf
 from models.ledger.comparison import ManagedSide, ServerlessSide, WhatIfAnswer
-from models.ledger.intake import Intake, Sender, SnapshotRecord
+from models.ledger.intake import DoorHour, Intake, Line, Refused, RefusedSample, Sender, SnapshotRecord
 from models.periods import Period
 from models.reports import ReportSnapshot
 from models.store import Store
@@ -93,7 +93,21 @@ class MoneyLedger(fakes.FakeLedger):
 
     def intake(self, period: Period, *, visible: frozenset[str] | None, now: datetime) -> Intake:
         self._called("intake")
-        return Intake(period, [(datetime(2026, 11, 19, 8, tzinfo=UTC), 420)], [Sender("gateway", 2, 400, 100, 90_000, NOW, 0)], [], [])
+        at = datetime(2026, 11, 19, 8, tzinfo=UTC)
+        sample = RefusedSample(NOW, 3, "unknown field 'prompt'", {"id": "string", "prompt": "string"})
+        return Intake(
+            period,
+            [(at, 420)],
+            [Sender("gateway", 2, 400, 100, 90_000, NOW, 0)],
+            [],
+            [],
+            hours=[DoorHour(at, 420, 7, 1, 12)],
+            lines=[Line("k1", "gateway key", "gateway", "native", 420, 7, 1, 10, 0, 105, 0), Line("?", None, "", "litellm", 0, 0, 0, 2, 0, 0, 0)],
+            refused=[
+                Refused("k1", "gateway key", "gateway", "native", "schema_invalid", 10, "Rename the field.", [sample]),
+                Refused("?", None, "", "litellm", "unauthorized", 2, "Send a key.", []),
+            ],
+        )
 
     def report_snapshots(self, *, visible: frozenset[str] | None) -> list[SnapshotRecord]:
         self._called("report_snapshots")
@@ -184,6 +198,15 @@ def test_ingest_shows_senders_with_their_share_of_unknown_tokens(ledger: MoneyLe
     assert "Events that arrived 420" in page
     assert "gateway 2 400 90,000 100 25 %" in page
     assert "None: no id came again with other content." in page
+
+
+def test_ingest_shows_what_was_refused_with_a_sample_and_what_to_do(ledger: MoneyLedger) -> None:
+    page = said(ingest.layout(view(ledger, "ingest")))
+    assert "Refused 12 and 1 conflicts" in page
+    assert "gateway key gateway native 420 7 1 10  25 %" in page
+    assert "no valid key (not read) LiteLLM unauthorized 2 Send a key. not kept any more" in page
+    assert "gateway key gateway native schema invalid 10 Rename the field. item 3" in page
+    assert '"prompt": "string"' in page
 
 
 def test_reports_lists_what_is_kept_and_marks_restatements(ledger: MoneyLedger) -> None:

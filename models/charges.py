@@ -92,6 +92,7 @@ class ChargeItem(SQLModel, table=True):
     endpoint: str | None = Field(default=None, sa_column=Column(Text))  # from the tags
     deployment: str | None = Field(default=None, sa_column=Column(Text))  # from the tags
     model: str | None = Field(default=None, sa_column=Column(Text))  # from offer, product or meter text
+    # The Marketplace offer and plan; of managed compute, the id and name of the reservation or savings plan that pays for it.
     offer_id: str | None = Field(default=None, sa_column=Column(Text))
     plan_id: str | None = Field(default=None, sa_column=Column(Text))
     publisher: str | None = Field(default=None, sa_column=Column(Text))
@@ -106,6 +107,11 @@ class ChargeItem(SQLModel, table=True):
     cost_center: str | None = Field(default=None, sa_column=Column(Text))
     tags: dict[str, str] = Field(sa_column=Column(JsonText, nullable=False))
     digest: bytes = Field(sa_column=Column(LargeBinary, nullable=False, unique=True))
+
+    @property
+    def commitment_id(self) -> str | None:
+        """The reservation or savings plan that pays for it; None where it is paid as it goes."""
+        return self.offer_id if self.charge_class == ChargeClass.COMPUTE else None
 
 
 class Charge(SQLModel, table=True):

@@ -319,7 +319,7 @@ def charge_item(session: Session, charge_class: ChargeClass = ChargeClass.MARKET
                 "cores": 24,
                 "unit": "1 Hour",
                 "unit_size": Decimal(1),
-                "meter_kind": MeterKind.COMPUTE,
+                "meter_kind": MeterKind.COMPUTE if meter_kind is MeterKind.INPUT else meter_kind,
             }
         case ChargeClass.ADJUSTMENT | ChargeClass.OUT_OF_SCOPE:
             shape = {"meter_kind": MeterKind.ADJUSTMENT if charge_class is ChargeClass.ADJUSTMENT else MeterKind.OTHER}

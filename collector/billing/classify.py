@@ -51,6 +51,7 @@ class Dimensions(NamedTuple):
     charge_type: str
     charge_class: str
     commitment_id: str
+    commitment_name: str
     commitment_type: str
     commitment_status: str
     currency: str
@@ -370,6 +371,8 @@ def _compute(row: Dimensions, arm: ArmId, charge_type: str) -> Item | None:
         workspace=arm.names[0] if arm.kind.startswith(ML_WORKSPACE) and arm.names else None,
         endpoint=endpoint,
         deployment=deployment,
+        offer_id=row.commitment_id or None,
+        plan_id=row.commitment_name or None,
         publisher=row.publisher or None,
         sku=sku,
         cores=int(said_cores) if said_cores.isascii() and said_cores.isdigit() and 0 < int(said_cores) < 10_000 else skus.cores(sku) if sku else None,

@@ -61,6 +61,7 @@ _COST_DETAILS: Mapping[str, tuple[str, ...]] = {
     "tags": ("tags",),
     "charge_type": ("chargetype",),
     "commitment_id": ("reservationid", "benefitid"),
+    "commitment_name": ("reservationname", "benefitname"),
     "currency": ("billingcurrency", "billingcurrencycode", "currency"),
     "pricing_currency": ("pricingcurrency", "pricingcurrencycode"),
     "exchange_rate": ("exchangeratepricingtobilling", "exchangerate"),
@@ -102,6 +103,7 @@ _FOCUS: Mapping[str, tuple[str, ...]] = {
     "charge_type": ("chargecategory",),
     "charge_class": ("chargeclass",),
     "commitment_id": ("commitmentdiscountid",),
+    "commitment_name": ("commitmentdiscountname",),
     "commitment_type": ("commitmentdiscounttype",),
     "commitment_status": ("commitmentdiscountstatus",),
     "currency": ("billingcurrency",),
@@ -542,7 +544,19 @@ class _Rows:
     def _fallbacks(self) -> list[tuple[int, int]]:
         """(column, the next best column for its empty cells) where a file has both: Azure fills now one, now the other."""
         found: list[tuple[int, int]] = []
-        for name in ("category", "meter", "product", "offer_name", "region", "resource_type", "pricing_currency", "details", "commitment_id", "unit_price"):
+        for name in (
+            "category",
+            "meter",
+            "product",
+            "offer_name",
+            "region",
+            "resource_type",
+            "pricing_currency",
+            "details",
+            "commitment_id",
+            "commitment_name",
+            "unit_price",
+        ):
             there = [self._columns[alias] for alias in self._schema.get(name, ()) if alias in self._columns]
             found.extend((there[0], spare) for spare in there[1:])
         return found

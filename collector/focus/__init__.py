@@ -2,7 +2,7 @@
 
 from collector.focus.check import faults
 from collector.focus.columns import VERSIONS, Version, columns
-from collector.focus.export import FORMATS, MEDIA_TYPES, ExportFocus, Form, Written, checked, export, month_asked, run
+from collector.focus.export import FORMATS, MEDIA_TYPES, ExportFocus, Form, Written, checked, export, meta, month_asked, run
 from collector.focus.rows import row_of
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "columns",
     "export",
     "faults",
+    "meta",
     "month_asked",
     "row_of",
     "run",

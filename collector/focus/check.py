@@ -27,6 +27,29 @@ _ENUMS: Mapping[str, frozenset[str]] = {
     "CommitmentDiscountCategory": frozenset({"Spend", "Usage"}),
     "CommitmentDiscountStatus": frozenset({"Used", "Unused"}),
     "CapacityReservationStatus": frozenset({"Used", "Unused"}),
+    "ServiceCategory": frozenset(
+        {
+            "AI and Machine Learning",
+            "Analytics",
+            "Business Applications",
+            "Compute",
+            "Databases",
+            "Developer Tools",
+            "Identity",
+            "Integration",
+            "Internet of Things",
+            "Management and Governance",
+            "Media",
+            "Migration",
+            "Mobile",
+            "Multicloud",
+            "Networking",
+            "Other",
+            "Security",
+            "Storage",
+            "Web",
+        }
+    ),
     "x_CostStatus": frozenset({"Estimated", "Metered", "Reconciled"}),
     "x_CostSource": frozenset({"RequestUsage", "MarketplaceMeter", "ComputeMeter", "CostManagementExport"}),
 }
@@ -54,7 +77,9 @@ _TOGETHER = (
     ("RegionId", "RegionName"),
     ("SubAccountId", "SubAccountType"),
     ("ResourceId", "ResourceType"),
+    ("CommitmentDiscountQuantity", "CommitmentDiscountUnit"),
 )
+_COMMITMENT = ("CommitmentDiscountCategory", "CommitmentDiscountQuantity", "CommitmentDiscountType", "CommitmentDiscountUnit")
 _UNIT = re.compile(r"(?:(?:1000|1000000) )?Tokens|Hours")
 _CURRENCY = re.compile(r"[A-Z]{3}")
 _JSONS = ("Tags", "SkuPriceDetails", "AllocatedTags", "AllocatedMethodDetails")
@@ -91,6 +116,7 @@ def _faults(row: Row, version: Version) -> Iterator[str]:
     yield from _of_time(row)
     yield from _of_amounts(row)
     yield from _of_kind(row)
+    yield from _of_commitment(row)
     yield from _of_texts(row)
 
 
@@ -99,6 +125,12 @@ def _of_time(row: Row) -> Iterator[str]:
         start, end = row[f"{what}Start"], row[f"{what}End"]
         if isinstance(start, datetime) and isinstance(end, datetime) and start.tzinfo and end.tzinfo and not start < end:
             yield f"{what}Start is not before {what}End"
+    first, last, since = row["BillingPeriodStart"], row["BillingPeriodEnd"], row["ChargePeriodStart"]
+    if isinstance(first, datetime) and isinstance(last, datetime) and isinstance(since, datetime) and first.tzinfo and last.tzinfo and since.tzinfo:
+        if since < first and row.get("ChargeClass") is None:
+            yield "a charge for days before its billing period is a Correction"
+        if since >= last:
+            yield "ChargePeriodStart is after the billing period"
 
 
 def _of_amounts(row: Row) -> Iterator[str]:
@@ -143,7 +175,7 @@ def _of_kind(row: Row) -> Iterator[str]:
         yield "a Purchase is not Usage-Based"
     if of == "Purchase" and row.get("ConsumedQuantity") is not None:
         yield "ConsumedQuantity must be null on Purchase"
-    if of == "Usage" and row.get("SkuPriceId") is not None and row.get("ConsumedQuantity") is None:
+    if of == "Usage" and row.get("SkuPriceId") is not None and row.get("ConsumedQuantity") is None and row.get("CommitmentDiscountStatus") != "Unused":
         yield "ConsumedQuantity must be set on Usage"
     if row.get("ProviderName") not in (None, row["InvoiceIssuerName"]) and billed != 0:
         yield "BilledCost must be 0 where ProviderName is not InvoiceIssuerName"
@@ -154,11 +186,36 @@ def _of_kind(row: Row) -> Iterator[str]:
         yield "x_AllocatedRatio is not from 0 to 1"
 
 
+def _of_commitment(row: Row) -> Iterator[str]:
+    of, status = row["ChargeCategory"], row.get("CommitmentDiscountStatus")
+    if row.get("CommitmentDiscountId") is None:
+        set_though = [name for name in (*_COMMITMENT, "CommitmentDiscountName", "CommitmentDiscountStatus") if row.get(name) is not None]
+        if set_though:
+            yield f"{', '.join(set_though)} must be null without a CommitmentDiscountId"
+        if row.get("PricingCategory") == "Committed":
+            yield "PricingCategory Committed needs a CommitmentDiscountId"
+        return
+    missing = [name for name in _COMMITMENT if row.get(name) is None]
+    if missing:
+        yield f"{', '.join(missing)} must be set with a CommitmentDiscountId"
+    if (status is not None) != (of == "Usage"):
+        yield "CommitmentDiscountStatus is of Usage alone, and of all of it"
+    if of == "Usage" and row.get("PricingCategory") != "Committed":
+        yield "PricingCategory must be Committed where a commitment paid for the usage"
+    if status == "Unused" and row.get("ConsumedQuantity") is not None:
+        yield "ConsumedQuantity must be null where a commitment was not used"
+    if (status == "Unused" or of == "Purchase") and row.get("ResourceId") != row["CommitmentDiscountId"]:
+        yield "ResourceId must be the commitment's where it was bought or not used"
+
+
 def _of_texts(row: Row) -> Iterator[str]:
     for name in ("BillingCurrency", "PricingCurrency"):
         value = row.get(name)
         if value is not None and not (isinstance(value, str) and _CURRENCY.fullmatch(value)):
             yield f"{name} is no currency code: {value!r}"
+    unit = row.get("CommitmentDiscountUnit")
+    if unit is not None and unit not in ("Hours", row["BillingCurrency"]):
+        yield f"CommitmentDiscountUnit is {unit!r}; it is Hours of a reservation, the billing currency of a savings plan"
     for name in ("ConsumedUnit", "PricingUnit"):
         value = row.get(name)
         if value is not None and not (isinstance(value, str) and _UNIT.fullmatch(value)):
@@ -180,14 +237,32 @@ def _of_texts(row: Row) -> Iterator[str]:
 
 
 @dataclass(slots=True)
+class Commitment:
+    """One commitment's month: what was paid for it, and what its used and unused parts cost."""
+
+    purchased: Decimal = ZERO
+    used: Decimal = ZERO
+    unused: Decimal = ZERO
+
+
+_Place = tuple[Value, ...]  # workspace, deployment, kind of token, day
+
+
+@dataclass(slots=True)
 class Together:
-    """What rows of one file must hold to together; memory grows with the shares of a file, not with its rows."""
+    """What rows of one file must hold to together; memory grows with the deployments, days and shares of a file, not with its rows."""
 
     ratios: dict[str, Decimal] = field(default_factory=dict)
     services: dict[Value, tuple[Value, Value]] = field(default_factory=dict)
     prices: dict[Value, Value] = field(default_factory=dict)
     has_invoice: bool | None = None
+    invoices: dict[tuple[str, str], Decimal] = field(default_factory=dict)  # (invoice, currency) -> billed
+    commitments: dict[tuple[str, str], Commitment] = field(default_factory=dict)  # (commitment, currency)
     wrong: list[str] = field(default_factory=list)
+    _billed: set[_Place] = field(default_factory=set)
+    _estimated: set[_Place] = field(default_factory=set)
+    _last_line: tuple[int, int] = (-1, -1)
+    _ids: set[str] = field(default_factory=set)
 
     def see(self, row: Row) -> None:
         """One more row."""
@@ -201,11 +276,54 @@ class Together:
         price = row.get("SkuPriceId")
         if price is not None and self.prices.setdefault(price, row.get("SkuId")) != row.get("SkuId"):
             self._note(f"{price} is of two SkuIds")
-        has = row.get("InvoiceId") is not None
+        invoice = row.get("InvoiceId")
         if self.has_invoice is None:
-            self.has_invoice = has
-        elif self.has_invoice != has:
+            self.has_invoice = invoice is not None
+        elif self.has_invoice != (invoice is not None):
             self._note("some rows name an invoice and some do not")
+        currency = str(row["BillingCurrency"])
+        if invoice is not None:
+            key = (str(invoice), currency)
+            self.invoices[key] = money.plus(self.invoices.get(key, ZERO), _number(row, "BilledCost"))
+        if row.get("CommitmentDiscountId") is not None:
+            self._commit(row, currency)
+        self._see_id(row.get("x_ChargeId"))
+        self._see_place(row)
+
+    def _commit(self, row: Row, currency: str) -> None:
+        of = self.commitments.setdefault((str(row["CommitmentDiscountId"]), currency), Commitment())
+        match row["ChargeCategory"], row.get("CommitmentDiscountStatus"):
+            case "Purchase", _:
+                of.purchased = money.plus(of.purchased, _number(row, "BilledCost"))
+            case _, "Unused":
+                of.unused = money.plus(of.unused, _number(row, "EffectiveCost"))
+            case _:
+                of.used = money.plus(of.used, _number(row, "EffectiveCost"))
+
+    def _see_id(self, charge: Value) -> None:
+        """Rows as billed come in the order of their lines, so that most ids need not be kept to know that none stands twice."""
+        if not isinstance(charge, str):
+            return
+        part, _, line = charge.partition("-")
+        if part.isdigit() and line.isdigit():
+            at = (int(part), int(line))
+            if at <= self._last_line:
+                self._note(f"{charge} stands twice, or out of order")
+            self._last_line = max(at, self._last_line)
+        elif charge in self._ids:
+            self._note(f"{charge} stands twice")
+        else:
+            self._ids.add(charge)
+
+    def _see_place(self, row: Row) -> None:
+        """A token is billed or estimated, never both: rows of usage by deployment, meter and day."""
+        if row["ChargeCategory"] != "Usage" or row.get("x_TokenType") is None or row.get("ChargeClass") is not None:
+            return
+        place = (row.get("x_WorkspaceName"), row.get("x_DeploymentName"), row.get("x_TokenType"), row["ChargePeriodStart"])
+        mine, other = (self._estimated, self._billed) if row.get("x_CostStatus") == "Estimated" else (self._billed, self._estimated)
+        mine.add(place)
+        if place in other:
+            self._note(f"{place[1]} has an estimate and a meter row of {place[2]} tokens for {place[3]:%Y-%m-%d}")
 
     def _note(self, fault: str) -> None:
         if fault not in self.wrong and len(self.wrong) < 20:

@@ -22,7 +22,7 @@ import msgspec
 from sqlmodel import Session
 
 from collector.closing import month_from
-from collector.focus.check import Together, faults
+from collector.focus.check import Commitment, Together, faults
 from collector.focus.columns import DECIMALS, TIMES, VERSIONS, Version, columns
 from collector.focus.rows import Row, row_of
 from models import ledger, money
@@ -65,6 +65,8 @@ class Written:
     billed: dict[str, Decimal] = field(default_factory=dict)
     effective: dict[str, Decimal] = field(default_factory=dict)
     outside: dict[str, Decimal] = field(default_factory=dict)
+    invoices: dict[tuple[str, str], Decimal] = field(default_factory=dict)
+    commitments: dict[tuple[str, str], Commitment] = field(default_factory=dict)
     sha256: str = ""
 
     def add(self, row: Row) -> None:
@@ -166,6 +168,7 @@ def export(
         _csv(rows(), names, stream)
     else:
         _parquet(rows(), names, stream)
+    written.invoices, written.commitments = together.invoices, together.commitments
     wrong = together.faults(is_whole=visible is None)
     if wrong:
         raise InvariantBroken(f"the file would break FOCUS {version}: {'; '.join(wrong[:3])}; nothing was written")
@@ -244,6 +247,18 @@ def meta(about: ledger.FocusMonth, written: Written, *, version: Version, form: 
         "control_total": {currency: money.text(total) for currency, total in sorted(written.billed.items())},
         "control_total_of_other_months_days": {currency: money.text(total) for currency, total in sorted(written.outside.items())},
         "effective_total": {currency: money.text(total) for currency, total in sorted(written.effective.items())},
+        # For whoever holds the invoices beside the file.
+        "invoices": [{"InvoiceId": name, "currency": code, "billed": money.text(total)} for (name, code), total in sorted(written.invoices.items())],
+        "commitments": [
+            {
+                "CommitmentDiscountId": name,
+                "currency": code,
+                "purchased": money.text(of.purchased),
+                "used": money.text(of.used),
+                "unused": money.text(of.unused),
+            }
+            for (name, code), of in sorted(written.commitments.items())
+        ],
         "scope": "model spend: serverless charges, managed compute of online endpoints, fine-tuning, hosting; other Azure charges are left out",
         "sha256": written.sha256 or None,
         "Columns": [

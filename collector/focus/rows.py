@@ -71,10 +71,11 @@ def row_of(line: FocusLine, *, month: date, version: Version) -> Row:
     """The row, with every column of the version that is not null; what is missing is null."""
     row: Row = {}
     row |= _account(line, month)
-    row |= _charge(line)
+    row |= _charge(line, month)
     row |= _service(line, version)
     row |= _amounts(line)
     row |= _resource(line, version)
+    row |= _commitment(line)
     row |= _ours(line)
     if version == "1.4":
         del row["ProviderName"], row["PublisherName"]
@@ -119,28 +120,77 @@ def category(line: FocusLine) -> str:
             return kind.capitalize()
         case "purchase":
             return "Purchase"
+        case "refund" if line.meter == MeterKind.COMMITMENT:
+            return "Purchase"
         case _:
             return "Usage"
 
 
-def _charge(line: FocusLine) -> Row:
+def _charge(line: FocusLine, month: date) -> Row:
     of = category(line)
     is_refund = line.charge_type.casefold() == "refund"
     model = line.identity.model or (line.item.model if line.item is not None else None)
     match of:
+        case "Usage" if _is_unused(line):
+            what = f"{_plan(line)} of {line.item.sku if line.item is not None and line.item.sku else 'compute'}, unused"
         case "Usage":
-            what = f"{model or line.identity.sku or 'Llama'} {_WORDS.get(line.meter, 'usage')}, " + ("refund" if is_refund else "pay-as-you-go")
+            what = f"{model or line.identity.sku or 'Llama'} {_WORDS.get(line.meter, 'usage')}, " + (
+                "refund" if is_refund else "pay-as-you-go" if _commitment_id(line) is None else f"paid by a {_plan(line).lower()}"
+            )
         case "Purchase":
             what = f"{line.item.meter_name if line.item is not None and line.item.meter_name else model or 'commitment'}, purchase"
         case _:
             what = line.note or line.charge_type
     return {
         "ChargeCategory": of,
-        "ChargeClass": "Correction" if line.kind == "correction" else None,
+        # What an invoice says of days before its own month corrects an earlier one.
+        "ChargeClass": "Correction" if line.kind == "correction" or line.day < month else None,
         "ChargeDescription": what,
         "ChargeFrequency": "Usage-Based" if of == "Usage" and not is_refund else "One-Time",
-        "PricingCategory": "Standard" if of in ("Usage", "Purchase") else None,
+        "PricingCategory": None if of not in ("Usage", "Purchase") else "Committed" if of == "Usage" and _commitment_id(line) is not None else "Standard",
     }
+
+
+def _commitment_id(line: FocusLine) -> str | None:
+    return None if line.item is None else line.item.commitment_id
+
+
+def _is_unused(line: FocusLine) -> bool:
+    return line.charge_type.casefold().startswith("unused")
+
+
+def _plan(line: FocusLine) -> str:
+    """What kind of commitment it is: Azure's ids say it, and of what is unused the kind of charge."""
+    said = (line.charge_type + (_commitment_id(line) or "")).casefold()
+    return "Savings Plan" if "savingsplan" in said else "Reservation"
+
+
+def _commitment(line: FocusLine) -> Row:
+    """The reservation or savings plan behind a row. What it paid for is Used, what nobody used of it Unused; its fee is neither.
+
+    A reservation is of hours, a savings plan of money: what a row took of it is said in those.
+    """
+    named, of = _commitment_id(line), category(line)
+    if named is None or of not in ("Usage", "Purchase"):
+        return {}
+    is_plan = _plan(line) == "Savings Plan"
+    quantity = line.units if not is_plan else line.billed if of == "Purchase" else line.effective
+    if quantity is None:
+        # FOCUS wants the quantity of every row that names a commitment; it is not known here.
+        return {"PricingCategory": "Standard"}
+    found: Row = {
+        "CommitmentDiscountCategory": "Spend" if is_plan else "Usage",
+        "CommitmentDiscountId": named,
+        "CommitmentDiscountName": (line.item.plan_id if line.item is not None else None) or named.rstrip("/").rpartition("/")[2],
+        "CommitmentDiscountQuantity": quantity,
+        "CommitmentDiscountStatus": None if of == "Purchase" else "Unused" if _is_unused(line) else "Used",
+        "CommitmentDiscountType": _plan(line),
+        "CommitmentDiscountUnit": line.currency if is_plan else "Hours",
+    }
+    if of == "Purchase" or _is_unused(line):
+        # Neither is of any machine: the commitment itself is the resource.
+        found |= {"ResourceId": named, "ResourceName": found["CommitmentDiscountName"], "ResourceType": _plan(line)}
+    return found
 
 
 def _is_marketplace(line: FocusLine) -> bool:
@@ -154,7 +204,10 @@ def _service(line: FocusLine, version: Version) -> Row:
     of = category(line)
     if of not in ("Usage", "Purchase"):
         named: Row = {"ServiceCategory": "Other", "ServiceName": "Azure billing", "ServiceSubcategory": "Other (Other)"}
-    elif line.meter in (MeterKind.COMPUTE, MeterKind.COMMITMENT) or line.identity.mode == Mode.MANAGED_COMPUTE:
+    elif line.meter == MeterKind.COMMITMENT:
+        name = "Azure Savings Plan for Compute" if _plan(line) == "Savings Plan" else "Azure Reservations"
+        named = {"ServiceCategory": "Management and Governance", "ServiceName": name, "ServiceSubcategory": "Cost Management"}
+    elif line.meter == MeterKind.COMPUTE or line.identity.mode == Mode.MANAGED_COMPUTE:
         named = {"ServiceCategory": "AI and Machine Learning", "ServiceName": "Azure Machine Learning", "ServiceSubcategory": "Machine Learning"}
     else:
         named = {"ServiceCategory": "AI and Machine Learning", "ServiceName": "Meta Llama models as a service", "ServiceSubcategory": "Generative AI"}
@@ -197,7 +250,7 @@ def _amounts(line: FocusLine) -> Row:
         "SkuPriceId": f"{sku}/{_sku_meter(line)}",
         "SkuPriceDetails": _details(line),
     }
-    if of == "Usage":
+    if of == "Usage" and not _is_unused(line):
         found |= {"ConsumedQuantity": units, "ConsumedUnit": "Tokens" if counts_tokens else "Hours"}
     return found
 
@@ -218,7 +271,7 @@ def _unit(block: Decimal, *, counts_tokens: bool) -> str:
 
 def _sku(line: FocusLine) -> str:
     item = line.item
-    if item is not None and item.offer_id:
+    if item is not None and item.offer_id and item.commitment_id is None:
         return "/".join(part for part in (item.publisher or "metagenai", item.offer_id, item.plan_id) if part)
     size = (item.sku if item is not None else None) or line.identity.sku
     if line.meter in (MeterKind.COMPUTE, MeterKind.COMMITMENT):

@@ -2,7 +2,8 @@
 
 A charge that belongs to one deployment is one line, as billed. One that billing cannot attribute by itself (a SaaS
 resource of several deployments, an untagged VM row) is cut exactly as ``costs`` cuts it, a line for each share, with the
-ratio. Usage that the bill does not reach yet is a line of an estimate, of no billed cost.
+ratio. What a reservation or savings plan pays for, and what it costs, is a line for each day: the bill tells its amortized
+cost in rows of their own. Usage that the bill does not reach yet is a line of an estimate, of no billed cost.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import sqlalchemy as sa
 from sqlmodel import Session, col
 
 from models import money
-from models.charges import BillPart, Charge, ChargeClass, ChargeItem, MeterKind
+from models.charges import BillPart, Charge, ChargeClass, ChargeDay, ChargeItem, MeterKind
 from models.closing import closes_known
 from models.ledger.closing import adjustments
 from models.ledger.costs import Answer
@@ -161,8 +162,11 @@ class _Export:
 
     def lines(self) -> Iterator[FocusLine]:
         cut: set[_Cut] = set()
+        committed: set[_Cut] = set()
         for part_id in sorted(self._parts):
-            yield from self._charges(part_id, cut)
+            yield from self._charges(part_id, cut, committed)
+        for one in sorted(committed):
+            yield self._committed(one)
         yield from self._shared(cut)
         if not self._about.is_closed:
             yield from self._corrections()
@@ -198,7 +202,7 @@ class _Export:
 
     # -- charges --------------------------------------------------------------------------------
 
-    def _charges(self, part_id: int, cut: set[_Cut]) -> Iterator[FocusLine]:
+    def _charges(self, part_id: int, cut: set[_Cut], committed: set[_Cut]) -> Iterator[FocusLine]:
         row = Charge
         columns = (
             row.line,
@@ -226,6 +230,9 @@ class _Export:
                 continue
             if self._visible is not None and identity.workspace not in self._visible:
                 continue
+            if item.commitment_id is not None:
+                committed.add((day, part_id, item_id, charge_type, currency))
+                continue
             yield self._line(
                 "charge",
                 f"{part_id}-{line}",
@@ -242,6 +249,37 @@ class _Export:
                 pricing_currency=pricing_currency or currency,
                 invoice_id=invoice_id,
             )
+
+    def _committed(self, key: _Cut) -> FocusLine:
+        """A day of one item under a commitment: billed and amortized cost, which the bill has in different rows, side by side."""
+        day, part_id, item_id, charge_type, currency = key
+        item, row = self._item(item_id), Charge
+        total = self._session.get_one(ChargeDay, (part_id, day, item_id, charge_type, currency))
+        of_the_day = (col(row.part_id) == part_id, col(row.item_id) == item_id, col(row.charged_on) == day, col(row.charge_type) == charge_type)
+        said = self._session.execute(sa.select(col(row.unit_price), col(row.pricing_currency)).where(*of_the_day, col(row.currency) == currency).distinct())
+        # What the commitment pays for has a price of nothing; what it would cost without is the price book's.
+        prices = {(price, pricing) for price, pricing in said if price}
+        price, pricing_currency = prices.pop() if len(prices) == 1 else (None, None)
+        identity = self._owner(item, day)
+        assert identity is not None
+        found = self._line(
+            "charge",
+            f"{part_id}-{item_id}-{day:%Y%m%d}-{charge_type.casefold()}-{currency}",
+            part_id,
+            item,
+            identity,
+            day=day,
+            charge_type=charge_type,
+            units=None if total.quantity is None or item.unit_size is None else money.times(total.quantity, item.unit_size),
+            billed=total.billed_cost,
+            effective=total.effective_cost,
+            currency=currency,
+            unit_price=price,
+            pricing_currency=pricing_currency or currency,
+            invoice_id=self._invoice_of(part_id, item_id, day),
+        )
+        self._session.expunge(total)
+        return found
 
     def _item(self, item_id: int) -> ChargeItem:
         found = self._items.get(item_id)
@@ -343,7 +381,7 @@ class _Export:
         contracted = None
         if unit_price is not None and item.unit_size:
             contracted = money.times(money.QUOTIENT.divide(unit_price, item.unit_size), rate)
-        listed = self._listed(item, identity, day, currency, part.subscription_id)
+        listed = self._listed(item, identity, day, currency, subscription=part.subscription_id, charge_type=charge_type)
         return FocusLine(
             kind=kind,
             id=line_id,
@@ -375,9 +413,11 @@ class _Export:
             return None
         return self._world.registry.fact(identity.workspace, identity.deployment, day_start(day))
 
-    def _listed(self, item: ChargeItem, identity: Identity, day: date, currency: str, subscription: str) -> tuple[Decimal, str] | None:
+    def _listed(self, item: ChargeItem, identity: Identity, day: date, currency: str, *, subscription: str, charge_type: str) -> tuple[Decimal, str] | None:
         """The price book's price of one unit in the billing currency, with its version."""
-        meter = _PRICED.get(item.meter_kind)
+        is_unused = item.meter_kind == MeterKind.COMMITMENT and charge_type.casefold().startswith("unused")
+        # The hours of a reservation that nobody used would have cost what the machine costs.
+        meter = PriceMeter.INSTANCE_HOURS if is_unused else _PRICED.get(item.meter_kind)
         if meter is None or item.is_fine_tuned:
             return None
         sku, region = item.sku or identity.sku, identity.region or item.region

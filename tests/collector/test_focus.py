@@ -23,6 +23,7 @@ from models.charges import ChargeClass, MeterKind
 from models.errors import InvalidInput
 from models.ledger import CostQuery, Filters
 from models.periods import month_period
+from models.prices import PriceMeter
 from models.store import Store
 from tests import factories as make
 
@@ -156,6 +157,91 @@ def test_refunds_adjustments_and_other_charges(store: Store) -> None:
     )
     # What it counts nobody knows: its money stands, and there is no price.
     assert some(unknown, "BilledCost", "SkuPriceId", "PricingQuantity", "ConsumedQuantity") == ("2.0", "", "", "")
+
+
+RESERVATION = "/providers/Microsoft.Capacity/reservationOrders/o1/reservations/r1"
+PLAN = "/providers/Microsoft.BillingBenefits/savingsPlanOrders/o2/savingsPlans/p1"
+SIZE = "Standard_NC24ads_A100_v4"
+
+
+def test_a_reservation_is_bought_used_and_left_unused(store: Store) -> None:
+    """As cost details land: the fee as billed, what covers it as rows of no billed cost, each day of a meter put together."""
+    with store.write() as session:
+        make.workspace_fact(session)
+        make.managed(session, valid_to=at(11).replace(hour=0))
+        make.price(session, PriceMeter.INSTANCE_HOURS, "3.673", sku=SIZE, model="")
+        part = make.bill_part(session, billing_account=ACCOUNT)
+        of: dict[str, Any] = {"offer_id": RESERVATION, "plan_id": "NC24 1 year"}
+        used = make.charge_item(session, ChargeClass.COMPUTE, **of)
+        bought, unused = (
+            make.charge_item(session, ChargeClass.COMPUTE, endpoint=None, deployment=None, meter_kind=MeterKind.COMMITMENT, **of) for _ in range(2)
+        )
+        make.charge(session, part, used, "0", quantity="24", unit_price=Decimal(0))
+        make.charge(session, part, bought, "1748.40", quantity="744", unit_price=Decimal("2.35"), charge_type="Purchase")
+        make.charge(session, part, used, "0", quantity="0", effective_cost=Decimal("56.4"))
+        make.charge(session, part, bought, "0", quantity="0", effective_cost=Decimal("-1748.40"), charge_type="Purchase")
+        make.charge(session, part, unused, "0", quantity="2", effective_cost=Decimal("4.7"), charge_type="UnusedReservation")
+    stream = io.BytesIO()
+    with store.read() as session:
+        about = ledger.focus_month(session, NOVEMBER, now=NOW)
+        written = focus.export(session, about, stream, version="1.2", form="csv", visible=None, now=NOW)
+    rows = {row["CommitmentDiscountStatus"]: row for row in csv.DictReader(io.StringIO(stream.getvalue().decode())) if row["x_CostStatus"] == "Metered"}
+    told = ("ChargeCategory", "BilledCost", "EffectiveCost", "ListCost", "ConsumedQuantity", "CommitmentDiscountQuantity", "PricingCategory", "ServiceName")
+    assert {status: some(row, *told) for status, row in rows.items()} == {
+        "": ("Purchase", "1748.4", "0.0", "1748.4", "", "744.0", "Standard", "Azure Reservations"),
+        "Used": ("Usage", "0.0", "56.4", "88.152", "24.0", "24.0", "Committed", "Azure Machine Learning"),
+        "Unused": ("Usage", "0.0", "4.7", "7.346", "", "2.0", "Committed", "Azure Reservations"),
+    }
+    assert {some(row, "CommitmentDiscountId", "CommitmentDiscountName", "CommitmentDiscountType", "CommitmentDiscountUnit") for row in rows.values()} == {
+        (RESERVATION, "NC24 1 year", "Reservation", "Hours")
+    }
+    assert [rows[status]["ResourceId"] for status in ("", "Unused")] == [RESERVATION, RESERVATION]
+    assert rows["Used"]["ResourceId"].endswith("/onlineendpoints/llama-online/deployments/blue")
+    about_file = json.loads(focus.meta(about, written, version="1.2", form="csv", now=NOW))
+    assert about_file["commitments"] == [{"CommitmentDiscountId": RESERVATION, "currency": "USD", "purchased": "1748.4", "used": "56.4", "unused": "4.7"}]
+
+
+def test_a_savings_plan_is_counted_in_money(store: Store) -> None:
+    with store.write() as session:
+        make.workspace_fact(session)
+        make.managed(session, valid_to=at(11).replace(hour=0))
+        make.price(session, PriceMeter.INSTANCE_HOURS, "3.673", sku=SIZE, model="")
+        part = make.bill_part(session)
+        item = make.charge_item(session, ChargeClass.COMPUTE, offer_id=PLAN)
+        make.charge(session, part, item, "0", quantity="5", effective_cost=Decimal("12.00"))
+        fee = make.charge_item(session, ChargeClass.COMPUTE, deployment=None, endpoint=None, meter_kind=MeterKind.COMMITMENT, offer_id=PLAN)
+        make.charge(session, part, fee, "15.00", quantity=None, effective_cost=Decimal(0), charge_type="Purchase")
+    stream = io.BytesIO()
+    with store.read() as session:
+        focus.export(session, ledger.focus_month(session, NOVEMBER, now=NOW), stream, version="1.4", form="csv", visible=None, now=NOW)
+    used, fee_row = csv.DictReader(io.StringIO(stream.getvalue().decode()))
+    told = ("CommitmentDiscountCategory", "CommitmentDiscountName", "CommitmentDiscountQuantity", "CommitmentDiscountUnit", "CommitmentDiscountStatus")
+    assert some(used, *told) == ("Spend", "p1", "12.0", "USD", "Used")
+    assert some(fee_row, *told) == ("Spend", "p1", "15.0", "USD", "")
+    assert (fee_row["ServiceName"], fee_row["EffectiveCost"], fee_row["ResourceType"]) == ("Azure Savings Plan for Compute", "0.0", "Savings Plan")
+
+
+def test_hours_of_managed_compute_are_cut_over_the_deployments_of_a_size(store: Store) -> None:
+    """An untagged row of two deployments' instances: each gets the hours it ran, and the parts are what was billed."""
+    with store.write() as session:
+        make.workspace_fact(session)
+        make.managed(session, valid_from=at(1).replace(hour=0))
+        make.price(session, PriceMeter.INSTANCE_HOURS, "3.673", sku=SIZE, model="")
+        item = make.charge_item(session, ChargeClass.COMPUTE, endpoint=None, deployment=None)
+        make.charge(session, make.bill_part(session), item, "110.19", quantity="30")
+    stream = io.BytesIO()
+    with store.read() as session:
+        focus.export(session, ledger.focus_month(session, NOVEMBER, now=NOW), stream, version="1.3", form="csv", visible=None, now=NOW)
+    rows = [row for row in csv.DictReader(io.StringIO(stream.getvalue().decode())) if row["x_CostStatus"] == "Metered"]
+    # One instance runs 24 hours a day; the other six of the row belong to no deployment that is known.
+    assert [some(row, "x_DeploymentName", "BilledCost", "ConsumedQuantity", "x_AllocatedRatio", "AllocatedMethodId") for row in rows] == [
+        ("llama-online/blue", "88.152", "24.0", "0.8", "request-tokens-proportional"),
+        ("", "22.038", "6.0", "0.2", "request-tokens-proportional"),
+    ]
+    assert [json.loads(row["AllocatedMethodDetails"])["Elements"] for row in rows] == [
+        [{"AllocatedRatio": 0.8, "UsageQuantity": 24.0, "UsageUnit": "Hours"}],
+        [{"AllocatedRatio": 0.2, "UsageQuantity": 6.0, "UsageUnit": "Hours"}],
+    ]
 
 
 def test_a_reader_of_one_workspace_gets_its_rows(store: Store) -> None:

@@ -174,9 +174,10 @@ class Admission:
         by_second = seen.used.get(place, {})
         left: int | None = None
         for index, measure in enumerate(_MEASURES):
-            if is_own and seen.limits.of(*place, measure) is None:
+            if is_own and seen.limits.of(*place, measure, is_said=True) is None:
                 continue  # one's own instances have no limit but what they can do
-            limit = rates.limit_of(seen.limits, *place, measure)
+            # An observed limit is an inference: it warns, and stops no call (calls that it stopped could never disprove it).
+            limit = rates.limit_of(seen.limits, *place, measure, is_said=True)
             if limit is None:
                 continue
             used = sum(counts[index] for at, counts in by_second.items() if second - MINUTE_SECONDS < at <= second)

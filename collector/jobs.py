@@ -20,7 +20,7 @@ from apscheduler.schedulers.background import BackgroundScheduler
 from collector import pricing
 from collector.corrections import reverse_twins
 from collector.reports import delivery
-from collector.watch import Watcher, standing_watch
+from collector.watch import Learner, Watcher, standing_watch
 from models import leases
 from models.errors import DomainError
 from models.store import Store, unavailable_as_such
@@ -52,9 +52,11 @@ class NotYet(Exception):
 def standing() -> list[Job]:
     """Every job of this software."""
     watcher = standing_watch()
+    learner = Learner()
     return [
         # An event is judged within 15 seconds of its arrival.
         Job("watch", timedelta(seconds=5), lambda store, now: watch(watcher, store, now=now)),
+        Job("limits", timedelta(seconds=10), lambda store, now: learner.run(store, now=now)),
         Job("optimize", timedelta(hours=6), lambda store, _now: optimize(store)),
         Job("bundled_prices", timedelta(hours=24), lambda store, now: bundled_prices(store, now=now)),
         # The same call sent again with a time far from its first one: counted until the next look.

@@ -62,6 +62,8 @@ _NATIVE_FIELDS = frozenset(
         "billable",
         "ratelimit_remaining_tokens",
         "ratelimit_remaining_requests",
+        "ratelimit_limit_tokens",
+        "ratelimit_limit_requests",
         "http_status",
         "duration_ms",
         "stream",

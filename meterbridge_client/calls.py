@@ -132,6 +132,8 @@ class Call:
             "request_id": next((found for name in ("apim-request-id", "x-request-id") if (found := _name(said.get(name))) and found != "not-set"), None),
             "ratelimit_remaining_tokens": _remaining(said.get("x-ratelimit-remaining-tokens")),
             "ratelimit_remaining_requests": _remaining(said.get("x-ratelimit-remaining-requests")),
+            "ratelimit_limit_tokens": _remaining(said.get("x-ratelimit-limit-tokens")),
+            "ratelimit_limit_requests": _remaining(said.get("x-ratelimit-limit-requests")),
         }
         _complete(event, usage)
         return without_secrets({name: value for name, value in event.items() if value is not None}, self._asked)

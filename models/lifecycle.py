@@ -1,4 +1,4 @@
-"""When models end on Azure, as announced: a dated table, used where the inventory of a deployment says nothing.
+"""When models end on Azure, as announced, and how much they read at once: dated tables, used where inventory says nothing.
 
 A row of the inventory (``retires_at``) replaces it for its deployment; a newer version of this software brings a newer
 table. Managed compute is not in it: instances go on with the weights they have.
@@ -42,6 +42,25 @@ _BY_MODEL = {(model_key(one.model), one.route): one for one in RETIREMENTS}
 def retirement(model: str | None, route: Route | None) -> Retirement | None:
     """What is announced of a model by a route; None where nothing is."""
     return None if not model or route is None else _BY_MODEL.get((model_key(model), route))
+
+
+# The context windows of Meta's model cards (read 2026-07), by the beginning of the name as ``model_key`` spells it.
+_CONTEXTS: tuple[tuple[str, int], ...] = (
+    ("llama-4-scout", 10_485_760),
+    ("llama-4-maverick", 1_048_576),
+    ("llama-3-1", 131_072),
+    ("llama-3-2", 131_072),
+    ("llama-3-3", 131_072),
+    ("llama-3-8b", 8_192),
+    ("llama-3-70b", 8_192),
+    ("llama-2", 4_096),
+)
+
+
+def context_tokens(model: str | None) -> int | None:
+    """How many tokens of prompt and answer together the model takes; None where it is not known."""
+    key = model_key(model) if model else ""
+    return next((tokens for beginning, tokens in _CONTEXTS if key.startswith(beginning)), None)
 
 
 def retires_at(fact: DeploymentFact | None, route: Route | None) -> datetime | None:

@@ -27,6 +27,8 @@ from models.columns import BigInt, Instant, JsonText, canonical_json
 QUARTER_SECONDS = 900
 MINUTE_SECONDS = 60
 DAY_SECONDS = 86_400
+# "max_tokens: default 16" (Azure's pages of Meta Llama inference, chat and text completions).
+DEFAULT_MAX_TOKENS = 16
 
 
 class Operation(StrEnum):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from datetime import datetime
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Request
@@ -38,7 +39,7 @@ class LimitSaid(BaseModel):
 def quotas(request: Request, session: Reading, caller: Caller, now: Now) -> dict[str, Any]:
     """One row per pool: tokens and requests a minute of each deployment, and vCPUs as Azure counts them."""
     refuse_unknown(request, _QUOTAS)
-    return {"items": [_pool(one) for one in ledger.quotas(session, filters_of(request, caller), now=now)], "next_cursor": None}
+    return {"items": [_pool(one, now) for one in ledger.quotas(session, filters_of(request, caller), now=now)], "next_cursor": None}
 
 
 @router.put("/v1/quotas/{pool_id:path}", summary="Set a limit")
@@ -62,7 +63,7 @@ def put_quota(session: Writing, caller: Caller, now: Now, *, pool_id: str, said:
     )
     session.flush()
     pools = ledger.quotas(session, ledger.Filters(workspaces=(found.workspace,), deployments=(found.name,)), now=now)
-    return _pool(next(one for one in pools if one.id == f"{found.workspace}/{found.name}:{measure}"))
+    return _pool(next(one for one in pools if one.id == f"{found.workspace}/{found.name}:{measure}"), now)
 
 
 class AdmissionAsked(BaseModel):
@@ -122,7 +123,7 @@ def _desk(request: Request) -> Admission:
     return desk
 
 
-def _pool(pool: Pool) -> dict[str, Any]:
+def _pool(pool: Pool, now: datetime) -> dict[str, Any]:
     return {
         "id": pool.id,
         "kind": pool.kind,
@@ -138,12 +139,32 @@ def _pool(pool: Pool) -> dict[str, Any]:
         "level": pool.level,
         "limit": pool.limit,
         "limit_source": pool.limit_source,
+        "limits_said": [
+            {
+                "source": one.source,
+                "limit": one.value,
+                "counts": one.counts,
+                "known_from": instant(one.known_from),
+                "seen_at": instant(one.seen_at),
+                "evidence": one.evidence or None,
+                "author": one.author or None,
+            }
+            for one in pool.limits_said
+        ],
+        "limit_note": pool.limit_note,
+        "reason": pool.reason,
         "used": pool.used,
         "headroom": pool.headroom,
+        "readings": {counting: dict(windows) for counting, windows in pool.readings.items()} or None,
+        "left_said": None if pool.left_said is None else {"left": pool.left_said[0], "at": instant(pool.left_said[1])},
+        "has_room": pool.has_room(now),
+        "upgrade_reserved": pool.upgrade_reserved,
+        "deployments": list(pool.deployments) or None,
         "peak": pool.peak,
         "peak_at": instant(pool.peak_at),
         "counting": pool.counting,
         "throttled_last_hour": dict(pool.throttled),
+        "throttled_callers": [{"by": one.by, "caller": one.caller, "requests": one.count} for one in pool.throttled_callers],
         "users": [{"name": name, "used": used} for name, used in pool.users],
         "saturation_at": instant(pool.saturation_at),
         "deletes_at": instant(pool.deletes_at),

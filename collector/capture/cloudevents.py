@@ -32,7 +32,7 @@ _DIRECTIONS = ("input", "output")
 _ESCAPED = re.compile(r"\\(.)", re.DOTALL)
 _COUNTS = ("choices", "best_of", "max_tokens", "duration_ms")
 _NAMES = ("response_id", "request_id")
-_LIMITS = ("ratelimit_remaining_tokens", "ratelimit_remaining_requests")
+_LIMITS = ("ratelimit_remaining_tokens", "ratelimit_remaining_requests", "ratelimit_limit_tokens", "ratelimit_limit_requests")
 _Member = TypeVar("_Member", Operation, Status)
 _THROTTLERS = frozenset({"azure", "gateway", "client"})
 

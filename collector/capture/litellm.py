@@ -277,8 +277,10 @@ class _Attempt:
                 "stream": stream if isinstance(stream, bool) else None,
                 "user": self._user(),
                 "duration_ms": (time - started_at) // 1000 if time is not None and started_at is not None else None,
-                "ratelimit_remaining_tokens": self._remaining("tokens"),
-                "ratelimit_remaining_requests": self._remaining("requests"),
+                "ratelimit_remaining_tokens": self._ratelimit("remaining", "tokens"),
+                "ratelimit_remaining_requests": self._ratelimit("remaining", "requests"),
+                "ratelimit_limit_tokens": self._ratelimit("limit", "tokens"),
+                "ratelimit_limit_requests": self._ratelimit("limit", "requests"),
                 "cache_write_input_tokens": tokens.cache_write,
                 "total_tokens_reported": tokens.total_reported,
                 "reported_cost": cost,
@@ -300,9 +302,9 @@ class _Attempt:
         said = (self.headers.get("apim-request-id"), self.headers.get("x-request-id"), self.error.get("error_provider_request_id"))
         return next((found for value in said if (found := values.label(value)) and found not in {"not-set", "None"}), None)
 
-    def _remaining(self, what: str) -> int | None:
-        said = values.remaining(self.headers.get(f"x-ratelimit-remaining-{what}"))
-        return values.remaining(self.headers.get(f"x_ratelimit_remaining_{what}")) if said is None else said
+    def _ratelimit(self, side: str, what: str) -> int | None:
+        said = values.remaining(self.headers.get(f"x-ratelimit-{side}-{what}"))
+        return values.remaining(self.headers.get(f"x_ratelimit_{side}_{what}")) if said is None else said
 
     @staticmethod
     def _first(fields: Json, *names: str) -> str | None:

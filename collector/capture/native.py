@@ -81,6 +81,8 @@ class _Sent(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     billable: bool | None = None
     ratelimit_remaining_tokens: _Remaining | None = None
     ratelimit_remaining_requests: _Remaining | None = None
+    ratelimit_limit_tokens: _Remaining | None = None
+    ratelimit_limit_requests: _Remaining | None = None
     http_status: Annotated[int, Meta(ge=0, le=999)] | None = None
     duration_ms: _Count | None = None
     stream: bool | None = None
@@ -333,6 +335,10 @@ def _details(sent: _Sent, defaults: Defaults) -> dict[str, str | int | bool | No
         found["ratelimit_remaining_tokens"] = sent.ratelimit_remaining_tokens
     if sent.ratelimit_remaining_requests is not None and sent.ratelimit_remaining_requests >= 0:
         found["ratelimit_remaining_requests"] = sent.ratelimit_remaining_requests
+    if sent.ratelimit_limit_tokens is not None and sent.ratelimit_limit_tokens >= 0:
+        found["ratelimit_limit_tokens"] = sent.ratelimit_limit_tokens
+    if sent.ratelimit_limit_requests is not None and sent.ratelimit_limit_requests >= 0:
+        found["ratelimit_limit_requests"] = sent.ratelimit_limit_requests
     return found
 
 
@@ -343,7 +349,7 @@ def _columns(sent: Sequence[_Sent], defaults: Defaults) -> EventColumns | None:
     """What ``_one`` makes of each event, for all of them at once; what it would remark on, or refuse, is in ``rest``."""
     (
         ids, times_said, started_said, source, workspace, deployment, endpoint, model, fine_tuned, operation, inputs, outputs, cached, reasoning,
-        choices, best_of, max_tokens, status, finish_reason, throttled_by, billable, left_tokens, left_requests, http_status, duration_ms, stream,
+        choices, best_of, max_tokens, status, finish_reason, throttled_by, billable, left_tokens, left_requests, limit_tokens, limit_requests, http_status, duration_ms, stream,
         application, team, user, tags, response_id, request_id,
     ) = zip(*map(msgspec.structs.astuple, sent), strict=True)  # fmt: skip
     times = _instants(times_said)
@@ -380,6 +386,8 @@ def _columns(sent: Sequence[_Sent], defaults: Defaults) -> EventColumns | None:
             "finish_reason": finish_reason,
             "http_status": http_status,
             "max_tokens": max_tokens,
+            "ratelimit_limit_requests": _known(limit_requests),
+            "ratelimit_limit_tokens": _known(limit_tokens),
             "ratelimit_remaining_requests": _known(left_requests),
             "ratelimit_remaining_tokens": _known(left_tokens),
             "stream": stream,

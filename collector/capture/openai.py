@@ -19,7 +19,7 @@ from collector.capture.event import CapturedEvent, Defaults, Ignored, Item, Refu
 from collector.capture.native import EARLIEST
 from collector.capture.values import DAY, FILTER_CODES, SECOND, THROTTLE_CODES, Json, Scalar, Tokens, Unfit
 from models.errors import InvalidInput
-from models.usage import Flag, Operation, Status
+from models.usage import DEFAULT_MAX_TOKENS, Flag, Operation, Status
 
 _SSE_START = re.compile(r"(?:data|event|id|retry)?:")
 _SSE_TYPE = "text/event-stream"
@@ -455,10 +455,12 @@ class _Call:
             "user": self.said.user or values.text(request.get("user"), "request.user"),
             "ratelimit_remaining_tokens": values.remaining(self.headers.get("x-ratelimit-remaining-tokens")),
             "ratelimit_remaining_requests": values.remaining(self.headers.get("x-ratelimit-remaining-requests")),
+            "ratelimit_limit_tokens": values.remaining(self.headers.get("x-ratelimit-limit-tokens")),
+            "ratelimit_limit_requests": values.remaining(self.headers.get("x-ratelimit-limit-requests")),
         }
         found["choices"] = found["choices"] or len(answer.choices) or None
         if self._has_default_limit(tokens, len(answer.choices)):
-            found["max_tokens"], found["max_tokens_source"] = values.DEFAULT_MAX_TOKENS, "default"
+            found["max_tokens"], found["max_tokens_source"] = DEFAULT_MAX_TOKENS, "default"
         if self.said.ended_at is not None and started_at is not None and self.said.ended_at >= started_at:
             found["duration_ms"] = (self.said.ended_at - started_at) // 1000
         return values.said(found) | values.finish(reasons)
@@ -467,7 +469,7 @@ class _Call:
         """Whether the model's own limit applied: the request is known and says none, and the answer is not longer than it."""
         is_request = "messages" in self.request or "prompt" in self.request
         says_one = any(values.small(self.request.get(name)) for name in ("max_completion_tokens", "max_tokens", "max_output_tokens"))
-        most = values.DEFAULT_MAX_TOKENS * max(1, candidates, values.small(self.request.get("n")) or 1, values.small(self.request.get("best_of")) or 1)
+        most = DEFAULT_MAX_TOKENS * max(1, candidates, values.small(self.request.get("n")) or 1, values.small(self.request.get("best_of")) or 1)
         return is_request and not says_one and tokens.output is not None and tokens.output <= most
 
     def _header(self, name: str) -> str | None:

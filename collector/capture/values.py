@@ -44,8 +44,6 @@ _SERVERLESS_HOST = re.compile(r"([a-z0-9][a-z0-9-]*)\.[a-z0-9]+\.(?:models|infer
 _MANAGED_HOST = re.compile(r"([a-z0-9][a-z0-9-]*)\.[a-z0-9]+\.inference\.ml\.azure\.com\Z")
 _ACCOUNT_HOST = re.compile(r"([a-z0-9][a-z0-9-]*)\.(?:services\.ai|openai|cognitiveservices)\.azure\.com\Z")
 _DEPLOYMENT_PATH = re.compile(r"/deployments/([^/]+)")
-# "max_tokens: default 16" (Azure's pages of Meta Llama inference, chat and text completions).
-DEFAULT_MAX_TOKENS: Final = 16
 _LIMIT_NAMES = ("max_completion_tokens", "max_tokens", "max_output_tokens")
 _AMOUNT = re.compile(r"[0-9]{1,16}(?:\.[0-9]{1,32})?(?:[eE][+-]?[0-9]{1,2})?\Z")
 

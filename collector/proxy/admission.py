@@ -13,6 +13,7 @@ from typing import Any, Literal
 import httpx
 
 from collector.capture import values
+from models.usage import DEFAULT_MAX_TOKENS
 
 Mode = Literal["off", "fail-open", "fail-closed"]
 
@@ -22,7 +23,6 @@ _CHARACTERS_PER_TOKEN = 4
 _TOKENS_PER_MESSAGE = 4
 _TOKENS_PER_IMAGE = 1_024
 # max_tokens where a request says none (Microsoft Learn on deploying Llama models, "max_tokens | integer | 16").
-_DEFAULT_MAX_TOKENS = 16
 # After so many failures in a row the service is left alone for so many seconds, so that it does not cost every call its timeout.
 _FAILURES, _REST_SECONDS = 3, 5.0
 _ANSWER_BYTES = 64 * 1024
@@ -46,7 +46,7 @@ def tokens_of(request: Mapping[str, Any]) -> int:
         _text_tokens(request.get("messages")) + _text_tokens(request.get("prompt")) + _text_tokens(request.get("input")) + _text_tokens(request.get("tools"))
     )
     is_generating = "messages" in request or "prompt" in request or limit is not None
-    return prompt + ((limit if limit is not None else _DEFAULT_MAX_TOKENS) * candidates if is_generating else 0)
+    return prompt + ((limit if limit is not None else DEFAULT_MAX_TOKENS) * candidates if is_generating else 0)
 
 
 def _text_tokens(value: Any) -> int:

@@ -51,6 +51,8 @@ _DETAILS = (
     "max_tokens",
     "ratelimit_remaining_tokens",
     "ratelimit_remaining_requests",
+    "ratelimit_limit_tokens",
+    "ratelimit_limit_requests",
 )
 
 

@@ -1,12 +1,14 @@
 """What is left of every limit: tokens and requests a minute of deployments, vCPUs of families, endpoints that delete themselves.
 
-Usage is that of the 60 seconds before now, from the events as they were committed (``models.ledger.rates``); the peak is
-the highest minute of seven days. Azure's own quotas are shown as Azure told them, Compute and Machine Learning apart.
+Usage is that of the 60 seconds before now, from the events as they were committed (``models.ledger.rates``), in the reading
+that counts against the limit, with the other one and five minutes beside it; the peak is the highest minute of seven
+days, of tokens as billed. Azure's own quotas are shown as Azure told them, Compute and Machine Learning apart.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -14,17 +16,20 @@ from decimal import Decimal
 import sqlalchemy as sa
 from sqlmodel import Session
 
-from models import money
+from models import money, skus
 from models.columns import from_microseconds, to_microseconds
 from models.ledger import rates
+from models.ledger.hours import stretches
 from models.ledger.values import Filters
 from models.ledger.world import Lens, World
-from models.lifecycle import retires_at
-from models.limits import Counting, limits_known
+from models.lifecycle import context_tokens, retires_at
+from models.limits import Counting, PoolLimit, limits_known
 from models.matching import Identity
-from models.quotas import azure_quotas, endpoints
-from models.resources import Mode
-from models.usage import MINUTE_SECONDS, QUARTER_SECONDS
+from models.periods import rfc3339
+from models.prices import model_key
+from models.quotas import azure_quotas, endpoints, family_key
+from models.resources import Mode, Route
+from models.usage import MINUTE_SECONDS, QUARTER_SECONDS, Operation
 
 PEAK_DAYS = 7
 _RATES: tuple[rates.Measure, ...] = ("tokens_per_minute", "requests_per_minute")
@@ -32,11 +37,41 @@ _OUTCOME_OF = {"tokens_per_minute": "CASE WHEN outcome % 2 = 1 THEN input_tokens
 
 
 @dataclass(frozen=True, slots=True)
+class LimitSaid:
+    """What one source says of a limit: since when we know, when it was last seen, and what from. One of them counts."""
+
+    source: str
+    value: int
+    known_from: datetime
+    seen_at: datetime | None
+    evidence: str
+    author: str
+    counts: bool
+
+    @property
+    def said_at(self) -> datetime:
+        return self.seen_at or self.known_from
+
+
+@dataclass(frozen=True, slots=True)
+class Throttled:
+    """429s that ``by`` (azure, gateway, client, unknown) threw at a caller."""
+
+    by: str
+    caller: str
+    count: int
+
+
+# A deployment that is fuller than this has no room that anybody should count on: percents.
+_ROOM_BELOW = 80
+
+
+@dataclass(frozen=True, slots=True)
 class Pool:
     """One limit and how much of it is used. ``limit`` None: there is none, or nobody told it (``reason``)."""
 
     id: str
-    kind: str  # deployment | cores
+    kind: str  # deployment | foundry | cores
     measure: str  # tokens_per_minute | requests_per_minute | vcpus
     workspace: str | None = None
     deployment: str | None = None
@@ -49,11 +84,18 @@ class Pool:
     level: str | None = None
     limit: int | None = None
     limit_source: str | None = None
+    limits_said: Sequence[LimitSaid] = ()  # every source's word, the one that counts first
+    reason: str | None = None
     used: int | None = None
+    readings: Mapping[str, Mapping[str, int]] = field(default_factory=dict)  # a minute's worth by counting and window
+    left_said: tuple[int, datetime] | None = None  # what a header of the last minute said was left, and when
+    upgrade_reserved: int | None = None  # vCPUs that have to stay free for upgrades
+    deployments: Sequence[str] = ()  # of a pool that several share
     peak: int | None = None
     peak_at: datetime | None = None
     counting: str | None = None
     throttled: Mapping[str, int] = field(default_factory=dict)  # 429s of the last hour by who threw them
+    throttled_callers: Sequence[Throttled] = ()  # the same, by who was calling too
     users: Sequence[tuple[str, int]] = ()  # applications by what they used of it just now
     saturation_at: datetime | None = None
     deletes_at: datetime | None = None
@@ -65,12 +107,29 @@ class Pool:
         """What is left now; below zero where more was used than the limit says."""
         return None if self.limit is None or self.used is None else self.limit - self.used
 
+    @property
+    def limit_note(self) -> str | None:
+        """Which sources say another limit than the one that counts: none is overruled in silence."""
+        first = next((one for one in self.limits_said if one.counts), None)
+        others = [f"{one.source} says {one.value:,} ({rfc3339(one.said_at)})" for one in self.limits_said if first is not None and one.value != first.value]
+        return f"{'; '.join(others)}; the limit of {first.source} counts" if first is not None and others else None
+
+    def has_room(self, now: datetime) -> bool | None:
+        """Whether a caller may count on it now; None where no limit is known."""
+        if self.limit is None or self.used is None:
+            return None
+        is_over = any(at is not None and at <= now for at in (self.deletes_at, self.retires_at))
+        is_full = self.used * 100 >= self.limit * _ROOM_BELOW or (self.left_said is not None and self.left_said[0] * 100 <= self.limit * (100 - _ROOM_BELOW))
+        return not is_over and not is_full
+
 
 def quotas(session: Session, filters: Filters = Filters(), *, now: datetime) -> list[Pool]:  # noqa: B008 - a frozen value
-    """Every pool: deployments first (tokens, then requests), then vCPU families."""
-    found = _deployments(session, filters, now=now)
+    """Every pool: deployments first (tokens, then requests), then what Foundry deployments share, then vCPU families."""
+    world = World(session, now)
+    found = _deployments(session, filters, world, now=now)
     if filters.visible is None:
-        found += _cores(session, now=now)
+        # What others use of a shared pool, and the cores of a subscription, are not for a key of some workspaces.
+        found += _foundry(found, world, now=now) + _cores(session, world, now=now)
     return found
 
 
@@ -97,38 +156,74 @@ def _places(world: World, filters: Filters, *, now: datetime) -> tuple[dict[_Pla
     return series, about
 
 
-def _deployments(session: Session, filters: Filters, *, now: datetime) -> list[Pool]:
-    world = World(session, now)
+@dataclass(frozen=True, slots=True)
+class _Windows:
+    """What the series of a deployment used in the last minute and the last five, by reading and measure."""
+
+    series: Mapping[int, UsageOf]
+    billed: Mapping[int, Mapping[int, rates.Counts]]
+    admitted: Mapping[int, Mapping[int, rates.Counts]]
+    at: int
+
+    def used(self, ids: Iterable[int], measure: rates.Measure, counting: Counting, window: int) -> int:
+        """A minute's worth of the window, rounded up: a limit is one of minutes."""
+        index = rates.MEASURES.index(measure)
+        among = self.admitted if counting is Counting.ADMITTED and measure == "tokens_per_minute" else self.billed
+        held = sum(counts[index] for one in ids for second, counts in among.get(one, {}).items() if self.at - window < second <= self.at)
+        return -(-held * MINUTE_SECONDS // window)
+
+    def users(self, ids: Iterable[int], measure: rates.Measure, counting: Counting) -> list[tuple[str, int]]:
+        """Who used the last minute, most first."""
+        found: dict[str, int] = {}
+        for one in ids:
+            amount = self.used((one,), measure, counting, MINUTE_SECONDS)
+            if amount:
+                user = self.series[one].user
+                found[user] = found.get(user, 0) + amount
+        return sorted(found.items(), key=lambda pair: (-pair[1], pair[0]))[:5]
+
+
+@dataclass(frozen=True, slots=True)
+class UsageOf:
+    """Who calls by a series, as the page names them."""
+
+    user: str
+
+
+def _windows(session: Session, world: World, places: Mapping[_Place, Sequence[int]], about: Mapping[_Place, Identity], *, now: datetime) -> _Windows:
+    at = to_microseconds(now) // 1_000_000
+    longest = max(rates.WINDOWS)
+    busy = rates.minutes(session, start=at - longest - MINUTE_SECONDS, end=at)
+    wanted = {one: key for key, ids in places.items() for one in ids if one in busy}
+    reserves = {one: rates.Reserve(context_tokens(about[key].model), world.series[one].operation != Operation.EMBEDDINGS) for one, key in wanted.items()}
+    named = {one: UsageOf(world.series[one].application or world.series[one].team or world.series[one].workspace) for one in wanted}
+    billed = rates.seconds(session, series=sorted(wanted), start=at - longest, end=at)
+    return _Windows(named, billed, rates.admitted(session, series=reserves, start=at - longest, end=at), at)
+
+
+def _deployments(session: Session, filters: Filters, world: World, *, now: datetime) -> list[Pool]:
     series, about = _places(world, filters, now=now)
     limits = limits_known(session, now)
-    at = to_microseconds(now) // 1_000_000
-    busy = rates.minutes(session, start=at - 2 * MINUTE_SECONDS, end=at)
-    wanted = sorted(one for ids in series.values() for one in ids if one in busy)
-    seconds = rates.seconds(session, series=wanted, start=at - MINUTE_SECONDS, end=at)
+    windows = _windows(session, world, series, about, now=now)
     peaks = _Peaks(session, now=now)
-    throttled = _throttled(session, wanted=series, now=now)
+    throttled = _throttled(session, world, places=series, now=now)
+    left = _left(session, places=series, now=now)
     deleting = {(one.workspace.casefold(), one.endpoint.casefold()): one.deletes_at for one in endpoints(session, known=now) if one.deletes_at is not None}
     found: list[Pool] = []
     for key in sorted(about):
         workspace, name = key
-        identity = about[key]
+        identity, ids = about[key], series.get(key, [])
         fact = world.registry.fact(workspace, name, now)
         endpoint = fact.endpoint if fact is not None else name.partition("/")[0]
-        for index, measure in enumerate(_RATES):
+        thrown = throttled.get(key, ())
+        for measure in _RATES:
             limit = rates.limit_of(limits, workspace, name, measure)
             said = limits.of(workspace, name, measure)
             # Nobody limits the tokens of one's own instances; a limit of theirs is one that an owner set.
             is_limited = identity.mode != Mode.MANAGED_COMPUTE or said is not None
-            own = [one for one in series.get(key, ()) if one in seconds]
-            used = sum(counts[index] for one in own for second, counts in seconds[one].items() if at - MINUTE_SECONDS < second <= at)
-            peak, peak_at = peaks.of(series.get(key, []), measure)
+            counting = said.counting if said is not None else Counting.BILLED
+            peak, peak_at = peaks.of(ids, measure)
             value = limit.value if limit is not None and is_limited else None
-            by_user: dict[str, int] = {}
-            for one in own:
-                amount = sum(counts[index] for second, counts in seconds[one].items() if at - MINUTE_SECONDS < second <= at)
-                user = world.series[one].application or world.series[one].team or world.series[one].workspace
-                if amount:
-                    by_user[user] = by_user.get(user, 0) + amount
             found.append(
                 Pool(
                     id=f"{workspace}/{name}:{measure}",
@@ -142,17 +237,56 @@ def _deployments(session: Session, filters: Filters, *, now: datetime) -> list[P
                     region=identity.region,
                     limit=value,
                     limit_source=limit.source if limit is not None and is_limited else None,
-                    used=used,
+                    limits_said=[_said(row, is_first=row is said) for row in limits.every(workspace, name, measure)],
+                    used=windows.used(ids, measure, counting, MINUTE_SECONDS),
+                    readings={reading: {f"{window}s": windows.used(ids, measure, reading, window) for window in rates.WINDOWS} for reading in Counting},
+                    left_said=left.get((key, measure)),
                     peak=peak,
                     peak_at=peak_at,
-                    counting=(said.counting if said is not None else Counting.BILLED).value,
-                    throttled=throttled.get(key, {}),
-                    users=sorted(by_user.items(), key=lambda pair: (-pair[1], pair[0]))[:5],
-                    saturation_at=peaks.saturation(series.get(key, []), measure, value),
+                    counting=counting.value,
+                    throttled=_by_thrower(thrown),
+                    throttled_callers=thrown,
+                    users=windows.users(ids, measure, counting),
+                    saturation_at=peaks.saturation(ids, measure, value),
                     deletes_at=deleting.get((workspace.casefold(), (endpoint or "").casefold())),
                     retires_at=retires_at(fact, identity.route),
                 )
             )
+    return found
+
+
+def _said(row: PoolLimit, *, is_first: bool) -> LimitSaid:
+    return LimitSaid(row.source.value, row.value, row.known_from, row.seen_at, row.evidence, row.author, is_first)
+
+
+def _by_thrower(thrown: Sequence[Throttled]) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for one in thrown:
+        found[one.by] = found.get(one.by, 0) + one.count
+    return found
+
+
+def _left(session: Session, *, places: Mapping[_Place, Sequence[int]], now: datetime) -> dict[tuple[_Place, rates.Measure], tuple[int, datetime]]:
+    """What the answers of the last minute said was left of a limit: Azure's own count, newest first."""
+    of = {one: place for place, ids in places.items() for one in ids}
+    rows = session.execute(
+        sa.text(
+            "SELECT e.series_id, e.time, e.details FROM usage_event e JOIN (SELECT series_id, MAX(time) AS time FROM usage_event "
+            "WHERE time >= :start AND time <= :now AND details LIKE '%\"ratelimit_remaining\\_%' ESCAPE '\\' GROUP BY series_id) n "
+            "ON n.series_id = e.series_id AND n.time = e.time WHERE e.details LIKE '%\"ratelimit_remaining\\_%' ESCAPE '\\'"
+        ),
+        {"start": to_microseconds(now) - MINUTE_SECONDS * 1_000_000, "now": to_microseconds(now)},
+    )
+    found: dict[tuple[_Place, rates.Measure], tuple[int, datetime]] = {}
+    for series, at, details in rows:
+        place, said = of.get(int(series)), json.loads(details)
+        if place is None or said.get("throttled_by") in ("gateway", "client"):
+            continue
+        for measure, what in zip(_RATES, ("tokens", "requests"), strict=True):
+            left = said.get(f"ratelimit_remaining_{what}")
+            before = found.get((place, measure))
+            if left is not None and (before is None or before[1] < from_microseconds(int(at))):
+                found[place, measure] = (int(left), from_microseconds(int(at)))
     return found
 
 
@@ -249,30 +383,78 @@ class _Peaks:
         return now + timedelta(seconds=int(left * 86_400)) if left < 365 else None
 
 
-def _throttled(session: Session, *, wanted: Mapping[_Place, Sequence[int]], now: datetime) -> dict[_Place, dict[str, int]]:
-    """429s of the last hour by deployment and by who threw them."""
-    of = {one: place for place, ids in wanted.items() for one in ids}
-    start = to_microseconds(now - timedelta(hours=1))
-    found: dict[_Place, dict[str, int]] = {}
+def _throttled(session: Session, world: World, *, places: Mapping[_Place, Sequence[int]], now: datetime) -> dict[_Place, list[Throttled]]:
+    """429s of the last hour by deployment, told apart by who threw them and who was calling; most first."""
+    of = {one: place for place, ids in places.items() for one in ids}
+    last = to_microseconds(now) // 1_000_000
+    # The rollup says in which minutes there are any: of an hour of events only those are looked through.
+    thrown = {minute for by_minute in rates.minutes(session, start=last - 3600, end=last).values() for minute, counts in by_minute.items() if counts[2]}
+    if not thrown:
+        return {}
     by = "json_extract(details, '$.throttled_by')" if session.get_bind().dialect.name == "sqlite" else "details::json ->> 'throttled_by'"
     rows = session.execute(
-        sa.text(f"SELECT series_id, {by}, COUNT(*) FROM usage_event WHERE time >= :start AND status = 2 GROUP BY 1, 2"),  # noqa: S608 - names of ours
-        {"start": start},
+        sa.text(f"SELECT series_id, {by}, COUNT(*) FROM usage_event WHERE time >= :start AND time < :end AND status = 2 GROUP BY 1, 2"),  # noqa: S608 - names of ours
+        {"start": max(min(thrown), last - 3600) * 1_000_000, "end": (max(thrown) + MINUTE_SECONDS) * 1_000_000},
     )
+    counts: dict[_Place, dict[tuple[str, str], int]] = {}
     for series, thrower, count in rows:
         place = of.get(int(series))
         if place is not None:
-            into = found.setdefault(place, {})
-            who = str(thrower) if thrower else "unknown"
-            into[who] = into.get(who, 0) + int(count)
+            one = world.series[int(series)]
+            key = (str(thrower) if thrower else "unknown", one.application or one.team or one.workspace)
+            into = counts.setdefault(place, {})
+            into[key] = into.get(key, 0) + int(count)
+    return {
+        place: [Throttled(by, caller, count) for (by, caller), count in sorted(into.items(), key=lambda pair: (-pair[1], pair[0]))]
+        for place, into in counts.items()
+    }
+
+
+# -- pools of an account's models -----------------------------------------------------------------
+
+
+def _foundry(pools: Sequence[Pool], world: World, *, now: datetime) -> list[Pool]:
+    """What all Foundry deployments of one model in a region and subscription draw on together.
+
+    Azure deals a pool's limit out to its deployments, so that theirs add up to what was dealt out. A limit that is only
+    the documented default of a deployment says nothing of the pool.
+    """
+    together: dict[tuple[str, str, str], dict[str, list[Pool]]] = {}
+    for pool in pools:
+        fact = world.registry.fact(pool.workspace or "", pool.deployment or "", now)
+        if fact is not None and pool.model and pool.subscription and pool.region and world.registry.route(fact) is Route.FOUNDRY:
+            together.setdefault((pool.subscription, pool.region, model_key(pool.model)), {}).setdefault(pool.measure, []).append(pool)
+    found: list[Pool] = []
+    for (subscription, region, key), by_measure in sorted(together.items()):
+        for measure, among in by_measure.items():
+            is_dealt = all(one.limit is not None and one.limit_source in ("azure", "header", "user") for one in among)
+            found.append(
+                Pool(
+                    id=f"foundry:{subscription}/{region}/{key}:{measure}",
+                    kind="foundry",
+                    measure=measure,
+                    model=among[0].model,
+                    mode=Mode.SERVERLESS.value,
+                    subscription=subscription,
+                    region=region,
+                    limit=sum(one.limit or 0 for one in among) if is_dealt else None,
+                    limit_source="deployments" if is_dealt else None,
+                    reason=None if is_dealt else "no deployment's own limit is known beyond the documented default",
+                    used=sum(one.used or 0 for one in among),
+                    counting=among[0].counting if len({one.counting for one in among}) == 1 else "mixed",
+                    deployments=[f"{one.workspace}/{one.deployment}" for one in among],
+                    retires_at=min((one.retires_at for one in among if one.retires_at is not None), default=None),
+                )
+            )
     return found
 
 
 # -- vCPUs ----------------------------------------------------------------------------------------
 
 
-def _cores(session: Session, *, now: datetime) -> list[Pool]:
+def _cores(session: Session, world: World, *, now: datetime) -> list[Pool]:
     """Azure's vCPU quotas as it told them: Compute and Machine Learning count the same cores apart, and are never added."""
+    reserved = _upgrade_cores(world, now)
     found: list[Pool] = []
     for row in azure_quotas(session, known=now):
         if row.level not in ("family", "total", "low_priority"):
@@ -290,10 +472,33 @@ def _cores(session: Session, *, now: datetime) -> list[Pool]:
                 limit=row.quota,
                 limit_source="azure",
                 used=row.used,
+                # Online endpoints run on Machine Learning's quota.
+                upgrade_reserved=reserved.get((row.subscription_id, row.region.casefold(), row.family_key), 0)
+                if row.source == "ml" and row.level == "family"
+                else None,
                 counting="vcpus",
                 seen_at=row.seen_at,
             )
         )
+    return found
+
+
+def _upgrade_cores(world: World, now: datetime) -> dict[tuple[str, str, str], int]:
+    """The vCPUs that Azure wants free to upgrade deployments in, by subscription, region and family.
+
+    A deployment of ``n`` instances needs quota for a fifth more, rounded up to whole instances; sizes that the list marks
+    as skipping the reservation need none, and of sizes that are not on the list nothing is known.
+    """
+    found: dict[tuple[str, str, str], int] = {}
+    for workspace, name, facts in world.registry.managed():
+        for _, _, fact in stretches(facts, now, now + timedelta(microseconds=1)):
+            sku = skus.find(fact.sku or "")
+            region = fact.region or world.registry.identity(workspace, name, model=None, at=now).region
+            subscription = world.registry.subscription(workspace, now)
+            if sku is None or not sku.reserves_upgrade_quota or not fact.instance_count or region is None or subscription is None:
+                continue
+            key = (subscription, region.casefold(), family_key(sku.family))
+            found[key] = found.get(key, 0) + -(-fact.instance_count // 5) * sku.cores
     return found
 
 

@@ -2,7 +2,8 @@
 
 The rollup per minute says where anything can be near a limit at all; the seconds come from the events themselves. An event
 counts at the end of its call, or at its arrival if the sender's clock is ahead, and not at all if it arrived too late to
-be about now.
+be about now. The other reading of tokens, ``admitted``, counts what a call may use when it begins: Azure documents for few
+routes which of the two it compares with a limit.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import sqlalchemy as sa
 from sqlmodel import Session
 
 from models.limits import Limits
-from models.usage import MINUTE_SECONDS, STATUS_CODE, Status
+from models.usage import DEFAULT_MAX_TOKENS, MINUTE_SECONDS, STATUS_CODE, Status
 
 Measure = Literal["tokens_per_minute", "requests_per_minute", "throttled_requests"]
 MEASURES: tuple[Measure, ...] = ("tokens_per_minute", "requests_per_minute", "throttled_requests")
@@ -42,11 +43,14 @@ class Limit:
     source: str
 
 
-def limit_of(known: Limits, workspace: str | None, deployment: str | None, measure: Measure) -> Limit | None:
-    """The limit of a deployment: as somebody said it, else the default; None where there is none (nobody limits 429s)."""
+def limit_of(known: Limits, workspace: str | None, deployment: str | None, measure: Measure, *, is_said: bool = False) -> Limit | None:
+    """The limit of a deployment: as somebody said it, else the default; None where there is none (nobody limits 429s).
+
+    ``is_said``: what was only observed does not count.
+    """
     if measure == "throttled_requests":
         return None
-    said = known.of(workspace, deployment, measure)
+    said = known.of(workspace, deployment, measure, is_said=is_said)
     if said is not None:
         return Limit(said.value, said.source.value)
     return Limit(DEFAULT_TOKENS_PER_MINUTE if measure == "tokens_per_minute" else DEFAULT_REQUESTS_PER_MINUTE, "default")
@@ -120,6 +124,57 @@ def seconds(session: Session, *, series: Sequence[int], start: int, end: int) ->
             before = found.get(int(one), {}).get(int(second))
             if before is not None:
                 found[int(one)][int(second)] = (before[0] + int(counts[0]), before[1] + int(counts[1]), before[2] + int(counts[2]))
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Reserve:
+    """What decides how much the calls of a series may be answered: the model's context (None: not known), and whether it answers in tokens."""
+
+    context: int | None
+    is_generating: bool
+
+
+def admitted(session: Session, *, series: Mapping[int, Reserve], start: int, end: int) -> dict[int, dict[int, Counts]]:
+    """Tokens that calls which began in ``[start, end]`` were admitted for, per series and second; requests and 429s are 0.
+
+    That is the prompt and, for each candidate (the higher of ``n`` and ``best_of``; the beams of a beam search are its
+    ``best_of``), the most it may be answered: ``max_tokens``, else the default or what it was answered if that is more; no
+    answer is longer than the model's context leaves it. Calls that were refused, or answered from a gateway's cache, were
+    not admitted; calls that have not ended yet are not known.
+    """
+    lite = session.get_bind().dialect.name == "sqlite"
+    most, least = ("MAX", "MIN") if lite else ("GREATEST", "LEAST")
+
+    def detail(name: str) -> str:
+        return f"json_extract(e.details, '$.{name}')" if lite else f"(e.details::json ->> '{name}')::bigint"
+
+    prompt = "COALESCE(e.input_tokens, 0)"
+    candidates = f"{most}(COALESCE({detail('choices')}, 1), COALESCE({detail('best_of')}, 1), 1)"
+    asked = f"COALESCE({detail('max_tokens')}, {most}({DEFAULT_MAX_TOKENS}, (COALESCE(e.output_tokens, 0) + {candidates} - 1) / {candidates}))"
+    begun = "COALESCE(e.started_at, e.time - e.duration_ms * 1000, e.time)"
+    at = f"CASE WHEN e.received_at < {begun} THEN e.received_at ELSE {begun} END / 1000000"
+    alike: dict[Reserve, list[int]] = {}
+    for one, reserve in series.items():
+        alike.setdefault(reserve, []).append(one)
+    found: dict[int, dict[int, Counts]] = {}
+    for reserve, ids in alike.items():
+        answer = asked if reserve.context is None else f"{least}({asked}, {most}({reserve.context} - {prompt}, 0))"
+        tokens = f"{prompt} + ({answer}) * {candidates}" if reserve.is_generating else prompt
+        for index in range(0, len(ids), _CHUNK):
+            only = ",".join(map(str, ids[index : index + _CHUNK]))
+            rows = session.execute(
+                sa.text(
+                    f"SELECT e.series_id, {at}, SUM({tokens}) FROM usage_event e "  # noqa: S608 - numbers and names of ours
+                    f"WHERE e.time >= :start AND e.time < :end AND e.received_at - e.time <= :late AND e.series_id IN ({only}) "
+                    f"AND e.status <> {_THROTTLED} AND e.billable "
+                    "AND COALESCE((SELECT SUM(p.sign) FROM usage_posting p WHERE p.seq = e.seq), 0) >= 0 GROUP BY 1, 2"
+                ),
+                {"start": start * 1_000_000, "end": (end + _AHEAD_SECONDS + 1) * 1_000_000, "late": MAX_LATENESS_SECONDS * 1_000_000},
+            )
+            for one, second, amount in rows:
+                if start <= int(second) <= end:
+                    found.setdefault(int(one), {})[int(second)] = (int(amount), 0, 0)
     return found
 
 

@@ -96,6 +96,7 @@ class Upstream:
             await _json(send, 422, {"error": "Extra inputs are not permitted", "detail": [{"loc": ["body", "stream_options"]}]})
             return
         headers = {"x-request-id": f"request-{number}", "x-ratelimit-remaining-tokens": "399000", "x-ratelimit-remaining-requests": "990"}
+        headers |= {"x-ratelimit-limit-tokens": "400000", "x-ratelimit-limit-requests": "1000"}
         if path.endswith("/embeddings"):
             vector = {"object": "embedding", "index": 0, "embedding": [0.25, -0.5]}
             answer = {"object": "list", "data": [vector], "model": MODEL, "usage": {"prompt_tokens": 4, "total_tokens": 4}}

@@ -86,6 +86,8 @@ WHOLE = {
     "request_id": "request-1",
     "ratelimit_remaining_tokens": 399000,
     "ratelimit_remaining_requests": 990,
+    "ratelimit_limit_tokens": 400_000,
+    "ratelimit_limit_requests": 1000,
 }
 STREAMED = {
     "model": MODEL,

@@ -76,6 +76,8 @@ def test_every_field_finds_its_place() -> None:
             "billable": False,
             "ratelimit_remaining_tokens": 399000,
             "ratelimit_remaining_requests": -1,
+            "ratelimit_limit_tokens": 400_000,
+            "ratelimit_limit_requests": -1,
             "http_status": 200,
             "duration_ms": 2123,
             "stream": True,
@@ -117,6 +119,7 @@ def test_every_field_finds_its_place() -> None:
             "finish_reason": "content_filter",
             "throttled_by": "gateway",
             "ratelimit_remaining_tokens": 399000,
+            "ratelimit_limit_tokens": 400_000,
             "http_status": 200,
             "duration_ms": 2123,
             "stream": True,
@@ -479,7 +482,7 @@ def test_a_large_body_says_by_columns_what_it_says_one_by_one() -> None:
             case 6:
                 event |= {"time": "2026-02-30T00:00:00Z"}
             case 7:
-                event |= {"operation": "embeddings", "output_tokens": None, "ratelimit_remaining_tokens": -1, "choices": 2}
+                event |= {"operation": "embeddings", "output_tokens": None, "ratelimit_remaining_tokens": -1, "ratelimit_limit_requests": 60, "choices": 2}
             case 8:
                 event |= {"started_at": "2027-01-01T00:00:00Z", "cached_input_tokens": 0}
             case _:

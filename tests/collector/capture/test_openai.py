@@ -100,6 +100,8 @@ RECORDED: dict[str, dict[str, Any]] = {
             "choices": 1,
             "ratelimit_remaining_tokens": 119986,
             "ratelimit_remaining_requests": 119,
+            "ratelimit_limit_tokens": 120_000,
+            "ratelimit_limit_requests": 120,
         },
     },
     "azure-openai-reasoning.json": {
@@ -120,6 +122,8 @@ RECORDED: dict[str, dict[str, Any]] = {
             "choices": 1,
             "ratelimit_remaining_tokens": 99994,
             "ratelimit_remaining_requests": 99,
+            "ratelimit_limit_tokens": 100_000,
+            "ratelimit_limit_requests": 100,
         },
     },
     "azure-openai-output-filtered.json": {

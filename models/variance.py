@@ -79,8 +79,11 @@ class Facing:
 def causes(row: Facing) -> dict[Cause, Decimal]:
     """The variance in causes; only those that are not zero, and they add up to it exactly."""
     gap = _Gap(row)
-    gap.by_nature()
-    gap.take(Cause.CREDIT_OR_REFUND, row.credits if gap.left else ZERO)
+    if gap.left:
+        gap.by_nature()
+    if not gap.left:
+        return gap.causes
+    gap.take(Cause.CREDIT_OR_REFUND, row.credits)
     if row.is_other_currency:
         gap.take(Cause.CURRENCY, gap.left)
     if gap.left:
@@ -177,6 +180,8 @@ def _times(price: Decimal, units: Decimal) -> Decimal:
 
 def net_timing(days: Mapping[date, dict[Cause, Decimal]]) -> None:
     """Cancel what adjacent days of one row have too much and too little of, in order of days; sums stay as they are."""
+    if not any(Cause.UNBILLED_USAGE in split for split in days.values()):
+        return
     for day in sorted(days):
         after = days.get(day + timedelta(days=1))
         if after is None:

@@ -181,8 +181,8 @@ class _Comparison:
             series = self._world.series.get(series_id)
             if series is None:
                 continue
-            identity = self._answer.meaning_at(series, at).identity
-            if identity.model is None or not self._answer.meaning_at(series, at).is_asked:
+            identity = self._answer.meanings.meaning_at(series, at).identity
+            if identity.model is None or not self._answer.meanings.meaning_at(series, at).is_asked:
                 continue
             mode = Mode.MANAGED_COMPUTE if identity.mode == Mode.MANAGED_COMPUTE else Mode.SERVERLESS
             of = self._hours.setdefault((model_key(identity.model), mode), {})
@@ -202,7 +202,7 @@ class _Comparison:
         for at, series_id, requests in rows:
             series = self._world.series.get(series_id)
             if series is not None:
-                identity = self._answer.meaning_at(series, int(at)).identity
+                identity = self._answer.meanings.meaning_at(series, int(at)).identity
                 name = ((identity.workspace or "").casefold(), (identity.deployment or "").casefold())
                 if name in self._of_deployment:
                     self._of_deployment[name].setdefault(int(at), [0, 0])[1] += int(requests)
@@ -233,7 +233,7 @@ class _Comparison:
             series = self._world.series.get(series_id)
             if series is None:
                 continue
-            identity = self._answer.meaning_at(series, int(at)).identity
+            identity = self._answer.meanings.meaning_at(series, int(at)).identity
             mode = Mode.MANAGED_COMPUTE if identity.mode == Mode.MANAGED_COMPUTE else Mode.SERVERLESS
             if identity.model is not None and model_key(identity.model) == key and mode in modes:
                 minutes[int(at)] = minutes.get(int(at), 0) + int(tokens)

@@ -40,7 +40,7 @@ def usage_list(session: Session, *, period: Period, filters: Filters, limit: int
     whole: list[int] = []
     parts: list[sa.ColumnElement[bool]] = []
     for series in world.series.values():
-        stretches = answer.asked(series)
+        stretches = answer.meanings.asked(series)
         if stretches == [(None, None)]:
             whole.append(series.id)
         for begin, end in stretches if stretches != [(None, None)] else ():
@@ -153,8 +153,8 @@ def _explained(session: Session, world: World, event: UsageEvent, record: UsageR
     at = from_microseconds(to_microseconds(event.time) // _QUARTER * _QUARTER)
     day = Period(day_start(utc_day(event.time)), day_start(utc_day(event.time) + DAY))
     asker = Answer(session, CostQuery(day, "none"), now=now)
-    meaning = asker.meaning_at(series, to_microseconds(at) // 1_000_000)
-    terms = asker.terms(meaning, utc_day(event.time))
+    meaning = asker.meanings.meaning_at(series, to_microseconds(at) // 1_000_000)
+    terms = asker.meanings.terms(meaning, utc_day(event.time))
     counts = [value if event.billable and value is not None else 0 for value in (event.input_tokens, event.output_tokens, event.cached_input_tokens)]
     inputs, outputs, cached = counts[0], counts[1], min(counts[0], counts[2])
     is_split = len(terms) == 3

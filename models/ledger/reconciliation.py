@@ -6,7 +6,6 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import date, datetime
 from decimal import Decimal
-from functools import cached_property
 
 import sqlalchemy as sa
 from sqlmodel import Session, col
@@ -23,6 +22,8 @@ from models.usage import UsageEvent
 from models.variance import Cause, Facing, State, causes, net_timing
 
 _GROUPS = ("workspace", "deployment", "meter")
+_KINDS = {kind.value: kind for kind in MeterKind}
+_CAUSES = tuple(Cause)
 _STATES: tuple[State, ...] = ("open", "settling", "closed")
 # The bound of what unknown calls may have used is looked up among at most this many of a day's events.
 _MOST_SAMPLED = 200_000
@@ -114,32 +115,58 @@ _Place = tuple[str | None, str | None]  # workspace, deployment
 _Line = tuple[_Place, MeterKind, str | None]  # place, meter, currency
 
 
-@dataclass
+@dataclass(slots=True, eq=False)
 class _Cell:
-    """What bill and meter say of one line and day; added up once, when all of it is gathered."""
+    """What bill and meter say of one line and day."""
 
-    sums: list[Sums] = field(default_factory=list)
+    expected: Decimal
+    billed: Decimal
+    metered_units: Decimal
+    billed_units: Decimal | None
+    credits: Decimal
+    unpriced_units: int
+    unknown_requests: int
+    lines: int
+    standing: int
+    estimate: bool
+    reasons: Collection[str]
 
-    @cached_property
-    def expected(self) -> Decimal:
-        return money.add(one.metered for one in self.sums)
+    @classmethod
+    def of(cls, sums: Sums) -> _Cell:
+        billed_units = sums.billed_units if sums.is_billed_unit_known else None
+        return cls(
+            sums.metered,
+            sums.billed,
+            sums.units,
+            billed_units,
+            sums.credits,
+            sums.unpriced_tokens,
+            sums.unknown_requests,
+            sums.lines,
+            sums.standing,
+            sums.estimate,
+            sums.reasons,
+        )
 
-    @cached_property
-    def billed(self) -> Decimal:
-        return money.add(one.billed for one in self.sums)
+    def add(self, sums: Sums) -> None:
+        """Add what stands in a row of its own and is one with this."""
+        self.expected = money.plus(self.expected, sums.metered)
+        self.billed = money.plus(self.billed, sums.billed)
+        self.metered_units = money.plus(self.metered_units, sums.units)
+        is_known = self.billed_units is not None and sums.is_billed_unit_known
+        self.billed_units = money.plus(self.billed_units or ZERO, sums.billed_units) if is_known else None
+        self.credits = money.plus(self.credits, sums.credits)
+        self.unpriced_units += sums.unpriced_tokens
+        self.unknown_requests += sums.unknown_requests
+        self.lines += sums.lines
+        self.standing = min(self.standing, sums.standing)
+        self.estimate |= sums.estimate
+        self.reasons = {*self.reasons, *sums.reasons}
 
-    @cached_property
-    def metered_units(self) -> Decimal:
-        return money.add(one.units for one in self.sums)
-
-    @cached_property
-    def billed_units(self) -> Decimal | None:
-        return money.add(one.bill.units for one in self.sums) if all(one.bill.is_unit_known for one in self.sums) else None
-
-    @cached_property
+    @property
     def is_empty(self) -> bool:
         """Whether there is no money in it, known or not: tokens of managed compute cost nothing by themselves."""
-        return not (self.expected or self.billed or self.billed_units or any(one.unpriced_tokens or one.bill.lines for one in self.sums))
+        return not (self.expected or self.billed or self.billed_units or self.unpriced_units or self.lines)
 
 
 class _Reconciler:
@@ -167,21 +194,29 @@ class _Reconciler:
     # -- facts ----------------------------------------------------------------------------------
 
     def _gather(self) -> None:
-        buckets = self._answer.buckets
-        apart = {(groups[0], groups[1]) for (_, groups, _), sums in self._answer.rows.items() if groups[2] == MeterKind.CACHED_INPUT and sums.bill.lines}
-        for (bucket, groups, currency), sums in self._answer.rows.items():
-            workspace, deployment, meter = groups
-            day, place = utc_day(buckets[bucket].start), (workspace, deployment)
+        rows, buckets = self._answer.rows, self._answer.buckets
+        apart = {(groups[0], groups[1]) for (_, groups, _), sums in rows.items() if groups[2] == MeterKind.CACHED_INPUT and sums.lines}
+        starts = [utc_day(bucket.start) for bucket in buckets]
+        is_asked = [self._period.start <= bucket.start < self._period.end for bucket in buckets]
+        for (bucket, groups, currency), sums in rows.items():
+            place, day = (groups[0], groups[1]), starts[bucket]
             if sums.requests:
                 self._requests.add((place, day))
-            self._last_digit = min(self._last_digit, sums.bill.place)
-            kind = MeterKind(meter or MeterKind.OTHER)
+            if not is_asked[bucket]:
+                continue
+            kind = _KINDS.get(groups[2] or "", MeterKind.OTHER)
             if kind == MeterKind.CACHED_INPUT and place not in apart:
                 kind = MeterKind.INPUT  # the bill has one meter for both
-            if buckets[bucket].start < self._period.start or buckets[bucket].start >= self._period.end:
-                continue
-            self._cells.setdefault((place, kind, currency), {}).setdefault(day, _Cell()).sums.append(sums)
+            by_day = self._cells.setdefault((place, kind, currency), {})
+            cell = by_day.get(day)
+            if cell is None:
+                by_day[day] = _Cell.of(sums)
+            else:
+                cell.add(sums)
             self._currencies.setdefault((place, kind), set()).add(currency)
+        # An exact sum has the finest last digit of what was added.
+        exponent = money.add(sums.billed for sums in rows.values()).as_tuple().exponent
+        self._last_digit = min(0, exponent if isinstance(exponent, int) else 0)
 
     def _is_instrumented(self, place: _Place, day: date) -> bool:
         return any((place, near) in self._requests for near in (day - DAY, day, day + DAY))
@@ -200,7 +235,7 @@ class _Reconciler:
             self._series = {}
             for series in self._answer.world.series.values():
                 for near in sorted({on for by_day in self._cells.values() for on in by_day}):
-                    identity = self._answer.meaning_at(series, int(day_start(near).timestamp())).identity
+                    identity = self._answer.meanings.meaning_at(series, int(day_start(near).timestamp())).identity
                     self._series.setdefault(((identity.workspace, identity.deployment), near), []).append(series.id)
         return self._series.get((place, day), [])
 
@@ -227,57 +262,48 @@ class _Reconciler:
         place, meter, currency = line
         found: dict[date, dict[Cause, Decimal]] = {}
         facing: dict[date, Facing] = {}
+        inputs = self._cells.get((place, MeterKind.INPUT, currency), {})
+        has_others = len(self._currencies[(place, meter)]) > 1
         metered = [day for day, cell in by_day.items() if cell.metered_units > 0 and cell.expected]
         for day, cell in by_day.items():
             if cell.is_empty:
                 continue
-            unknown = self._unknown_requests(place, currency, day)
             facing[day] = Facing(
                 meter=meter,
                 expected=cell.expected,
                 billed=cell.billed,
                 metered_units=cell.metered_units,
                 billed_units=cell.billed_units,
-                credits=money.add(one.bill.credits for one in cell.sums),
-                unpriced_units=Decimal(sum(one.unpriced_tokens for one in cell.sums)),
+                credits=cell.credits,
+                unpriced_units=Decimal(cell.unpriced_units),
                 price=_price_near(by_day, metered, day),
-                ceiling_units=self._ceiling(place, day, meter, unknown),
+                ceiling_units=self._ceiling(place, day, meter, _unknown_requests(inputs, day)),
                 is_instrumented=self._is_instrumented(place, day),
-                is_other_currency=self._is_other_currency(line, day, cell),
-                state=_STATES[min(one.standing for one in cell.sums)],
-                lines=sum(one.bill.lines for one in cell.sums),
+                is_other_currency=has_others and self._is_other_currency(line, day, cell),
+                state=_STATES[cell.standing],
+                lines=cell.lines,
                 last_digit=self._last_digit,
             )
             found[day] = causes(facing[day])
         net_timing(found)
         for day, split in found.items():
-            row, cell = facing[day], by_day[day]
-            reasons = "; ".join(sorted({reason for one in cell.sums for reason in one.reasons})[:3])
-            unknown = self._unknown_requests(place, currency, day)
+            cell = by_day[day]
             yield ReconciliationRow(
                 workspace=place[0],
                 deployment=place[1],
                 meter=meter.value,
                 day=day,
                 currency=currency,
-                expected=row.expected,
-                billed=row.billed,
-                metered_units=row.metered_units,
-                billed_units=row.billed_units,
-                causes={cause: split[cause] for cause in Cause if cause in split},
-                state=row.state,
-                estimate=any(one.estimate for one in cell.sums),
-                unknown_token_requests=unknown,
-                reasons={
-                    **({"expected": reasons} if reasons else {}),
-                    **({"billed_units": "the bill's unit is not known"} if row.billed_units is None else {}),
-                },
+                expected=cell.expected,
+                billed=cell.billed,
+                metered_units=cell.metered_units,
+                billed_units=cell.billed_units,
+                causes=split if len(split) < 2 else {cause: split[cause] for cause in _CAUSES if cause in split},
+                state=facing[day].state,
+                estimate=cell.estimate,
+                unknown_token_requests=_unknown_requests(inputs, day),
+                reasons=_reasons(cell),
             )
-
-    def _unknown_requests(self, place: _Place, currency: str | None, day: date) -> int:
-        """Calls without tokens of the deployment's day: they stand in the input's row and concern the output's as well."""
-        cell = self._cells.get((place, MeterKind.INPUT, currency), {}).get(day)
-        return 0 if cell is None else sum(one.unknown_requests for one in cell.sums)
 
     def _is_other_currency(self, line: _Line, day: date, cell: _Cell) -> bool:
         """Whether this side stands in one currency and the other side in another: no rate is known between them."""
@@ -292,10 +318,25 @@ class _Reconciler:
         return False
 
 
+def _unknown_requests(inputs: Mapping[date, _Cell], day: date) -> int:
+    """Calls without tokens of the deployment's day: they stand in the input's row and concern the output's as well."""
+    cell = inputs.get(day)
+    return 0 if cell is None else cell.unknown_requests
+
+
+def _reasons(cell: _Cell) -> Mapping[str, str]:
+    found = {"expected": "; ".join(sorted(cell.reasons)[:3])} if cell.reasons else {}
+    if cell.billed_units is None:
+        found["billed_units"] = "the bill's unit is not known"
+    return found
+
+
 def _price_near(by_day: Mapping[date, _Cell], metered: Collection[date], day: date) -> Decimal | None:
-    """What a unit cost on the nearest day that was metered: for days on which nothing was."""
-    nearest = min(metered, key=lambda other: (abs(other - day), other), default=None)
-    return None if nearest is None else money.QUOTIENT.divide(by_day[nearest].expected, by_day[nearest].metered_units)
+    """What a unit cost on the nearest day that was metered; None where that is the day itself, or no day."""
+    if not metered or by_day[day].metered_units > 0:
+        return None
+    nearest = min(metered, key=lambda other: (abs(other - day), other))
+    return money.QUOTIENT.divide(by_day[nearest].expected, by_day[nearest].metered_units)
 
 
 def _totals(rows: Iterable[ReconciliationRow], answer: Answer, period: Period) -> Iterable[ReconciliationTotal]:
@@ -305,7 +346,7 @@ def _totals(rows: Iterable[ReconciliationRow], answer: Answer, period: Period) -
     covers: dict[str | None, Sums] = {}
     for (bucket, _, currency), sums in answer.rows.items():
         if period.start <= answer.buckets[bucket].start < period.end:
-            covers.setdefault(currency, Sums()).absorb(sums)
+            covers.setdefault(currency, Sums()).absorb_cover(sums)
     for currency in sorted(by_currency, key=lambda code: (code is None, code or "")):
         of = by_currency[currency]
         split: dict[Cause, Decimal] = {}

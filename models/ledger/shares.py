@@ -8,7 +8,6 @@ from datetime import datetime
 from decimal import Decimal
 
 from models import money
-from models.ledger.sums import minus, plus
 from models.matching import Identity
 from models.money import ZERO
 from models.prices import UnitPrice, Unpriced
@@ -121,3 +120,15 @@ def _due(amount: Decimal, weights: Sequence[int]) -> list[Decimal]:
         found.append(Decimal(sign * (due - before)).scaleb(place, money.EXACT))
         before = due
     return found
+
+
+def plus(left: Decimal | None, right: Decimal | None) -> Decimal | None:
+    """The exact sum of what is known; None only where neither is."""
+    if right is None:
+        return left
+    return right if left is None else money.plus(left, right)
+
+
+def minus(left: Decimal | None, right: Decimal | None) -> Decimal | None:
+    """The exact difference; ``left`` as it is where ``right`` is not known."""
+    return left if left is None or right is None else money.minus(left, right)

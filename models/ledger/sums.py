@@ -7,33 +7,14 @@ from datetime import date
 from decimal import Decimal
 
 from models import money
+from models.ledger.shares import Amounts, plus
 from models.ledger.values import Basis, Figures, Standing
 from models.matching import Identity
 from models.money import ZERO
 
+# The exact sum of two without a call of ours around it: nothing runs oftener.
+_plus = money.EXACT.add
 _STANDINGS: tuple[Standing, ...] = ("provisional", "settling", "settled")
-
-
-@dataclass(slots=True)
-class BillSums:
-    """What a bill says of one row beside its amount: for telling a gap in price from one in quantity."""
-
-    units: Decimal = ZERO  # tokens or hours of usage lines
-    is_unit_known: bool = True
-    credits: Decimal = ZERO  # what of the amount is no usage: refunds, credits, corrections
-    lines: int = 0
-    place: int = 0  # the finest decimal place among the amounts, as an exponent
-
-    def add(self, billed: Decimal, units: Decimal | None, *, is_credit: bool, lines: int) -> None:
-        exponent = billed.as_tuple().exponent
-        self.place = min(self.place, exponent if isinstance(exponent, int) else 0)
-        self.lines += lines
-        if is_credit:
-            self.credits = money.plus(self.credits, billed)
-        elif units is None:
-            self.is_unit_known = False
-        else:
-            self.units = money.plus(self.units, units)
 
 
 @dataclass(slots=True)
@@ -63,18 +44,22 @@ class Sums:
     standing: int = 2
     estimate: bool = False
     reasons: set[str] = field(default_factory=set)
-    # Of rows that stand for one meter: metered tokens or instance-hours, priced or not, and what the bill says of them.
+    # Of rows that stand for one meter: metered tokens or instance-hours, priced or not, and what the bill says of them
+    # beside its amount: for telling a gap in price from one in quantity.
     units: Decimal = ZERO
-    bill: BillSums = field(default_factory=BillSums)
+    billed_units: Decimal = ZERO  # tokens or hours of usage lines
+    is_billed_unit_known: bool = True
+    credits: Decimal = ZERO  # what of the amount is no usage: refunds, credits, corrections
+    lines: int = 0
     # (day, workspace, deployment) -> (billed, metered) of reached days
     cover: dict[tuple[date, str | None, str | None], tuple[Decimal, Decimal]] = field(default_factory=dict)
 
     def absorb(self, other: Sums) -> None:
         """Add a row to a total."""
-        self.metered = money.plus(self.metered, other.metered)
-        self.billed = money.plus(self.billed, other.billed)
-        self.effective = money.plus(self.effective, other.effective)
-        self.best = money.plus(self.best, other.best)
+        self.metered = _plus(self.metered, other.metered)
+        self.billed = _plus(self.billed, other.billed)
+        self.effective = _plus(self.effective, other.effective)
+        self.best = _plus(self.best, other.best)
         self.is_metered |= other.is_metered
         self.is_billed |= other.is_billed
         self.is_best |= other.is_best
@@ -94,17 +79,52 @@ class Sums:
         self.standing = min(self.standing, other.standing)
         self.estimate |= other.estimate
         self.reasons |= other.reasons
+        self.absorb_cover(other)
+
+    def absorb_cover(self, other: Sums) -> None:
+        """Add what bill and metering say of a row's deployments and days."""
         for key, (billed, metered) in other.cover.items():
             pair = self.cover.get(key)
-            self.cover[key] = (billed, metered) if pair is None else (money.plus(pair[0], billed), money.plus(pair[1], metered))
+            self.cover[key] = (billed, metered) if pair is None else (_plus(pair[0], billed), _plus(pair[1], metered))
 
-    def add_cover(self, day: date, identity: Identity, *, billed: Decimal = ZERO, metered: Decimal = ZERO) -> None:
+    def add_charge(self, day: date, identity: Identity, amounts: Amounts, *, is_credit: bool, lines: int, is_estimate: bool, standing: int) -> None:
+        """Add a charge of a day, or a share of one."""
+        billed = amounts.billed
+        self.standing = min(self.standing, standing)
+        self.is_billed = self.is_best = True
+        self.estimate |= is_estimate
+        self.billed = _plus(self.billed, billed)
+        self.effective = _plus(self.effective, amounts.effective)
+        self.best = _plus(self.best, billed)
+        self.lines += lines
+        if amounts.core_hours is not None:
+            self.billed_core_hours = plus(self.billed_core_hours, amounts.core_hours)
+            self.best_core_hours = plus(self.best_core_hours, amounts.core_hours)
+        if is_credit:
+            self.credits = _plus(self.credits, billed)
+        elif amounts.units is None:
+            self.is_billed_unit_known = False
+        else:
+            self.billed_units = _plus(self.billed_units, amounts.units)
+        self._add_cover(day, identity, billed=billed)
+
+    def add_metered(self, day: date, identity: Identity, amount: Decimal, *, is_reached: bool) -> None:
+        """Add what metering makes of usage; it is the best that is known until a bill reaches the day."""
+        self.is_metered = True
+        self.metered = _plus(self.metered, amount)
+        if is_reached:
+            self._add_cover(day, identity, metered=amount)
+        else:
+            self.is_best = True
+            self.best = _plus(self.best, amount)
+
+    def _add_cover(self, day: date, identity: Identity, *, billed: Decimal = ZERO, metered: Decimal = ZERO) -> None:
         """Note what was billed and what was metered of a deployment's reached day; unallocated money has no metering."""
         key = (day, identity.workspace, identity.deployment)
         if identity.deployment is None:
             metered = ZERO
         pair = self.cover.get(key)
-        self.cover[key] = (billed, metered) if pair is None else (money.plus(pair[0], billed), money.plus(pair[1], metered))
+        self.cover[key] = (billed, metered) if pair is None else (_plus(pair[0], billed), _plus(pair[1], metered))
 
     def figures(self, basis: Basis, currency: str | None) -> Figures:
         nothing_known = (self.is_unpriced or self.is_unknown) and not self.is_metered
@@ -155,19 +175,7 @@ class Sums:
         billed = seen = ZERO
         for amount, metered in self.cover.values():
             if amount > 0:
-                billed = money.plus(billed, amount)
-                seen = money.plus(seen, max(ZERO, min(amount, metered)))
+                billed = _plus(billed, amount)
+                seen = _plus(seen, max(ZERO, min(amount, metered)))
         share = money.ratio(seen, billed)
         return None if share is None else money.truncated(share, 4)
-
-
-def plus(left: Decimal | None, right: Decimal | None) -> Decimal | None:
-    """The exact sum of what is known; None only where neither is."""
-    if right is None:
-        return left
-    return right if left is None else money.plus(left, right)
-
-
-def minus(left: Decimal | None, right: Decimal | None) -> Decimal | None:
-    """The exact difference; ``left`` as it is where ``right`` is not known."""
-    return left if left is None or right is None else money.minus(left, right)

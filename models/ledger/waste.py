@@ -19,7 +19,8 @@ from models import money
 from models.charges import MeterKind
 from models.columns import from_microseconds, to_microseconds
 from models.errors import InvalidInput
-from models.ledger.costs import Answer, Meaning
+from models.ledger.costs import Answer
+from models.ledger.meanings import Meaning
 from models.ledger.values import CostQuery, Filters
 from models.periods import Period, utc_day
 from models.usage import QUARTER_SECONDS, STATUS_OF_CODE, Status
@@ -99,7 +100,7 @@ def waste(session: Session, period: Period, filters: Filters, *, now: datetime) 
     rows: dict[tuple[str | None, str | None, str | None], WasteRow] = {}
     for group in _groups(session, answer, period):
         identity = group.meaning.identity
-        terms = {term.meter: (term.factor, term.currency) for term in answer.terms(group.meaning, utc_day(from_microseconds(group.at * 1_000_000)))}
+        terms = {term.meter: (term.factor, term.currency) for term in answer.meanings.terms(group.meaning, utc_day(from_microseconds(group.at * 1_000_000)))}
         currency = next((currency for _, currency in terms.values() if currency is not None), None)
         row = rows.setdefault((identity.workspace, identity.deployment, currency), WasteRow(identity.workspace, identity.deployment, currency))
         _add(row, group, {meter: factor for meter, (factor, _) in terms.items()})
@@ -119,7 +120,7 @@ def _groups(session: Session, answer: Answer, period: Period) -> list[_Group]:
     )
     groups = []
     for slot, series_id, status, reason, best_of, choices, ignored, *sums in found:
-        meaning = answer.meaning_at(answer.world.series[int(series_id)], int(slot))
+        meaning = answer.meanings.meaning_at(answer.world.series[int(series_id)], int(slot))
         if meaning.is_asked:
             counts = [int(value) for value in sums]
             groups.append(_Group(meaning, int(slot), STATUS_OF_CODE[int(status)], reason, int(best_of), int(choices), bool(ignored), *counts))

@@ -7,19 +7,17 @@ that of whoever looked. Nothing here reads a clock, a database or a unit: that i
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, time, timedelta
+from datetime import datetime, timedelta
 from decimal import Decimal
 from enum import StrEnum
-from typing import Any, assert_never
+from typing import assert_never
 
 from models import money
 from models.alerts import NoData
-from models.periods import zone_from
 
 ZERO = timedelta(0)
-WEEKDAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
 
 
 class Phase(StrEnum):
@@ -228,44 +226,3 @@ def steps_crossed(*, spent: Decimal, amount: Decimal, steps: Sequence[int], clai
 def is_crossed(*, spent: Decimal, amount: Decimal, step: int) -> bool:
     """Whether ``spent`` is at or above ``step`` percent of ``amount``."""
     return money.times(spent, 100) >= money.times(amount, step)
-
-
-# -- silences -------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Quiet:
-    """A silence: what it matches and when; ``weekly`` as in ``models.alerts.Silence``."""
-
-    id: str
-    matchers: tuple[tuple[str, str], ...]
-    starts_at: datetime
-    ends_at: datetime
-    weekly: Mapping[str, Any] | None = None
-
-    def covers(self, labels: Mapping[str, str], at: datetime) -> bool:
-        """Whether an alert with these labels is silent at the instant: every matcher has to agree."""
-        if not self.starts_at <= at < self.ends_at:
-            return False
-        if any(labels.get(name) != value for name, value in self.matchers):
-            return False
-        return self.weekly is None or in_weekly(self.weekly, at)
-
-
-def in_weekly(weekly: Mapping[str, Any], at: datetime) -> bool:
-    """Whether the instant lies in a window that comes every week; one whose end is not after its start ends the next day."""
-    zone = zone_from(str(weekly.get("time_zone", "UTC")))
-    begins, ends = time.fromisoformat(str(weekly["from"])), time.fromisoformat(str(weekly["to"]))
-    today = at.astimezone(zone).date()
-    for day in (today - timedelta(days=1), today):
-        if WEEKDAYS[day.weekday()] in weekly["days"]:
-            start = datetime.combine(day, begins, zone).astimezone(UTC)
-            last = day if ends > begins else day + timedelta(days=1)
-            if start <= at < datetime.combine(last, ends, zone).astimezone(UTC):
-                return True
-    return False
-
-
-def silenced_by(quiets: Iterable[Quiet], labels: Mapping[str, str], at: datetime) -> Quiet | None:
-    """The silence that covers the alert at the instant, the one that ends last."""
-    return max((quiet for quiet in quiets if quiet.covers(labels, at)), key=lambda quiet: quiet.ends_at, default=None)

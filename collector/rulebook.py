@@ -534,15 +534,6 @@ def silence_body(row: Silence, *, now: datetime) -> dict[str, Any]:
     }
 
 
-def labels_of(alert: Alert) -> dict[str, str]:
-    """What silences and receivers know an alert by."""
-    labels = {name: value for name, value in alert.scope.items() if isinstance(value, str)}
-    labels |= {"alert_id": alert.id, "rule": alert.rule, "rule_id": alert.rule_id, "kind": alert.kind.value, "severity": alert.severity.value}
-    if alert.step is not None:
-        labels["step"] = str(alert.step)
-    return labels
-
-
 def alert_body(alert: Alert, *, silenced: bool) -> dict[str, Any]:
     """An alert as JSON: for the API, and for notices."""
     return {

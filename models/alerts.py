@@ -33,6 +33,7 @@ class Kind(StrEnum):
     STALE_SOURCE = "stale_source"
     MODEL_RETIREMENT = "model_retirement"
     DOUBLE_SOURCE = "double_source"
+    UNREACHED_RECEIVER = "unreached_receiver"
     HEARTBEAT = "heartbeat"
     # A budget's own alerts, and those that other systems send us; no rule has these kinds.
     BUDGET = "budget"

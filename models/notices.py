@@ -14,6 +14,9 @@ from sqlmodel import Field, SQLModel
 
 from models.columns import BigInt, EnumText, Instant, JsonText
 
+# Why a receiver is switched off that somebody switched off.
+BY_HAND = "by hand"
+
 
 class Format(StrEnum):
     """What a receiver understands."""
@@ -46,6 +49,11 @@ class Receiver(SQLModel, table=True):
     format: Format = Field(sa_column=Column(EnumText(Format), nullable=False))
     workspaces: list[str] = Field(sa_column=Column(JsonText, nullable=False))  # [] is every workspace
     is_default: bool = Field(default=False, sa_column=Column(Boolean, nullable=False))
+    # What it hears of that: [] is every severity, and every alert; matchers are those of silences.
+    severities: list[str] = Field(default_factory=list, sa_column=Column(JsonText, nullable=False))
+    matchers: list[dict[str, str]] = Field(default_factory=list, sa_column=Column(JsonText, nullable=False))
+    # Why the row exists: "" by hand, "apply" from a file in version control.
+    origin: str = Field(default="", sa_column=Column(Text, nullable=False))
     # Usable, so not hashed: what signs. The one before signs too until it ends, so that a receiver can change over.
     secret: str | None = Field(default=None, sa_column=Column(Text))
     previous_secret: str | None = Field(default=None, sa_column=Column(Text))

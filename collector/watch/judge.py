@@ -19,8 +19,9 @@ import sqlalchemy as sa
 from sqlmodel import Session, col, select
 
 from collector import rulebook
-from collector.alerting import INACTIVE, Episode, Phase, Policy, Quiet, Reason, Sample, State, decide, follow, is_crossed, silenced_by, steps_crossed
+from collector.alerting import INACTIVE, Episode, Phase, Policy, Reason, Sample, State, decide, follow, is_crossed, steps_crossed
 from collector.watch.measures import MEASURES, SLOW_KINDS, Reading, Sight
+from collector.webhooks.schedule import BREAKS_AFTER
 from models import money
 from models.alerts import (
     BUDGET_KINDS,
@@ -43,6 +44,7 @@ from models.errors import DomainError
 from models.ledger import budgets, rates
 from models.periods import rfc3339, utc_day
 from models.prices import Price
+from models.silences import Quiet, labels_of, silenced_by
 from models.store import Store
 
 logger = logging.getLogger(__name__)
@@ -711,7 +713,7 @@ class _Ledger:
                 self._tell_group_end(post, alert.group_id)
         firing: dict[str, list[Alert]] = {}
         for alert in self._alerts.values():
-            if alert.state is AlertState.FIRING and alert.told_at is None and silenced_by(quiets, rulebook.labels_of(alert), self._now) is None:
+            if alert.state is AlertState.FIRING and alert.told_at is None and silenced_by(quiets, labels_of(alert), self._now) is None:
                 firing.setdefault(alert.rule_id, []).append(alert)
         for alerts in firing.values():
             if len(alerts) >= GROUP_FROM:
@@ -720,7 +722,7 @@ class _Ledger:
                 for alert in alerts:
                     self._post(post, alert, "alert.firing")
         for alert in self._beats:
-            if silenced_by(quiets, rulebook.labels_of(alert), self._now) is None:
+            if silenced_by(quiets, labels_of(alert), self._now) is None:
                 self._post(post, alert, "alert.firing")
         self._session.flush()
 
@@ -767,12 +769,7 @@ def open_key(rule_id: str, subject: str, step: int | None, kind: Kind | None = N
 
 def read_quiets(session: Session) -> list[Quiet]:
     """The silences that were not deleted."""
-    return [quiet_of(row) for row in rulebook.standing(session, Silence)]
-
-
-def quiet_of(row: Silence) -> Quiet:
-    """A silence as decisions take it."""
-    return Quiet(row.id, tuple((one["name"], one["value"]) for one in row.matchers), row.starts_at, row.ends_at, row.weekly)
+    return [Quiet.of(row) for row in rulebook.standing(session, Silence)]
 
 
 # -- the rules that are there by themselves -------------------------------------------------------
@@ -790,12 +787,16 @@ def _builtin(name: str, kind: Kind, severity: Severity, *, percent: int | None =
     )
 
 
+_UNREACHED = rulebook.RuleBody(
+    name="A receiver is not reached", kind=Kind.UNREACHED_RECEIVER, threshold=Decimal(BREAKS_AFTER), clear_threshold=Decimal(1), severity=Severity.ERROR
+)
 _BUILTINS: Mapping[str, rulebook.RuleBody] = {
     "builtin-tokens-80": _builtin("Tokens at 80 % of the limit", Kind.TOKENS_PER_MINUTE, Severity.WARNING, percent=80, clear=70),
     "builtin-tokens-95": _builtin("Tokens at 95 % of the limit", Kind.TOKENS_PER_MINUTE, Severity.CRITICAL, percent=95, clear=85),
     "builtin-requests-80": _builtin("Requests at 80 % of the limit", Kind.REQUESTS_PER_MINUTE, Severity.WARNING, percent=80, clear=70),
     "builtin-requests-95": _builtin("Requests at 95 % of the limit", Kind.REQUESTS_PER_MINUTE, Severity.CRITICAL, percent=95, clear=85),
     "builtin-throttled": _builtin("Requests are throttled (429)", Kind.THROTTLED_REQUESTS, Severity.WARNING),
+    "builtin-receivers": _UNREACHED,
 }
 
 
@@ -810,7 +811,7 @@ def ensure_builtins(session: Session, *, now: datetime) -> None:
 
 def told_alerts(alerts: Iterable[Alert], quiets: Sequence[Quiet], now: datetime) -> list[tuple[Alert, bool]]:
     """Alerts with whether a silence covers them now."""
-    return [(alert, alert.open_key is not None and silenced_by(quiets, rulebook.labels_of(alert), now) is not None) for alert in alerts]
+    return [(alert, alert.open_key is not None and silenced_by(quiets, labels_of(alert), now) is not None) for alert in alerts]
 
 
 def metrics_lines(session: Session) -> list[str]:

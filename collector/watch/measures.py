@@ -10,10 +10,12 @@ from decimal import Decimal
 from typing import Any
 
 import sqlalchemy as sa
-from sqlmodel import Session
+from sqlmodel import Session, col, select
 
 from collector.alerting import Piece
 from collector.rulebook import number
+from collector.webhooks.formats import line
+from collector.webhooks.schedule import BREAKS_AFTER
 from models import money, quotas
 from models.alerts import AlertRule, Kind
 from models.columns import from_microseconds, to_microseconds
@@ -24,6 +26,7 @@ from models.ledger.world import Lens, World
 from models.lifecycle import retires_at
 from models.limits import limits_known
 from models.money import ZERO
+from models.notices import BY_HAND, Receiver
 from models.periods import DAY, Period, day_start, rfc3339
 from models.resources import Mode
 from models.usage import QUARTER_SECONDS
@@ -456,6 +459,23 @@ def _double_source(sight: Sight, rule: AlertRule) -> list[Reading]:
     ]
 
 
+def _unreached_receiver(sight: Sight, rule: AlertRule) -> list[Reading]:
+    """Attempts in a row that a receiver did not take; one that ended itself (410) is as bad as one that is left alone."""
+    receivers = sight.session.exec(select(Receiver).where(col(Receiver.deleted_at).is_(None)).order_by(col(Receiver.id)))
+    return [
+        _reading(
+            rule,
+            {"receiver": row.id},
+            Decimal(row.failures if row.is_enabled else max(row.failures, BREAKS_AFTER)),
+            f"attempts in a row did not reach {line(row.name, 80)}" + ("" if row.is_enabled else f", which is switched off: {row.disabled_reason}"),
+            receiver=row.name,
+            disabled_reason=row.disabled_reason or None,
+        )
+        for row in receivers
+        if row.is_enabled or row.disabled_reason != BY_HAND
+    ]
+
+
 def _heartbeat(_sight: Sight, rule: AlertRule) -> list[Reading]:
     """Always so: that it is told says that we live."""
     return [Reading(rule.scope, Decimal(1), Decimal(1), None, {"measured": rule.kind.value}, "meterbridge is alive")]
@@ -487,6 +507,7 @@ MEASURES: Mapping[Kind, Measure] = {
     Kind.STALE_SOURCE: _stale_source,
     Kind.MODEL_RETIREMENT: _model_retirement,
     Kind.DOUBLE_SOURCE: _double_source,
+    Kind.UNREACHED_RECEIVER: _unreached_receiver,
     Kind.HEARTBEAT: _heartbeat,
 }
 # These ask the ledger for sums over days; they are measured when something changed, and not more often than they are quick.

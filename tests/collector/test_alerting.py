@@ -7,7 +7,7 @@ from decimal import Decimal
 
 import pytest
 
-from collector.alerting import INACTIVE, Episode, Phase, Piece, Policy, Quiet, Reason, Sample, State, decide, follow, silenced_by, steps_crossed
+from collector.alerting import INACTIVE, Episode, Phase, Piece, Policy, Reason, Sample, State, decide, follow, steps_crossed
 from models.alerts import NoData
 
 START = datetime(2026, 11, 20, 10, tzinfo=UTC)
@@ -129,26 +129,3 @@ def test_a_line_that_ends_while_firing_is_an_open_episode() -> None:
 def test_of_budget_steps_the_highest_newly_crossed_one_tells(spent: str, claimed: list[int], crossed: tuple[int, ...], telling: int | None) -> None:
     found = steps_crossed(spent=Decimal(spent), amount=Decimal("100.00"), steps=[50, 80, 100], claimed=claimed)
     assert (found.crossed, found.telling) == (crossed, telling)
-
-
-def test_a_silence_matches_when_every_matcher_does() -> None:
-    quiet = Quiet("s1", (("workspace", "ws-east"), ("severity", "warning")), at(0), at(60))
-    labels = {"workspace": "ws-east", "severity": "warning", "kind": "idle_deployment"}
-    assert silenced_by([quiet], labels, at(0)) is quiet
-    assert silenced_by([quiet], labels | {"severity": "critical"}, at(0)) is None
-    assert silenced_by([quiet], labels, at(60)) is None
-
-
-def test_a_maintenance_window_comes_every_week_in_its_zone_and_over_midnight() -> None:
-    weekly = {"days": ["saturday"], "from": "22:00", "to": "02:00", "time_zone": "Europe/Berlin"}
-    quiet = Quiet("s1", (), datetime(2026, 1, 1, tzinfo=UTC), datetime(2027, 1, 1, tzinfo=UTC), weekly)
-    # Saturday 2026-11-21 22:00 in Berlin is 21:00 UTC; in summer it is 20:00.
-    for instant, covered in [
-        (datetime(2026, 11, 21, 20, 59, tzinfo=UTC), False),
-        (datetime(2026, 11, 21, 21, 0, tzinfo=UTC), True),
-        (datetime(2026, 11, 22, 0, 59, tzinfo=UTC), True),
-        (datetime(2026, 11, 22, 1, 0, tzinfo=UTC), False),
-        (datetime(2026, 7, 4, 20, 0, tzinfo=UTC), True),
-        (datetime(2026, 7, 5, 20, 0, tzinfo=UTC), False),
-    ]:
-        assert (silenced_by([quiet], {}, instant) is not None) == covered

@@ -1,4 +1,7 @@
-"""Operating alerts."""
+"""What a receiver hears, and whether a file keeps it."""
+
+import sqlalchemy as sa
+from alembic import op
 
 revision = "0018"
 down_revision = "0017"
@@ -7,4 +10,5 @@ depends_on = None
 
 
 def upgrade() -> None:
-    pass
+    for name, before in (("severities", "[]"), ("matchers", "[]"), ("origin", "")):
+        op.add_column("receiver", sa.Column(name, sa.Text(), nullable=False, server_default=before))

@@ -8,24 +8,27 @@ earlier file made.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import msgspec
 import yaml
 from pydantic import BaseModel
-from sqlmodel import Session, col, select
+from sqlmodel import Session
 
-from collector import registry, rulebook
+from collector import receivers, registry, rulebook
+from collector.receivers import ReceiverBody
 from collector.rulebook import Author, BudgetBody, RuleBody, SilenceBody
+from collector.webhooks.setup import Telling
 from models.alerts import AlertRule, Budget, Silence
 from models.columns import canonical_json
 from models.errors import InvalidInput
-from models.notices import Receiver
+from models.notices import Format, Receiver
 from models.periods import rfc3339
 from models.store import Store
 
@@ -47,48 +50,64 @@ class Step:
 
 @dataclass(slots=True)
 class Plan:
-    """What a file would change."""
+    """What a file would change, and what it no longer has: ended where ``is_pruning``, else named."""
 
     steps: list[Step]
+    is_pruning: bool = False
     unchanged: int = 0
+    left: list[str] = field(default_factory=list)
 
     def add(self, line: str, do: Callable[[], object]) -> None:
         self.steps.append(Step(line, do))
 
+    def remove(self, kind: str, name: str, do: Callable[[], object]) -> None:
+        if self.is_pruning:
+            self.add(f"- {kind} {name}", do)
+        else:
+            self.left.append(f"  {kind} {name} is no longer in the file; it stays (--prune ends it)")
+
 
 class Apply(msgspec.Struct, tag="apply", forbid_unknown_fields=True):
-    """``meterbridge apply -f FILE``; the file is a path on this machine."""
+    """``meterbridge apply -f FILE``; the file is a path on this machine, ``secrets`` is what it refers to (see ``referred``)."""
 
     file: str
     dry_run: bool = False
     prune: bool = False
+    secrets: dict[str, str] = msgspec.field(default_factory=dict)
 
-
-class Receivers:
-    """Where a file's receivers go. Names of receivers in rules and budgets stand for their ids."""
-
-    def ids(self, session: Session) -> Mapping[str, str]:
-        """The ids of the receivers by name."""
-        return {row.name: row.id for row in session.exec(select(Receiver).where(col(Receiver.deleted_at).is_(None)).order_by(col(Receiver.created_at).desc()))}
-
-    def plan(self, session: Session, said: Sequence[object], plan: Plan, *, by: Author, now: datetime, prune: bool) -> None:
-        """Add the differences of a file's receivers to the plan."""
-        del session, plan, by, now, prune
-        if said:
-            raise InvalidInput("receivers: make them with POST /v1/webhooks; their secrets are shown once and belong into no file")
+    def __repr__(self) -> str:
+        return f"Apply({self.file!r})"
 
 
 def apply(
-    store: Store, file: Path, *, now: datetime, author: str, say: Say, dry_run: bool = False, prune: bool = False, receivers: Receivers | None = None
+    store: Store,
+    file: Path,
+    *,
+    now: datetime,
+    author: str,
+    say: Say,
+    dry_run: bool = False,
+    prune: bool = False,
+    secrets: Mapping[str, str] = MappingProxyType({}),
+    telling: Telling | None = None,
 ) -> int:
     """Show what the file changes, then change it (not with ``dry_run``); gives the exit code."""
     said = read_file(file)
     by = Author(author or "apply", ORIGIN)
+    told = [_receiver(item, secrets, where=f"{file.name}: receivers[{index}]") for index, item in enumerate(said.get("receivers", ()))]
+    for body, where in told:
+        # Names are looked up: that is no work for a transaction.
+        try:
+            receivers.check(telling or Telling(), body)
+        except InvalidInput as fault:
+            raise InvalidInput(f"{where}.{fault.field or 'url'}: {fault.message}") from fault
     with store.write() as session:
-        plan = Plan([])
-        _plan(session, said, plan, by=by, now=now, prune=prune, receivers=receivers or Receivers(), where=file.name)
+        plan = Plan([], is_pruning=prune)
+        _plan(session, said, [body for body, _ in told], plan, by=by, now=now, where=file.name)
         for step in plan.steps:
             say(step.line)
+        for line in plan.left:
+            say(line)
         if not plan.steps:
             say(f"nothing to change ({plan.unchanged} as the file says)")
             return 0
@@ -100,6 +119,103 @@ def apply(
             step.do()
     say(f"{len(plan.steps)} changed, {plan.unchanged} unchanged")
     return 0
+
+
+# -- receivers ------------------------------------------------------------------------------------
+
+# What a file may refer to instead of saying it: the name of an environment variable, or of a file beside this one.
+_REFERRED = ("url", "secret", "routing_key")
+_MAX_SECRET = 4096
+
+
+def referred(said: Mapping[str, list[Any]], *, folder: Path, environ: Mapping[str, str]) -> dict[str, str]:
+    """What the receivers of a file refer to, as whoever applies it sees it: ``NAME_env`` and ``NAME_file`` with their values."""
+    found: dict[str, str] = {}
+    for index, item in enumerate(said.get("receivers", ())):
+        if not isinstance(item, dict):
+            continue
+        for name in (one for one in _REFERRED if one not in item):
+            if isinstance(variable := item.get(f"{name}_env"), str):
+                if not environ.get(variable, "").strip():
+                    raise InvalidInput(f"receivers[{index}].{name}_env: there is no environment variable {variable[:60]!r} here; set it for this command")
+                found[f"env:{variable}"] = environ[variable].strip()
+            if isinstance(path := item.get(f"{name}_file"), str):
+                try:
+                    with (folder / path).open(encoding="utf-8") as opened:
+                        found[f"file:{path}"] = opened.read(_MAX_SECRET + 1).strip()
+                except (OSError, UnicodeDecodeError, ValueError) as fault:
+                    raise InvalidInput(
+                        f"receivers[{index}].{name}_file: {path[:200]} cannot be read: {getattr(fault, 'strerror', None) or 'no text'}"
+                    ) from fault
+                if not 0 < len(found[f"file:{path}"]) <= _MAX_SECRET:
+                    raise InvalidInput(f"receivers[{index}].{name}_file: {path[:200]} must hold one secret of up to {_MAX_SECRET:,} characters")
+    return found
+
+
+def _receiver(item: object, secrets: Mapping[str, str], *, where: str) -> tuple[ReceiverBody, str]:
+    """A receiver of the file with what it refers to; ``enabled`` is said only where the file says it."""
+    if not isinstance(item, dict):
+        raise InvalidInput(f"{where}: a receiver has a name, a format and a url")
+    body = {name: value for name, value in item.items() if not (name.endswith(("_env", "_file")) and name.rpartition("_")[0] in _REFERRED)}
+    for name in _REFERRED:
+        ways = [way for way in (name, f"{name}_env", f"{name}_file") if way in item]
+        if len(ways) > 1:
+            raise InvalidInput(f"{where}: give either {ways[0]} or {ways[1]}")
+        if ways == [name] and name != "url":
+            raise InvalidInput(f"{where}.{name}: it belongs into no file; say {name}_env: VARIABLE or {name}_file: PATH")
+        if ways and ways != [name]:
+            way = ways[0].rpartition("_")[2]
+            key = f"{way}:{item[ways[0]]}"
+            if key not in secrets:
+                raise InvalidInput(f"{where}.{ways[0]}: {str(item[ways[0]])[:60]!r} is not known here")
+            body[name] = secrets[key]
+    parsed = rulebook.parsed(ReceiverBody, body, where=where)
+    if parsed.format is Format.STANDARD and parsed.secret is None:
+        raise InvalidInput(f"{where}: the format standard needs secret_env or secret_file: one that is made here would be shown to nobody")
+    return parsed, where
+
+
+def _receivers(session: Session, bodies: Sequence[ReceiverBody], plan: Plan, *, by: Author, now: datetime, is_said: bool) -> None:
+    """Receivers are found again by their names; of what is secret a line says only that it changes."""
+    standing: dict[str, list[Receiver]] = {}
+    for row in receivers.standing(session):
+        standing.setdefault(row.name, []).append(row)
+    seen: set[str] = set()
+    for body in bodies:
+        if body.name in seen:
+            raise InvalidInput(f"receiver {body.name!r} is in the file twice; a receiver is known by its name")
+        seen.add(body.name)
+        kept = _only("receiver", body.name, standing.get(body.name, []))
+        if kept is None:
+            plan.add(
+                f"+ receiver {body.name}: {body.format.value} {receivers.place(body.url, body.format)}",
+                partial(receivers.create, session, body, by=by, now=now),
+            )
+            continue
+        if "enabled" not in body.model_fields_set:
+            # One that was switched off stays so: a file that is applied every night must not wake what answered 410.
+            body = body.model_copy(update={"enabled": kept.is_enabled})  # noqa: PLW2901 - the body as it is meant
+        changed = [f"format {kept.format.value} → {body.format.value}"] if kept.format is not body.format else _receiver_changes(kept, body, now=now)
+        if changed:
+            plan.add(f"~ receiver {body.name}: {'; '.join(changed)}", partial(receivers.replace, session, kept, body, by=by, now=now))
+        else:
+            plan.unchanged += 1
+    for row in (one for rows in standing.values() for one in rows) if is_said else ():
+        if row.origin == ORIGIN and row.name not in seen:
+            plan.remove("receiver", row.name, partial(receivers.delete, session, row, by=by, now=now))
+
+
+def _receiver_changes(row: Receiver, body: ReceiverBody, *, now: datetime) -> list[str]:
+    before = receivers.shown(row, whole_url=True)
+    after = body.model_dump(mode="json", exclude={"url", "secret", "routing_key", "format"})
+    changed = [f"{name} {_brief(before[name])} → {_brief(value)}" for name, value in after.items() if before[name] != value]
+    if row.url != body.url:
+        changed.insert(0, f"url {receivers.place(row.url, row.format)} → {receivers.place(body.url, body.format)}")
+    if body.secret is not None and body.secret != row.secret:
+        changed.append(f"secret changes; the one before signs too until {rfc3339(now + receivers.OVERLAP)}")
+    if body.routing_key is not None and body.routing_key != row.routing_key:
+        changed.append("routing_key changes")
+    return changed
 
 
 # -- the file -------------------------------------------------------------------------------------
@@ -166,15 +282,24 @@ def read_file(file: Path) -> dict[str, list[Any]]:
 # -- the plan -------------------------------------------------------------------------------------
 
 
-def _plan(session: Session, said: Mapping[str, list[Any]], plan: Plan, *, by: Author, now: datetime, prune: bool, receivers: Receivers, where: str) -> None:
-    if "receivers" in said:
-        receivers.plan(session, said["receivers"], plan, by=by, now=now, prune=prune)
+def _plan(session: Session, said: Mapping[str, list[Any]], told: Sequence[ReceiverBody], plan: Plan, *, by: Author, now: datetime, where: str) -> None:
+    _receivers(session, told, plan, by=by, now=now, is_said="receivers" in said)
+    made_here = {body.name for body in told}
+
+    def known() -> dict[str, str]:
+        # Asked again when a step is done: what the file itself makes has an id only then.
+        return {row.name: row.id for row in reversed(receivers.standing(session))}
 
     def ids(wanted: Sequence[str]) -> list[str]:
-        # Asked again when a step is done: what the file itself makes has an id only then.
-        known = receivers.ids(session)
-        return [known.get(one, one) for one in wanted]
+        names = known()
+        return [names.get(one, one) for one in wanted]
 
+    for section in ("rules", "budgets"):
+        names = known()
+        for index, item in enumerate(said.get(section, ())):
+            for one in (item.get("receivers") or ()) if isinstance(item, dict) else ():
+                if isinstance(one, str) and one not in made_here and one not in names and one not in names.values():
+                    raise InvalidInput(f"{where}: {section}[{index}].receivers: there is no receiver {one[:60]!r}, here or in the file")
     rules = [rulebook.parsed(RuleBody, item, where=f"{where}: rules[{index}]") for index, item in enumerate(said.get("rules", ()))]
     _named(
         session,
@@ -187,7 +312,7 @@ def _plan(session: Session, said: Mapping[str, list[Any]], plan: Plan, *, by: Au
         create=lambda body: rulebook.create_rule(session, _resolved(body, ids(body.receivers)), by=by, now=now),
         replace=lambda row, body: rulebook.replace_rule(session, row, _resolved(body, ids(body.receivers)), by=by, now=now),
         delete=lambda row: rulebook.delete(session, row, by=by, now=now),
-        prune=prune and "rules" in said,
+        is_said="rules" in said,
     )
     every = [rulebook.parsed(BudgetBody, item, where=f"{where}: budgets[{index}]") for index, item in enumerate(said.get("budgets", ()))]
     _named(
@@ -201,12 +326,12 @@ def _plan(session: Session, said: Mapping[str, list[Any]], plan: Plan, *, by: Au
         create=lambda body: rulebook.create_budget(session, _resolved(body, ids(body.receivers)), by=by, now=now),
         replace=lambda row, body: rulebook.replace_budget(session, row, _resolved(body, ids(body.receivers)), by=by, now=now),
         delete=lambda row: rulebook.delete(session, row, by=by, now=now),
-        prune=prune and "budgets" in said,
+        is_said="budgets" in said,
     )
     quiet = [rulebook.parsed(SilenceBody, item, where=f"{where}: silences[{index}]") for index, item in enumerate(said.get("silences", ()))]
-    _silences(session, quiet, plan, by=by, now=now, prune=prune and "silences" in said)
+    _silences(session, quiet, plan, by=by, now=now, is_said="silences" in said)
     if said.get("owners"):
-        _owners(session, said["owners"], plan, by=by, now=now, where=where, prune=prune)
+        _owners(session, said["owners"], plan, by=by, now=now, where=where, prune=plan.is_pruning)
 
 
 _Body = TypeVar("_Body", RuleBody, BudgetBody)
@@ -225,7 +350,7 @@ def _named(
     create: Callable[[_Body], object],
     replace: Callable[[_Kept, _Body], object],
     delete: Callable[[_Kept], object],
-    prune: bool,
+    is_said: bool,
 ) -> None:
     """Rules and budgets are found again by their names."""
     standing: dict[str, list[_Kept]] = {}
@@ -247,13 +372,15 @@ def _named(
             plan.add(f"~ {kind} {body.name}: {'; '.join(changed)}", partial(replace, standing_one, body))
         else:
             plan.unchanged += 1
-    if prune:
-        for row in (one for rows in standing.values() for one in rows):
-            if row.origin == ORIGIN and row.name not in seen:
-                plan.add(f"- {kind} {row.name}", partial(delete, row))
+    for row in (one for rows in standing.values() for one in rows) if is_said else ():
+        if row.origin == ORIGIN and row.name not in seen:
+            plan.remove(kind, row.name, partial(delete, row))
 
 
-def _only(kind: str, name: str, rows: Sequence[_Kept]) -> _Kept | None:
+_Found = TypeVar("_Found", AlertRule, Budget, Receiver)
+
+
+def _only(kind: str, name: str, rows: Sequence[_Found]) -> _Found | None:
     own = [row for row in rows if row.origin == ORIGIN] or list(rows)
     if len(own) > 1:
         raise InvalidInput(f"there are {len(own)} {kind}s named {name!r}; rename or delete all but one, so that the file's can be found again")
@@ -291,7 +418,7 @@ def _brief(value: object) -> str:
     return text if len(text) <= 200 else text[:197] + "…"
 
 
-def _silences(session: Session, bodies: Sequence[SilenceBody], plan: Plan, *, by: Author, now: datetime, prune: bool) -> None:
+def _silences(session: Session, bodies: Sequence[SilenceBody], plan: Plan, *, by: Author, now: datetime, is_said: bool) -> None:
     """A silence has no name; it is found again by what it matches and when it begins."""
     standing = {_silence_key(rulebook.silence_body(row, now=now)): row for row in rulebook.standing(session, Silence)}
     seen: set[str] = set()
@@ -307,15 +434,15 @@ def _silences(session: Session, bodies: Sequence[SilenceBody], plan: Plan, *, by
         if row is None:
             plan.add(f"+ {name}: until {rfc3339(body.ends_at)}", partial(rulebook.create_silence, session, body, by=by, now=now))
         elif (row.ends_at, row.comment) != (body.ends_at, body.comment):
-            line = f"~ {name}: until {rfc3339(row.ends_at)} → {rfc3339(body.ends_at)}"
-            plan.add(line, partial(rulebook.replace_silence, session, row, body, by=by, now=now))
+            changed = [f"until {rfc3339(row.ends_at)} → {rfc3339(body.ends_at)}"] if row.ends_at != body.ends_at else []
+            changed += [f"comment {_brief(row.comment)!r} → {_brief(body.comment)!r}"] if row.comment != body.comment else []
+            plan.add(f"~ {name}: {'; '.join(changed)}", partial(rulebook.replace_silence, session, row, body, by=by, now=now))
         else:
             plan.unchanged += 1
-    if prune:
-        for key, row in standing.items():
-            if row.origin == ORIGIN and key not in seen:
-                name = " ".join(f"{one['name']}={one['value']}" for one in row.matchers)
-                plan.add(f"- silence {name}", partial(rulebook.delete, session, row, by=by, now=now))
+    for key, row in standing.items() if is_said else ():
+        if row.origin == ORIGIN and key not in seen:
+            name = " ".join(f"{one['name']}={one['value']}" for one in row.matchers)
+            plan.remove("silence", name, partial(rulebook.delete, session, row, by=by, now=now))
 
 
 def _silence_key(body: Mapping[str, Any]) -> str:

@@ -636,8 +636,10 @@ def _keys_revoke(options: argparse.Namespace, settings: Settings) -> int:
 
 
 def _apply(options: argparse.Namespace, settings: Settings) -> int:
-    applying.read_file(Path(options.file))  # a misspelt name or line must not make a database
-    return _write(settings, applying.Apply(str(Path(options.file).absolute()), options.dry_run, options.prune))
+    file = Path(options.file).absolute()
+    # A misspelt name or line must not make a database; what it refers to is that of whoever applies it, not of a running service.
+    secrets = applying.referred(applying.read_file(file), folder=file.parent, environ=os.environ)
+    return _write(settings, applying.Apply(str(file), options.dry_run, options.prune, secrets))
 
 
 def _keys_list(_options: argparse.Namespace, settings: Settings) -> int:
@@ -667,7 +669,7 @@ def _write(settings: Settings, command: commands.Command) -> int:
         ingest.start()
         progress = _Progress()
         try:
-            return commands.run(command, commands.Desk(store, ingest, _now, say=progress.say, progress=progress))
+            return commands.run(command, commands.Desk(store, ingest, _now, say=progress.say, progress=progress, telling=Telling.of(settings)))
         finally:
             progress.end()
             ingest.stop()

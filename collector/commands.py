@@ -9,7 +9,7 @@ from __future__ import annotations
 import getpass
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +20,7 @@ from collector import applying, auth, billing, closing, focus, pricereview, pric
 from collector.azure import sync as azure_sync
 from collector.capture.event import Defaults
 from collector.ingest import Ingest
+from collector.webhooks.setup import Telling
 from models import money
 from models.columns import to_microseconds
 from models.errors import InvalidInput
@@ -100,6 +101,7 @@ class Desk:
     now: Callable[[], datetime]
     say: Say
     progress: Progress
+    telling: Telling = field(default_factory=Telling)
 
 
 def run(command: Command, desk: Desk) -> int:
@@ -136,8 +138,18 @@ def run(command: Command, desk: Desk) -> int:
             desk.say(f"key {info.id} ({info.scope}{where}), shown this once:")
             desk.say(secret)
             return 0
-        case applying.Apply(file=file, dry_run=dry_run, prune=prune):
-            return applying.apply(desk.store, Path(file), now=desk.now(), author=author(), say=desk.say, dry_run=dry_run, prune=prune)
+        case applying.Apply():
+            return applying.apply(
+                desk.store,
+                Path(command.file),
+                now=desk.now(),
+                author=author(),
+                say=desk.say,
+                dry_run=command.dry_run,
+                prune=command.prune,
+                secrets=command.secrets,
+                telling=desk.telling,
+            )
         case RevokeKey(key_id=key_id):
             with desk.store.write() as session:
                 info = auth.revoke_key(session, key_id, now=desk.now())

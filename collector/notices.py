@@ -15,6 +15,7 @@ from sqlmodel import Session, col, select, update
 from collector.rulebook import new_id
 from collector.webhooks.formats import Notice, render
 from models.notices import Delivery, DeliveryStatus, Receiver
+from models.silences import agrees, labels, pairs
 
 Type = Literal["alert.firing", "alert.resolved", "webhook.test"]
 
@@ -27,13 +28,25 @@ def post(
     receivers: Sequence[str] | None,
     now: datetime,
 ) -> None:
-    """Tell ``receivers`` (None: those marked default) of ``alert``; delivered after the caller's commit."""
-    question = select(Receiver).where(col(Receiver.deleted_at).is_(None), col(Receiver.is_enabled).is_(True)).order_by(col(Receiver.id))
-    question = question.where(col(Receiver.is_default).is_(True)) if receivers is None else question.where(col(Receiver.id).in_(list(receivers)))
+    """Tell ``receivers`` (None: those marked default) of ``alert``; delivered after the caller's commit.
+
+    Where none of the named receivers is left, the defaults are told: an alert must not fall silent because somebody tidied
+    up. The end is told to whoever was told the beginning, whatever was changed in between.
+    """
+    every = session.exec(select(Receiver).where(col(Receiver.deleted_at).is_(None)).order_by(col(Receiver.id))).all()
+    named = [one for one in every if receivers is not None and one.id in receivers]
     notice = Notice(id=new_id("msg"), type=type, at=now, data=alert)
-    for receiver in session.exec(question):
-        if _is_for(receiver, alert, is_named=receivers is not None):
+    heard = _heard_of(session, str(alert.get("id", ""))) if type == "alert.resolved" else None
+    for receiver in every:
+        is_named = receiver in named
+        is_meant = receiver.id in heard if heard else (is_named if named else receiver.is_default) and _is_for(receiver, alert, is_named=is_named)
+        if is_meant and receiver.is_enabled:
             enqueue(session, receiver, notice, now=now)
+
+
+def _heard_of(session: Session, alert_id: str) -> frozenset[str]:
+    told = select(Delivery.receiver_id).where(Delivery.alert_id == alert_id, Delivery.type == "alert.firing").distinct()
+    return frozenset(session.exec(told))
 
 
 def enqueue(session: Session, receiver: Receiver, notice: Notice, *, now: datetime) -> Delivery:
@@ -63,10 +76,19 @@ def enqueue(session: Session, receiver: Receiver, notice: Notice, *, now: dateti
 
 
 def _is_for(receiver: Receiver, alert: Mapping[str, object], *, is_named: bool) -> bool:
+    """Whether the alert is one of those that the receiver wants to hear of."""
+    scope = alert.get("scope")
+    scope = scope if isinstance(scope, Mapping) else {}
+    if scope.get("receiver") == receiver.id:
+        return False  # that it is not reached cannot be told to itself
+    if receiver.severities and alert.get("severity") not in receiver.severities:
+        return False
+    about = {name: alert.get(name) for name in ("id", "rule", "rule_id", "kind", "severity", "step")}
+    if not agrees(pairs(receiver.matchers), labels(**about, scope=scope)):
+        return False
     if not receiver.workspaces:
         return True
-    scope = alert.get("scope")
-    said = scope.get("workspace") if isinstance(scope, Mapping) else None
+    said = scope.get("workspace")
     workspaces = [said] if isinstance(said, str) else list(said) if isinstance(said, Sequence) else []
     # One that is about no workspace at all goes only where a rule names the receiver.
     return all(one in receiver.workspaces for one in workspaces) if workspaces else is_named

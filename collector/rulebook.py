@@ -7,7 +7,7 @@ that the watch judges it anew; deleting keeps the row, because its alerts point 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, time
 from decimal import Decimal
@@ -23,6 +23,7 @@ from models.columns import EPOCH
 from models.errors import InvalidInput, NotFound
 from models.ledger.budgets import scope_filters
 from models.money import currency_from, decimal_from
+from models.notices import Receiver
 from models.periods import parse_instant, rfc3339, zone_from
 
 _Row = TypeVar("_Row", AlertRule, Budget, Silence)
@@ -266,13 +267,16 @@ class SilenceBody(_Strict):
 
 
 def parsed(body: type[_Body], said: object, *, where: str) -> _Body:
-    """A body from plain data (a file); a fault says where it is."""
+    """A body from plain data (a file, a form); a fault says where it is."""
     try:
         return body.model_validate(said)
     except ValidationError as fault:
         first = fault.errors()[0]
+        message = first["msg"].removeprefix("Value error, ")
+        # What several fields do not agree about is in none of them: it is shown at the one that it names first.
+        names = [str(first["loc"][0])] if first["loc"] else sorted((name for name in body.model_fields if name in message), key=message.index)
         place = ".".join([where, *(str(part) for part in first["loc"])])
-        raise InvalidInput(f"{place}: {first['msg']}", error="schema_invalid") from fault
+        raise InvalidInput(f"{place}: {message}" if where else message, error="schema_invalid", field="" if where else next(iter(names), "")) from fault
 
 
 # -- writing --------------------------------------------------------------------------------------
@@ -331,12 +335,14 @@ def _silence_values(body: SilenceBody) -> dict[str, Any]:
 
 def create_rule(session: Session, body: RuleBody, *, by: Author, now: datetime, rule_id: str | None = None) -> AlertRule:
     """A new rule."""
+    _refuse_unknown(session, body.receivers)
     row = AlertRule(id=rule_id or new_id("rule"), origin=by.origin, created_at=now, updated_at=now, **_rule_values(body))
     return _created(session, row, "alert-rule", rule_body(row), by=by, now=now)
 
 
 def create_budget(session: Session, body: BudgetBody, *, by: Author, now: datetime) -> Budget:
     """A new budget."""
+    _refuse_unknown(session, body.receivers)
     row = Budget(id=new_id("budget"), origin=by.origin, created_at=now, updated_at=now, **_budget_values(body))
     return _created(session, row, "budget", budget_body(row), by=by, now=now)
 
@@ -354,6 +360,15 @@ def _created(session: Session, row: _Row, kind: str, shown: Mapping[str, Any], *
     return row
 
 
+def _refuse_unknown(session: Session, ids: Sequence[str], *, kept: Sequence[str] = ()) -> None:
+    """Nobody would be told of what names a receiver that does not exist; one that stood there before may have gone since."""
+    new = [one for one in ids if one not in kept]
+    known = set(session.exec(select(Receiver.id).where(col(Receiver.id).in_(new), col(Receiver.deleted_at).is_(None)))) if new else set()
+    missing = [one for one in new if one not in known]
+    if missing:
+        raise InvalidInput(f"there is no receiver {missing[0][:60]!r}; GET /v1/webhooks lists their ids", field="receivers")
+
+
 # An edit of these leaves what is judged as it was: a new name or receiver is no new alert.
 _UNJUDGED = frozenset({"name", "receivers", "severity", "runbook_url", "max_alerts", "is_hard", "comment"})
 
@@ -361,6 +376,7 @@ _UNJUDGED = frozenset({"name", "receivers", "severity", "runbook_url", "max_aler
 def replace_rule(session: Session, row: AlertRule, body: RuleBody, *, by: Author, now: datetime) -> AlertRule:
     """The rule as the body has it; judged anew where that matters."""
     before = rule_body(row)
+    _refuse_unknown(session, body.receivers, kept=row.receivers)
     _replace(row, _rule_values(body), now=now)
     return _replaced(session, row, "alert-rule", before, rule_body(row), by=by, now=now)
 
@@ -368,6 +384,7 @@ def replace_rule(session: Session, row: AlertRule, body: RuleBody, *, by: Author
 def replace_budget(session: Session, row: Budget, body: BudgetBody, *, by: Author, now: datetime) -> Budget:
     """The budget as the body has it; its steps are armed again where that matters."""
     before = budget_body(row)
+    _refuse_unknown(session, body.receivers, kept=row.receivers)
     _replace(row, _budget_values(body), now=now)
     return _replaced(session, row, "budget", before, budget_body(row), by=by, now=now)
 

@@ -30,9 +30,13 @@ class DomainError(Exception):
 
 
 class InvalidInput(DomainError):
-    """The input cannot be used; ``error`` is its class (CONTRACT.md "Error classes")."""
+    """The input cannot be used; ``error`` is its class (CONTRACT.md "Error classes"), ``field`` where it is, if it is in one."""
 
     error = "invalid_value"
+
+    def __init__(self, message: str, *, error: str | None = None, field: str = "") -> None:
+        super().__init__(message, error=error)
+        self.field = field
 
 
 class NotFound(DomainError):

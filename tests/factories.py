@@ -20,6 +20,7 @@ from sqlmodel import Session, SQLModel, select
 from models import identities, money
 from models.charges import IN_SCOPE, BillPart, Charge, ChargeClass, ChargeDay, ChargeItem, MeterKind
 from models.columns import EPOCH, canonical_json, to_microseconds
+from models.notices import Format, Receiver
 from models.prices import Price, PriceMeter
 from models.resources import DeploymentFact, Mode, Owner, Route, Workspace, WorkspaceFact
 from models.usage import (
@@ -407,3 +408,19 @@ def supersede(session: Session, part: BillPart, at: datetime) -> None:
     """A later landing took the part's place at that instant."""
     session.execute(sa.update(BillPart).where(sa.column("id") == part.id).values(superseded_at=at))
     session.refresh(part)
+
+
+def receiver(session: Session, receiver_id: str, **columns: Any) -> Receiver:
+    """Somebody who is told, in Slack's words unless said otherwise."""
+    facts: dict[str, Any] = {
+        "name": receiver_id,
+        "url": "https://hooks.example.com/x",
+        "format": Format.SLACK,
+        "workspaces": [],
+        "created_at": NOW,
+        "updated_at": NOW,
+    }
+    row = Receiver(id=receiver_id, **facts | columns)
+    session.add(row)
+    session.flush()
+    return row

@@ -58,6 +58,7 @@ def _streamed(state: Any, command: commands.Command) -> Iterator[bytes]:
             now=state.now,
             say=lambda text: lines.put({"say": text}),
             progress=progress,
+            telling=state.telling,
         )
         try:
             code = commands.run(command, desk)

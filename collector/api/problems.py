@@ -64,7 +64,10 @@ def problem_of(fault: DomainError) -> Response:
         # What a database says of itself (its host, its user, its rows) is for the log, not for whoever asks.
         logger.warning("%s", fault.message)
         detail = "the database does not answer; nothing was accepted, send the same again in a moment"
-    return problem(status, detail, error=fault.error, headers=headers)
+    more = {}
+    if isinstance(fault, InvalidInput) and fault.field:
+        detail, more["field"] = f"{fault.field}: {detail}", fault.field
+    return problem(status, detail, error=fault.error, headers=headers, **more)
 
 
 def install(app: FastAPI) -> None:

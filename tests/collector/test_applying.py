@@ -2,23 +2,38 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+import base64
+from collections.abc import Mapping
+from datetime import datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 from sqlmodel import Session, select
 
 from collector import rulebook
-from collector.applying import apply
+from collector.applying import apply, read_file, referred
 from collector.cli import main
-from models.alerts import AlertRule, Budget, Silence
+from collector.webhooks.setup import Telling
+from models.alerts import AlertRule, AuditEntry, Budget, Silence
 from models.errors import InvalidInput
+from models.notices import Format, Receiver
 from models.resources import Owner
 from models.store import Store
 from tests import factories
 
 NOW = factories.NOW
+TELLING = Telling(resolver=lambda _host, _port: ["93.184.215.14"])
+SECRETS = tuple("whsec_" + base64.b64encode(bytes([number]) * 32).decode() for number in (1, 2))
+RECEIVERS = """
+receivers:
+  - {name: night, format: standard, url: "https://hooks.example.com/night", secret_env: NIGHT_SECRET, default: true, severities: [error, critical]}
+  - {name: team, format: slack, url_file: slack-url, matchers: [{name: workspace, value: ws-east}]}
+  - {name: pager, format: pagerduty, url: "https://events.pagerduty.com/v2/enqueue", routing_key_env: PAGER_KEY}
+rules:
+  - {name: Chat, kind: tokens_per_minute, threshold: 5, receivers: [team, pager]}
+"""
 FILE = """
 rules:
   - name: Chat is fast
@@ -43,11 +58,21 @@ owners:
 """
 
 
-def applied(store: Store, path: Path, text: str, *, dry_run: bool = False, prune: bool = False, now: datetime = NOW) -> list[str]:
+def applied(
+    store: Store,
+    path: Path,
+    text: str,
+    *,
+    dry_run: bool = False,
+    prune: bool = False,
+    now: datetime = NOW,
+    environ: Mapping[str, str] = MappingProxyType({}),
+) -> list[str]:
     file = path / "alerts.yaml"
     file.write_text(text, encoding="utf-8")
     said: list[str] = []
-    assert apply(store, file, now=now, author="ops", say=said.append, dry_run=dry_run, prune=prune) == 0
+    secrets = referred(read_file(file), folder=path, environ=environ)
+    assert apply(store, file, now=now, author="ops", say=said.append, dry_run=dry_run, prune=prune, secrets=secrets, telling=TELLING) == 0
     return said
 
 
@@ -86,11 +111,8 @@ def test_a_change_shows_what_was_and_what_will_be(sqlite_store: Store, tmp_path:
 
 
 def test_receivers_are_named_by_name_or_id(sqlite_store: Store, tmp_path: Path) -> None:
-    from models.notices import Format, Receiver
-
     with sqlite_store.write() as session:
-        facts = {"url": "https://example.com", "format": Format.SLACK, "workspaces": [], "created_at": NOW, "updated_at": NOW}
-        session.add(Receiver(id="hook_1", name="oncall", **facts))  # type: ignore[arg-type]
+        factories.receiver(session, "hook_1", name="oncall")
     text = "rules:\n  - {name: x, kind: unpriced_usage, threshold: 1, receivers: [oncall]}\n"
     assert applied(sqlite_store, tmp_path, text)[-1] == "1 changed, 0 unchanged"
     assert applied(sqlite_store, tmp_path, text.replace("oncall", "hook_1")) == ["nothing to change (1 as the file says)"]
@@ -103,7 +125,8 @@ def test_prune_ends_what_a_file_made_and_nothing_else(sqlite_store: Store, tmp_p
         body = rulebook.RuleBody.model_validate({"name": "By hand", "kind": "unpriced_usage", "threshold": 1})
         rulebook.create_rule(session, body, by=rulebook.Author("a person"), now=NOW)
     applied(sqlite_store, tmp_path, FILE)
-    assert applied(sqlite_store, tmp_path, "rules: []\n") == ["nothing to change (0 as the file says)"]
+    left = "  rule Chat is fast is no longer in the file; it stays (--prune ends it)"
+    assert applied(sqlite_store, tmp_path, "rules: []\n") == [left, "nothing to change (0 as the file says)"]
     assert applied(sqlite_store, tmp_path, "rules: []\n", prune=True) == ["- rule Chat is fast", "1 changed, 0 unchanged"]
     with sqlite_store.read() as session:
         assert names(session) == {"rules": ["By hand"], "budgets": ["Search"]}
@@ -119,7 +142,17 @@ def test_prune_ends_what_a_file_made_and_nothing_else(sqlite_store: Store, tmp_p
         ("rules:\n  - {name: x, kind: nothing, threshold: 1}\n", "rules[0].kind"),
         ("budgets:\n  - {name: x, amount: ten, currency: USD, period: month}\n", "budgets[0].amount"),
         ("rules:\n  - &a {name: x, kind: unpriced_usage, threshold: 1}\n  - *a\n", "in the file twice"),
-        ("receivers:\n  - {name: x}\n", "POST /v1/webhooks"),
+        ("receivers:\n  - {name: x}\n", "receivers[0].url"),
+        ("receivers:\n  - {name: x, format: slack, url: 'https://10.0.0.1/'}\n", "receivers[0].url: 10.0.0.1, which is not a public address"),
+        ("receivers:\n  - {name: x, format: standard, url: 'https://hooks.example.com/'}\n", "needs secret_env or secret_file"),
+        (
+            "receivers:\n  - {name: x, format: standard, url: 'https://hooks.example.com/', secret: whsec_AAAA}\n",
+            "receivers[0].secret: it belongs into no file",
+        ),
+        ("receivers:\n  - {name: x, format: slack, url: 'https://hooks.example.com/', url_env: X}\n", "give either url or url_env"),
+        ("receivers:\n  - {name: x, format: slack, url_env: NO_SUCH}\n", "receivers[0].url_env: there is no environment variable 'NO_SUCH'"),
+        ("receivers:\n  - {name: x, format: slack, url_file: no-such}\n", "receivers[0].url_file: no-such cannot be read"),
+        ("rules:\n  - {name: x, kind: unpriced_usage, threshold: 1, receivers: [nobody]}\n", "rules[0].receivers: there is no receiver 'nobody'"),
     ],
 )
 def test_a_file_that_cannot_be_used_says_where_and_changes_nothing(sqlite_store: Store, tmp_path: Path, text: str, said: str) -> None:
@@ -127,6 +160,63 @@ def test_a_file_that_cannot_be_used_says_where_and_changes_nothing(sqlite_store:
         applied(sqlite_store, tmp_path, text)
     with sqlite_store.read() as session:
         assert names(session) == {"rules": [], "budgets": []}
+
+
+def test_receivers_of_a_file_refer_to_their_secrets_and_show_none(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "slack-url").write_text("https://hooks.slack.com/services/T1/B2/hidden\n")
+    environ = {"NIGHT_SECRET": SECRETS[0], "PAGER_KEY": "R" * 32}
+    assert applied(store, tmp_path, RECEIVERS, environ=environ) == [
+        "+ receiver night: standard https://hooks.example.com/…",
+        "+ receiver team: slack https://hooks.slack.com/…",
+        "+ receiver pager: pagerduty https://events.pagerduty.com/…",
+        '+ rule Chat: {"kind":"tokens_per_minute","threshold":5}',
+        "4 changed, 0 unchanged",
+    ]
+    assert applied(store, tmp_path, RECEIVERS, environ=environ) == ["nothing to change (4 as the file says)"]
+    with store.read() as session:
+        kept = {row.name: row for row in session.exec(select(Receiver))}
+        (rule,) = rulebook.standing(session, AlertRule)
+        assert rule.receivers == [kept["team"].id, kept["pager"].id]
+        assert (kept["night"].secret, kept["night"].severities, kept["night"].is_default, kept["night"].origin) == (
+            SECRETS[0],
+            ["critical", "error"],
+            True,
+            "apply",
+        )
+        assert (kept["team"].url, kept["team"].format) == ("https://hooks.slack.com/services/T1/B2/hidden", Format.SLACK)
+        assert kept["pager"].routing_key == "R" * 32
+    later = NOW + timedelta(hours=1)
+    lines = applied(store, tmp_path, RECEIVERS.replace("default: true", "default: false"), environ=environ | {"NIGHT_SECRET": SECRETS[1]}, now=later)
+    assert lines[0] == "~ receiver night: default True → False; secret changes; the one before signs too until 2026-11-21T11:00:00Z"
+    with store.read() as session:
+        night = session.exec(select(Receiver).where(Receiver.name == "night")).one()
+        assert (night.secret, night.previous_secret, night.previous_until) == (SECRETS[1], SECRETS[0], NOW + timedelta(hours=25))
+        trail = "".join(f"{entry.before}{entry.after}" for entry in session.exec(select(AuditEntry)))
+        for secret in (*SECRETS, "R" * 32, "hidden"):
+            assert secret not in trail + "".join(lines)
+
+
+def test_a_receiver_that_answered_410_stays_off_however_often_a_file_is_applied(sqlite_store: Store, tmp_path: Path) -> None:
+    text = "receivers:\n  - {name: team, format: slack, url: 'https://hooks.example.com/x'}\n"
+    applied(sqlite_store, tmp_path, text)
+    with sqlite_store.write() as session:
+        row = session.exec(select(Receiver)).one()
+        row.is_enabled, row.disabled_reason = False, "it answered 410 Gone"
+        session.add(row)
+    assert applied(sqlite_store, tmp_path, text) == ["nothing to change (1 as the file says)"]
+    assert applied(sqlite_store, tmp_path, text.replace("/x'", "/x', enabled: true"))[0] == "~ receiver team: enabled False → True"
+
+
+def test_a_receiver_that_a_file_no_longer_has_is_shown_before_it_is_removed(sqlite_store: Store, tmp_path: Path) -> None:
+    applied(sqlite_store, tmp_path, "receivers:\n  - {name: team, format: slack, url: 'https://hooks.example.com/x'}\n")
+    left = "  receiver team is no longer in the file; it stays (--prune ends it)"
+    assert applied(sqlite_store, tmp_path, "receivers: []\n") == [left, "nothing to change (0 as the file says)"]
+    assert applied(sqlite_store, tmp_path, "receivers: []\n", prune=True, dry_run=True)[0] == "- receiver team"
+    with sqlite_store.read() as session:
+        assert session.exec(select(Receiver)).one().deleted_at is None
+    assert applied(sqlite_store, tmp_path, "receivers: []\n", prune=True) == ["- receiver team", "1 changed, 0 unchanged"]
+    with sqlite_store.read() as session:
+        assert session.exec(select(Receiver)).one().deleted_at == NOW
 
 
 def test_the_command_applies_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

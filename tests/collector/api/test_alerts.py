@@ -48,6 +48,8 @@ SILENCE = {
 
 @pytest.fixture
 def service(sqlite_store: Store) -> Iterator[Service]:
+    with sqlite_store.write() as session:
+        factories.receiver(session, "hook-1")
     with serving(sqlite_store) as running:
         yield running
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from standardwebhooks import Webhook
 
 from collector import notices
 from collector.webhooks.dispatch import Dispatcher
@@ -50,7 +52,7 @@ def test_the_secret_is_in_the_creating_answer_only(service: Service) -> None:
     assert (first["default"], first["workspaces"], first["enabled"]) == (True, ["ws-a", "ws-b"], True)
     pager = made(service, format="pagerduty", routing_key="R" * 32)
     assert (pager["routing_key"], pager["secret"]) == ("R" * 32, None)
-    for path in ("/v1/webhooks", f"/v1/webhooks/{first['id']}", f"/v1/webhooks/{pager['id']}", "/v1/audit"):
+    for path in ("/v1/webhooks", f"/v1/webhooks/{first['id']}", f"/v1/webhooks/{pager['id']}", "/v1/audit-trail"):
         said = service.client.get(path).text
         assert first["secret"] not in said
         assert "R" * 32 not in said
@@ -70,12 +72,17 @@ def test_the_secret_is_in_the_creating_answer_only(service: Service) -> None:
         ({"format": "carrier_pigeon"}, "format"),
         ({"name": "a\nb"}, "name"),
         ({"more": 1}, "more"),
+        ({"secret": "hunter2"}, "whsec_"),
+        ({"format": "slack", "secret": "whsec_" + "QUFB" * 8}, "secret"),
+        ({"severities": ["loud"]}, "severities"),
+        ({"matchers": [{"name": "colour", "value": "red"}]}, "no alert has a label 'colour'"),
     ],
 )
 def test_what_cannot_be_told_is_refused_with_the_reason(service: Service, changes: dict[str, Any], reason: str) -> None:
     answer = service.client.post("/v1/webhooks", json=HOOK | changes)
     assert answer.status_code == 422
-    assert reason in answer.text
+    assert reason in answer.json()["detail"]
+    assert "hunter2" not in answer.text
     assert service.client.get("/v1/webhooks").json()["items"] == []
 
 
@@ -150,3 +157,46 @@ def test_a_key_of_a_workspace_sees_receivers_of_that_workspace_only(service: Ser
         assert service.client.get(f"/v1/webhooks/{hidden['id']}/deliveries", headers=bearer(key)).status_code == 404
     assert service.client.post("/v1/webhooks", json=HOOK, headers=bearer(key)).status_code == 403
     assert service.client.post("/v1/webhooks", json=HOOK, headers=bearer(admin)).status_code == 201
+
+
+def test_a_receiver_says_what_it_hears_and_a_secret_of_its_own_takes_over_from_the_one_before(service: Service) -> None:
+    mine = ["whsec_" + base64.b64encode(bytes([number]) * 32).decode() for number in (1, 2)]
+    hears = {"severities": ["warning", "critical"], "matchers": [{"name": "deployment", "value": "chat"}]}
+    with listening(says(200)) as heard:
+        hook = made(service, url=heard.url, secret=mine[0], **hears)
+        assert (hook["secret"], hook["severities"], hook["matchers"]) == (mine[0], ["critical", "warning"], hears["matchers"])
+        changed = service.client.put(f"/v1/webhooks/{hook['id']}", json=HOOK | {"url": heard.url, "secret": mine[1]}).raise_for_status()
+        assert (changed.json()["severities"], changed.json()["matchers"]) == ([], [])
+        assert not any(secret in changed.text for secret in mine)
+        service.client.post(f"/v1/webhooks/{hook['id']}/test").raise_for_status()
+        drain(service)
+        (one,) = heard.heard
+    for secret in mine:
+        # Another program's signature of the same bytes.
+        signed = Webhook(secret).sign(msg_id=one.headers["webhook-id"], timestamp=NOW, data=one.body.decode())
+        assert signed in one.headers["webhook-signature"].split(" ")
+
+
+def test_the_path_of_a_url_is_for_admins_and_never_in_the_trail(service: Service) -> None:
+    hook = made(service, format="slack", url="https://hooks.example.com/services/T1/hidden")
+    service.client.put(f"/v1/webhooks/{hook['id']}", json=HOOK | {"format": "slack", "url": "https://hooks.example.com/services/T2/hidden"}).raise_for_status()
+    trail = service.client.get("/v1/audit-trail", params={"kind": "receiver"}).json()["items"]
+    first, second = trail[1]["after"]["url"], trail[0]["after"]["url"]
+    assert first.startswith("https://hooks.example.com/… (")
+    assert first != second
+    admin, reader = service.key("admin"), service.key("read")
+    assert service.client.get(f"/v1/webhooks/{hook['id']}", headers=bearer(admin)).json()["url"].endswith("/T2/hidden")
+    assert service.client.get(f"/v1/webhooks/{hook['id']}", headers=bearer(reader)).json()["url"] == "https://hooks.example.com/…"
+    assert "hidden" not in service.client.get("/v1/audit-trail", headers=bearer(admin)).text
+
+
+def test_a_rule_names_receivers_that_exist(service: Service) -> None:
+    rule = {"name": "Tokens", "kind": "tokens_per_minute", "threshold": 5, "receivers": ["hook_none"]}
+    answer = service.client.post("/v1/alert-rules", json=rule)
+    assert (answer.status_code, answer.json()["field"]) == (422, "receivers")
+    hook = made(service)
+    kept = service.client.post("/v1/alert-rules", json=rule | {"receivers": [hook["id"]]}).raise_for_status().json()
+    service.client.delete(f"/v1/webhooks/{hook['id']}").raise_for_status()
+    # One that is gone since does not keep the rule from being changed.
+    again = service.client.put(f"/v1/alert-rules/{kept['id']}", json=rule | {"receivers": [hook["id"]], "threshold": 6})
+    assert (again.status_code, again.json()["threshold"]) == (200, 6)

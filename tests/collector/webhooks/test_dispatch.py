@@ -19,6 +19,7 @@ from sqlmodel import col, select
 from standardwebhooks import Webhook
 
 from collector import notices
+from collector.watch import standing_watch
 from collector.webhooks.dispatch import Dispatcher, metric_lines
 from collector.webhooks.reach import Policy
 from collector.webhooks.sending import Sender
@@ -338,3 +339,37 @@ def test_a_notice_goes_with_the_transaction_that_posts_it(store: Store) -> None:
     with pytest.raises(RuntimeError):
         broken()
     assert rows(store) == []
+
+
+def test_a_receiver_that_is_not_reached_is_an_alert_that_the_others_are_told(store: Store) -> None:
+    watcher = standing_watch()
+
+    def of_receivers() -> list[tuple[str, str, str]]:
+        watcher.run(store, now=now)
+        with store.read() as session:
+            found = session.exec(select(Alert).where(Alert.kind == Kind.UNREACHED_RECEIVER).order_by(col(Alert.seq)))
+            return [(one.scope["receiver"], one.state.value, one.why.partition(",")[0]) for one in found]
+
+    now = NOW
+    with listening(says(500)) as broken, listening(says(200)) as well:
+        receiver(store, broken.url, "night")
+        receiver(store, well.url, "day")
+        for number in range(5):
+            assert of_receivers() == []
+            post(store, now=now, alert_id=f"alert_{number}")
+            drain(store, now)
+            now += timedelta(seconds=1)
+        assert of_receivers() == [("hook_night", "firing", "5 attempts in a row did not reach night")]
+        drain(store, now)
+        with store.read() as session:
+            told = select(Delivery.receiver_id, Delivery.type).where(col(Delivery.alert_id).in_(select(Alert.id)))
+            assert session.exec(told).all() == [("hook_day", "alert.firing")]
+        broken.answer = says(200)
+        now += timedelta(minutes=1)
+        drain(store, now)
+        assert of_receivers() == [("hook_night", "resolved", "0 attempts in a row did not reach night")]
+        broken.answer = says(410)
+        post(store, now=now, alert_id="alert_last")
+        drain(store, now)
+        now += timedelta(seconds=1)
+        assert of_receivers()[1:] == [("hook_night", "firing", "5 attempts in a row did not reach night")]

@@ -22,9 +22,8 @@ import sqlalchemy as sa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from collector import ingest as module
 from collector.capture.event import CapturedEvent, Ignored, Item, Refusal
-from collector.ingest import Batch, Ingest, Rejected, Verdict
+from collector.ingest import Batch, Ingest, Rejected, StoredCall, Verdict, commit, names, queue
 from models import ledger
 from models.columns import to_microseconds
 from models.errors import Unavailable
@@ -442,7 +441,7 @@ def test_a_figure_of_the_ledger_by_hand(store: Store, ingest: Ingest) -> None:
 
 
 def test_a_full_queue_asks_to_come_back(store: Store, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MAX_QUEUED_EVENTS", 3)
+    monkeypatch.setattr(queue, "MAX_QUEUED_EVENTS", 3)
     ingest = Ingest(store, now=clock)
     first = ingest.submit(Batch([call("a"), call("b")]))
     with pytest.raises(Unavailable, match="2 events wait") as refused:
@@ -711,7 +710,7 @@ def test_deciding_by_columns_and_one_by_one_are_the_same(
         file.write_bytes(migrated_file.read_bytes())
         store = Store(f"sqlite:///{file}")
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(module, "_BY_COLUMNS", least)
+            patch.setattr(commit, "_BY_COLUMNS", least)
             ingest = Ingest(store, now=lambda: NOW)
             allowed = frozenset({"ws-east", "ws-west"})
             bodies = []
@@ -727,7 +726,7 @@ def test_deciding_by_columns_and_one_by_one_are_the_same(
 
 @pytest.mark.parametrize("least", [1, 10**9])
 def test_columns_are_met_again_in_any_way(store: Store, monkeypatch: pytest.MonkeyPatch, least: int) -> None:
-    monkeypatch.setattr(module, "_BY_COLUMNS", least)
+    monkeypatch.setattr(commit, "_BY_COLUMNS", least)
     events = [call(str(uuid.UUID(int=number)), NOW - number * 4 * MINUTE) for number in range(50)]
     restamped = [msgspec.structs.replace(event, time=(event.time or 0) - 60_000_000) for event in events]
     other = [msgspec.structs.replace(event, input_tokens=7) for event in events]
@@ -759,8 +758,8 @@ def test_texts_of_any_kind_reach_the_database_and_come_back(store: Store, ingest
 
 @pytest.mark.parametrize("least", [1, 10**9])
 def test_tags_beyond_the_bound_are_kept_with_the_event_and_said_so(store: Store, monkeypatch: pytest.MonkeyPatch, least: int) -> None:
-    monkeypatch.setattr(module, "MAX_TAG_COMBINATIONS", 3)
-    monkeypatch.setattr(module, "_BY_COLUMNS", least)
+    monkeypatch.setattr(names, "MAX_TAG_COMBINATIONS", 3)
+    monkeypatch.setattr(commit, "_BY_COLUMNS", least)
     events = [call(f"call-{number}", tags={"request": str(number)}) for number in range(5)]
     for again in (False, True):
         with running(store) as ingest:
@@ -774,7 +773,7 @@ def test_tags_beyond_the_bound_are_kept_with_the_event_and_said_so(store: Store,
 
 @pytest.mark.parametrize("least", [1, 10**9])
 def test_an_event_of_a_closed_month_is_flagged_late(store: Store, monkeypatch: pytest.MonkeyPatch, least: int) -> None:
-    monkeypatch.setattr(module, "_BY_COLUMNS", least)
+    monkeypatch.setattr(commit, "_BY_COLUMNS", least)
     times = [
         datetime(2026, 9, 30, 23, 59, 59, tzinfo=UTC),
         datetime(2026, 10, 1, tzinfo=UTC),
@@ -791,7 +790,7 @@ def test_an_event_of_a_closed_month_is_flagged_late(store: Store, monkeypatch: p
 def test_calls_that_name_themselves_are_told_of_in_the_transaction(store: Store) -> None:
     told: list[tuple[str, str | None, str | None, str | None]] = []
 
-    def link(connection: sa.Connection, calls: Sequence[module.StoredCall], *, received: int, is_sqlite: bool) -> None:
+    def link(connection: sa.Connection, calls: Sequence[StoredCall], *, received: int, is_sqlite: bool) -> None:
         assert (received, is_sqlite) == (to_microseconds(NOW), store.is_sqlite)
         for one in calls:
             assert connection.execute(sa.text("SELECT seq FROM usage_event WHERE time = :time"), {"time": one.time}).scalars().all().count(one.seq) == 1

@@ -18,7 +18,7 @@ from decimal import Decimal
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from types import MappingProxyType, TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 from urllib.parse import quote, urlsplit
 
 import httpx
@@ -114,6 +114,14 @@ def _refuse_overlaps(scopes: Sequence[str]) -> None:
         raise InvalidInput(
             f"METERBRIDGE_AZURE_SCOPES: the bill of {accounts[0]} may hold {subscriptions[0]}, and its charges would come twice; name billing accounts or subscriptions, not both"
         )
+
+
+class Queried(NamedTuple):
+    """The answer to a query, from so many pages; every row in the order of the columns."""
+
+    columns: list[str]
+    rows: list[list[Any]]
+    pages: int
 
 
 @dataclass(slots=True)
@@ -228,14 +236,16 @@ class Azure:
 
     # -- Cost Management ------------------------------------------------------------------------
 
-    def query(self, scope: str, definition: Mapping[str, Any], *, api_version: str) -> tuple[list[str], list[list[Any]]]:
-        """The columns and every row of a query; numbers are exact."""
+    def query(self, scope: str, definition: Mapping[str, Any], *, api_version: str) -> Queried:
+        """Every row of a query; numbers are exact."""
         path = f"/{scope}/providers/Microsoft.CostManagement/query"
         answer = self._json("POST", path, params={"api-version": api_version}, body=definition)
         columns: list[str] = []
         rows: list[list[Any]] = []
         seen: set[str] = set()
+        pages = 0
         while True:
+            pages += 1
             properties = answer.get("properties") or {}
             names = [str(column["name"]) for column in properties.get("columns", ())]
             if columns and sorted(names) != sorted(columns):
@@ -245,7 +255,7 @@ class Azure:
             rows += [[row[place] for place in order] for row in properties.get("rows", ())]
             link = properties.get("nextLink")
             if not link:
-                return columns, rows
+                return Queried(columns, rows, pages)
             self._refuse_loop(link, seen, what="the query")
             answer = self._json("POST", link, body=definition)
 

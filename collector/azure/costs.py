@@ -23,7 +23,7 @@ import sqlalchemy as sa
 from sqlmodel import col
 
 from collector import billing
-from collector.azure.client import Azure, Expired, Refusal, Rescheduled
+from collector.azure.client import Azure, Expired, Queried, Refusal, Rescheduled
 from models import money, sources
 from models.charges import BillPart
 from models.errors import DomainError, NotFound, UpstreamError
@@ -42,6 +42,7 @@ _SHORTEST_POLL, _LONGEST_POLL = 1.0, 30.0
 _MOST_ORDERS = 3
 _MOST_LINKS = 4
 _MOST_RUNS = 3
+_MOST_READS = 3
 _HOUR = timedelta(hours=1)
 # A tenant has 600 units of the query API in an hour (manage-automation in the Cost Management documentation), ten times
 # what a run may ask; every call is taken for one.
@@ -367,16 +368,38 @@ class _Pull:
                 "grouping": [{"type": "Dimension", "name": "ResourceId"}, {"type": "Dimension", "name": "Meter"}],
             },
         }
-        columns, rows = self._azure.query(self._scope, definition, api_version=API_VERSION)
-        if not rows:
+        told = self._queried(definition)
+        if not told.rows:
             return None
         self._say(f"{self._scope}: {why}, and there is no export; reading the query API, which knows neither tags nor units")
         path = folder / f"{self._name}{_OF_QUERY}"
         with path.open("w", encoding="utf-8", newline="") as out:
             writer = csv.writer(out)
             writer.writerow(_FOCUS)
-            writer.writerows(self._focus_row(dict(zip(columns, row, strict=True))) for row in rows)
+            writer.writerows(self._focus_row(dict(zip(told.columns, row, strict=True))) for row in told.rows)
         return _read([path])
+
+    def _queried(self, definition: Mapping[str, Any]) -> Queried:
+        """Its rows, of one moment: pages of an answer that changed in between repeat rows and leave others out."""
+        why = ""
+        for _ in range(_MOST_READS):
+            told = self._azure.query(self._scope, definition, api_version=API_VERSION)
+            why = "rows came twice" if _repeats(told) else self._torn(told, definition)
+            if not why:
+                return told
+        raise UpstreamError(
+            f"{self._scope}: the bill of {self._month:%Y-%m} changed while its pages were read, {_MOST_READS} times ({why}); nothing of it was taken",
+            retryable=True,
+        )
+
+    def _torn(self, told: Queried, definition: Mapping[str, Any]) -> str:
+        """What is wrong with rows of several pages: they must add up to the total that Azure tells in one."""
+        if told.pages == 1:
+            return ""
+        whole = {"granularity": "None", "aggregation": definition["dataset"]["aggregation"]}
+        total = self._azure.query(self._scope, {**definition, "dataset": whole}, api_version=API_VERSION)
+        pages, one = _by_currency(told), _by_currency(total)
+        return "" if pages == one else f"the pages add up to {_shown(pages)}, the total is {_shown(one)}"
 
     def _refuse_to_know_less(self, why: str) -> None:
         """What a report or an export told is not replaced by an answer that says less."""
@@ -418,6 +441,26 @@ class _Pull:
         return [said.get(name, "") for name in _FOCUS]
 
 
+def _repeats(told: Queried) -> bool:
+    """Whether a row came twice: what is asked for is grouped, so only its amount tells it from none other."""
+    key = [place for place, name in enumerate(told.columns) if name not in _AMOUNTS]
+    return len({tuple(row[place] for place in key) for row in told.rows}) < len(told.rows)
+
+
+def _by_currency(told: Queried) -> dict[str, Decimal]:
+    sums: dict[str, Decimal] = {}
+    for row in told.rows:
+        said = dict(zip(told.columns, row, strict=True))
+        currency, cost = str(said["Currency"]), Decimal(str(said.get("Cost", said.get("PreTaxCost", 0))))
+        sums[currency] = money.plus(sums.get(currency, money.ZERO), cost)
+    return {currency: cost for currency, cost in sums.items() if cost}
+
+
+def _shown(sums: Mapping[str, Decimal]) -> str:
+    return ", ".join(f"{money.text(cost)} {currency}" for currency, cost in sorted(sums.items())) or "nothing"
+
+
+_AMOUNTS = frozenset({"Cost", "PreTaxCost"})
 _FOCUS = (
     "BilledCost",
     "EffectiveCost",

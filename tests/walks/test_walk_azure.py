@@ -10,7 +10,8 @@ import sys
 import threading
 import time
 from collections import Counter
-from datetime import UTC, date, datetime, timedelta
+from collections.abc import Iterator
+from datetime import UTC, date, datetime
 from decimal import Decimal
 from pathlib import Path
 
@@ -24,7 +25,9 @@ from models.charges import BillPart
 from models.periods import DAY, day_start, utc_day
 from models.resources import DeploymentFact
 from models.store import Store
-from tests.collector.azure.proving import SEEDS, current, leftovers, pulling, stored, truth
+from tests.collector.azure.proving import SEEDS, leftovers, pulling, stored, truth
+from tests.walks import faults
+from tests.walks.faults import FIRST, LAST, NOW
 from tests.walks.service import environment, verify
 
 pytestmark = [
@@ -36,18 +39,13 @@ pytestmark = [
 # Faults of query pages: a pull of reports has none.
 OF_PAGES = {Fault.PAGE_CHANGED, Fault.NEXT_LINK_LOOP}
 BREAKING = sorted(set(Fault) - RESTATEMENTS - OF_PAGES)
-FIRST, LAST = date(2026, 9, 28), date(2026, 10, 4)
-NOW = datetime(2026, 10, 5, 6, tzinfo=UTC)
 
 
 @pytest.fixture(scope="module")
-def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def empty() -> Iterator[Path]:
     """A migrated database without anything in it, to be copied."""
-    path = tmp_path_factory.mktemp("empty") / "empty.db"
-    store = Store(f"sqlite:///{path}")
-    store.migrate()
-    store.close()
-    return path
+    with faults.empty_database() as (path, _):
+        yield path
 
 
 def opened(empty: Path, path: Path) -> Store:
@@ -55,52 +53,10 @@ def opened(empty: Path, path: Path) -> Store:
     return Store(f"sqlite:///{path}")
 
 
-@pytest.mark.parametrize("fault", BREAKING)
-def test_a_fault_costs_a_pull_at_most_never_a_cent(fault: Fault, empty: Path, tmp_path: Path) -> None:
-    happened = 0
-    for seed in range(SEEDS):
-        store = opened(empty, tmp_path / f"{seed}.db")
-        world = InventedWorld(seed, FIRST, LAST, subscription_count=2)
-        chance = random.Random(f"{fault}/{seed}")
-        with pulling(world, store, lambda: NOW) as (azure, pull):
-            azure.report_blobs = 2
-            for _ in range(2):
-                azure.faults.arm(fault, skip=chance.randrange(6), times=chance.randint(1, 3))
-            for _ in range(30):
-                before = {part["id"]: part for part in current(store)}
-                try:
-                    pull()
-                    break
-                except Exception:  # noqa: BLE001 -- whatever the fault makes of the SDK
-                    after = {part["id"]: part for part in current(store)}
-                    # Months that landed before the fault are whole; the one it befell is as it was.
-                    assert before.items() <= after.items()
-            else:
-                pytest.fail(f"{fault} with seed {seed} never let a pull through")
-            happened += azure.faults.happened[fault]
-            assert azure.leaks == []
-        assert stored(store) == truth(world, NOW)
-        assert stored(store, amortized=True) == truth(world, NOW, amortized=True)
-        assert leftovers(store) == 0
-        store.close()
-    assert happened
-
-
-@pytest.mark.parametrize("fault", sorted(RESTATEMENTS))
-def test_a_change_of_mind_of_azure_is_followed_to_its_end(fault: Fault, empty: Path, tmp_path: Path) -> None:
-    for seed in range(SEEDS):
-        store = opened(empty, tmp_path / f"{seed}.db")
-        world = InventedWorld(seed, FIRST, LAST, subscription_count=1, restatements={fault})
-        now = [datetime(2026, 9, 29, 6, tzinfo=UTC)]
-        with pulling(world, store, lambda now=now: now[0]) as (_, pull):  # type: ignore[misc]
-            while now[0] < datetime(2026, 11, 7, tzinfo=UTC):
-                pull()
-                assert stored(store) == truth(world, now[0])
-                now[0] += timedelta(days=5)
-        with store.read() as session:
-            restated = session.exec(select(BillPart).where(col(BillPart.superseded_at).is_not(None))).all()
-            assert len(restated) >= 2
-        store.close()
+@pytest.mark.parametrize("case", faults.cases(), ids=str)
+def test_a_fault_costs_a_pull_at_most_never_a_cent(case: faults.Case, empty: Path, tmp_path: Path) -> None:
+    """All of them with fifty seeds: ``python -m tests.walks.faults``."""
+    assert sum(faults.prove(case, seed, empty=empty, folder=tmp_path).happened for seed in range(SEEDS)) > 0
 
 
 def test_sixty_days_of_faults_end_in_the_truth(empty: Path, tmp_path: Path) -> None:

@@ -426,7 +426,7 @@ class CostManagement:
             # The previous month is exported beside the new one for five days more.
             months = {month_start(at.date()), month_start(at.date() - timedelta(days=5))}
             for month in sorted(months, reverse=True):
-                run_id = made_id("run", export.name, at.date(), month)
+                run_id = made_id("run", export.scope, export.name, at.date(), month)
                 folder = f"{export.root}/{export.name}/{month:%Y%m%d}-{next_month(month) - DAY:%Y%m%d}/{run_id}"
                 runs.append(_Run(run_id, at, month, folder, is_complete=now >= at + timedelta(hours=1)))
         return runs

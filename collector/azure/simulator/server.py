@@ -132,7 +132,8 @@ class Simulator:
         return {
             "METERBRIDGE_AZURE_ARM_URL": self.arm_url,
             "METERBRIDGE_AZURE_RETAIL_PRICES_URL": self.retail_prices_url,
-            "METERBRIDGE_AZURE_CREDENTIAL": f"static:{self.token or 'simulated'}",
+            # Exports are fetched with a token for storage alone, as with Azure's own.
+            "METERBRIDGE_AZURE_CREDENTIAL": f"static:{self.token or 'simulated'}{';for-storage' if self.costs.exports else ''}",
             "METERBRIDGE_AZURE_SUBSCRIPTIONS": ",".join(each.id for each in self.estate.subscriptions()),
             "METERBRIDGE_AZURE_SCOPES": ",".join(f"/subscriptions/{each.id}" for each in self.estate.subscriptions()),
         }

@@ -75,7 +75,7 @@ def test_a_passing_fault_is_got_over(place: Place, fault: Fault, method: str) ->
         if method == "GET":
             assert azure.arm_list(WORKSPACES.format(place.subscription), api_version=VERSION)
         else:
-            columns, rows = azure.query(f"subscriptions/{place.subscription}", _daily(), api_version="2025-03-01")
+            columns, rows, _ = azure.query(f"subscriptions/{place.subscription}", _daily(), api_version="2025-03-01")
             assert "Cost" in columns
             assert all(isinstance(row[columns.index("Cost")], (Decimal, int)) for row in rows)
     assert place.simulator.faults.happened[fault]

@@ -73,11 +73,32 @@ def create_scheduler(store: Store, *, now: Callable[[], datetime], more: Sequenc
         job_defaults={"coalesce": True, "max_instances": 1, "misfire_grace_time": None},
     )
     holder = f"{socket.gethostname()}/{os.getpid()}"
+    try:
+        with store.write() as session:
+            leases.let_go(session, _is_gone, now=now())
+    except DomainError as fault:
+        logger.warning("the leases of processes that are gone were not ended: %s; they end by themselves", fault.message)
     for job in (*standing(), *more):
         # Looked at more often than it runs: a slot that a restart has missed is not to wait for a whole interval.
         seconds = min(job.every, _LOOK).total_seconds()
         scheduler.add_job(run_slot, "interval", seconds=seconds, args=(job, store, now), kwargs={"holder": holder}, id=job.name)
     return scheduler
+
+
+def _is_gone(holder: str) -> bool:
+    """Whether a holder was a process of this machine that is no more. One of our own number was our predecessor: we hold nothing yet."""
+    host, _, number = holder.rpartition("/")
+    if host != socket.gethostname() or not number.isdigit():
+        return False
+    if int(number) == os.getpid():
+        return True
+    try:
+        os.kill(int(number), 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return False
 
 
 _LOOK = timedelta(minutes=1)

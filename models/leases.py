@@ -6,6 +6,7 @@ that dies loses its lease by time; one that only stalled finds the fence passed 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -86,6 +87,19 @@ def _insert(session: Session) -> Any:
 
     table: sa.Table = JobLease.__table__  # type: ignore[attr-defined]
     return postgresql.insert(table) if session.get_bind().dialect.name == "postgresql" else sqlite.insert(table)
+
+
+def let_go(session: Session, is_gone: Callable[[str], bool], *, now: datetime) -> None:
+    """End the leases whose holders are known to be gone: their slots are free for whoever comes, and not after hours only."""
+    row = JobLease
+    held = session.execute(
+        sa.select(col(row.name), col(row.fence), col(row.holder)).where(col(row.finished_at).is_(None), col(row.error) == "", col(row.expires_at) > now)
+    )
+    for name, fence, holder in held.all():
+        if is_gone(holder):
+            session.execute(
+                sa.update(row).where(col(row.name) == name, col(row.fence) == fence).values(expires_at=now).execution_options(synchronize_session=False)
+            )
 
 
 def finish(session: Session, name: str, fence: int, *, now: datetime, error: str = "") -> bool:

@@ -115,6 +115,18 @@ def calls_since(session: Session, source: str, since: datetime) -> tuple[int, da
     return int(calls), first
 
 
+def ended_since(session: Session, source: str, scope: str, since: datetime) -> tuple[set[date | None], int]:
+    """Of the runs that began since then: the months that were pulled whole, and how often the one that failed most has failed."""
+    row = SourcePull
+    asked = (
+        sa.select(col(row.month), col(row.state), sa.func.count())
+        .where(col(row.source) == source, col(row.scope) == scope, col(row.started_at) >= since, col(row.state).in_((PullState.DONE, PullState.FAILED)))
+        .group_by(col(row.month), col(row.state))
+    )
+    found = [(month, state, int(count)) for month, state, count in session.execute(asked)]
+    return {month for month, state, _ in found if state == PullState.DONE}, max((count for _, state, count in found if state == PullState.FAILED), default=0)
+
+
 def last_runs(session: Session) -> Sequence[SourcePull]:
     """The last run of every source, scope and month, in that order."""
     row = SourcePull

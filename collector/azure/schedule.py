@@ -2,7 +2,8 @@
 
 Every billing scope has a job of its own, and their slots are spread evenly: the query API's budget (12 units in ten
 seconds, 60 a minute, 600 an hour; one unit a month of data) is the whole tenant's. Azure refreshes cost data every four
-hours and asks to be asked about once a day. A run that was throttled is taken up when Azure allows it again.
+hours and asks to be asked about once a day. A run that was throttled is taken up when Azure allows it again, one that
+failed after 5, 15 and 45 minutes; when that is stands in the job's lease, so that it outlives the process and is done once.
 """
 
 from __future__ import annotations
@@ -36,6 +37,9 @@ EVERY: dict[sync.What, timedelta] = {
 }
 # An hour of Azure Monitor is whole a quarter past; asked sooner, it would come an hour late.
 _OFFSETS: dict[sync.What, timedelta] = {"metrics": timedelta(minutes=17)}
+_NONE = timedelta(0)
+# A pull that failed for a reason that may pass is tried again so much later each time, and then at its next slot.
+_AGAIN_AFTER = (timedelta(minutes=5), timedelta(minutes=15), timedelta(minutes=45))
 _LASTS = timedelta(hours=2)
 _SETTLED = "settled_months"
 
@@ -46,15 +50,15 @@ def jobs(settings: Settings) -> list[Job]:
         return []
     asked = AzureSettings.of(settings)
     found = [
-        Job(pull_job(what), every, _pulling(asked, what), _LASTS, _OFFSETS.get(what, timedelta(0)))
+        Job(pull_job(what), every, _pulling(asked, what, _Slots(every, _OFFSETS.get(what, _NONE))), _LASTS, _OFFSETS.get(what, _NONE))
         for what, every in EVERY.items()
         if what == "prices" or (what != "costs" and asked.subscriptions)
     ]
     for scope, open_offset, settled_offset in _spread(asked.scopes):
         one = replace(asked, scopes=(scope,))
         found += [
-            Job(pull_job("costs", scope), COSTS_EVERY, _pulling(one, "costs"), _LASTS, open_offset),
-            Job(pull_job(_SETTLED, scope), WATCHED_EVERY, _watching(one), _LASTS, settled_offset),
+            Job(pull_job("costs", scope), COSTS_EVERY, _pulling(one, "costs", _Slots(COSTS_EVERY, open_offset)), _LASTS, open_offset),
+            Job(pull_job(_SETTLED, scope), WATCHED_EVERY, _watching(one, _Slots(WATCHED_EVERY, settled_offset)), _LASTS, settled_offset),
         ]
     return found
 
@@ -100,15 +104,33 @@ def _slots(begin: datetime, every: timedelta, offset: timedelta) -> list[datetim
     return found
 
 
-def _pulling(asked: AzureSettings, what: sync.What) -> Callable[[Store, datetime], None]:
+@dataclass(frozen=True, slots=True)
+class _Slots:
+    """The slots of a job of ours, as the lease cuts them."""
+
+    every: timedelta
+    offset: timedelta = timedelta(0)
+
+    def began(self, now: datetime) -> datetime:
+        return leases.slot_start(leases.slot_of(now, self.every, self.offset), self.every, self.offset)
+
+
+def _pulling(asked: AzureSettings, what: sync.What, slots: _Slots) -> Callable[[Store, datetime], None]:
     def run(store: Store, now: datetime) -> None:
         _wait_if_told(store, what, now=now)
-        _pull(store, asked, what, None)
+        months = None
+        if what == "costs":
+            # A run that is taken up again in its slot asks only for what did not come.
+            (scope,) = asked.scopes
+            with store.read() as session:
+                there, _ = sources.ended_since(session, what, scope, slots.began(now))
+            months = [month for month in costs.months_due(store, scope, now=now) if month not in there]
+        _pull(store, asked, what, months, slots)
 
     return run
 
 
-def _watching(asked: AzureSettings) -> Callable[[Store, datetime], None]:
+def _watching(asked: AzureSettings, slots: _Slots) -> Callable[[Store, datetime], None]:
     """Settled months, one a week in turn: Azure may still change its mind, and a closed month then shows adjustments."""
 
     def run(store: Store, now: datetime) -> None:
@@ -116,17 +138,28 @@ def _watching(asked: AzureSettings) -> Callable[[Store, datetime], None]:
         if months:
             _wait_if_told(store, "costs", now=now)
             week = now.isocalendar().week
-            _pull(store, asked, "costs", [months[week % len(months)]])
+            _pull(store, asked, "costs", [months[week % len(months)]], slots)
 
     return run
 
 
-def _pull(store: Store, asked: AzureSettings, what: sync.What, months: list[date] | None) -> None:
+def _pull(store: Store, asked: AzureSettings, what: sync.What, months: list[date] | None, slots: _Slots) -> None:
     with Azure(asked, now=_clock) as azure:
         failures = sync.pull(store, azure, what, months=months, now=_clock, say=logger.info, progress=lambda _done, _of: None)
-    if failures:
-        _wait_if_told(store, what, now=_clock())
-        raise UpstreamError("; ".join(failures)[:2000], retryable=True)
+    if not failures:
+        return
+    now = _clock()
+    _wait_if_told(store, what, now=now)
+    said = "; ".join(failures)[:2000]
+    scope = asked.scopes[0] if what == "costs" else ""
+    with store.read() as session:
+        _, tries = sources.ended_since(session, what, scope, slots.began(now))
+    if any(each.passes for each in failures) and 0 < tries <= len(_AGAIN_AFTER):
+        until = now + _AGAIN_AFTER[tries - 1]
+        # Not beyond its slot: the next one begins with all its tries.
+        if until < slots.began(now) + slots.every:
+            raise NotYet(until, f"{said}; tried again at {until:%H:%M} UTC")
+    raise UpstreamError(said, retryable=True)
 
 
 def _clock() -> datetime:

@@ -56,6 +56,20 @@ def command_of(what: What, month: str | None, settings: Settings) -> Sync:
     )
 
 
+class Failure(str):
+    """Why something could not be pulled, in words; ``passes`` where another try may help."""
+
+    __slots__ = ("passes",)
+    passes: bool
+
+    @classmethod
+    def of(cls, fault: DomainError, *, where: str = "") -> Failure:
+        """The fault's own words, after where it happened; what is refused, missing or misspelt stays so until somebody acts."""
+        found = cls(f"{where}: {fault.message}" if where else fault.message)
+        found.passes = fault.retryable if isinstance(fault, UpstreamError) else fault.error == "unavailable"
+        return found
+
+
 def run(store: Store, asked: Sync, *, now: Callable[[], datetime], say: Say, progress: Progress) -> int:
     """Pull; 0 where everything came, 1 where some of it did not, with the reason of each. Raises where the settings are wrong."""
     if asked.month is not None and asked.what != "costs":
@@ -81,7 +95,7 @@ def run(store: Store, asked: Sync, *, now: Callable[[], datetime], say: Say, pro
 
 def pull(
     store: Store, azure: Azure, what: What, *, months: Sequence[date] | None = None, now: Callable[[], datetime], say: Say, progress: Progress
-) -> list[str]:
+) -> list[Failure]:
     """Pull one kind of thing from everywhere it is; gives what failed, each with its reason. One scope's fault does not stop the others."""
     match what:
         case "costs":
@@ -96,8 +110,8 @@ def pull(
             return _kept(store, azure, what, lambda: _metrics(store, azure, now=now, progress=progress), now=now, say=say)
 
 
-def _costs(store: Store, azure: Azure, months: Sequence[date] | None, *, now: Callable[[], datetime], say: Say, progress: Progress) -> list[str]:
-    failures: list[str] = []
+def _costs(store: Store, azure: Azure, months: Sequence[date] | None, *, now: Callable[[], datetime], say: Say, progress: Progress) -> list[Failure]:
+    failures: list[Failure] = []
     for scope in azure.asked.scopes:
         for month in months if months is not None else costs.months_due(store, scope, now=now()):
             say(f"{scope}: asking for {month:%Y-%m}")
@@ -105,9 +119,9 @@ def _costs(store: Store, azure: Azure, months: Sequence[date] | None, *, now: Ca
                 done = costs.pull(store, azure, scope, month, now=now, say=say, progress=progress)
             except Rescheduled as fault:
                 # It is the tenant that is throttled: the other scopes would only make it worse.
-                return [*failures, f"{scope} {month:%Y-%m}: {fault.message}"]
+                return [*failures, Failure.of(fault, where=f"{scope} {month:%Y-%m}")]
             except DomainError as fault:
-                failures.append(f"{scope} {month:%Y-%m}: {fault.message}")
+                failures.append(Failure.of(fault, where=f"{scope} {month:%Y-%m}"))
                 continue
             for line in done.message.splitlines():
                 say(line)
@@ -124,7 +138,7 @@ class _Done:
     until: datetime | None = None
 
 
-def _kept(store: Store, azure: Azure, what: What, work: Callable[[], _Done], *, now: Callable[[], datetime], say: Say) -> list[str]:
+def _kept(store: Store, azure: Azure, what: What, work: Callable[[], _Done], *, now: Callable[[], datetime], say: Say) -> list[Failure]:
     """Do it with a row that tells of it."""
     calls, throttles = azure.tally.calls, azure.tally.throttles
     with store.write() as session:
@@ -140,16 +154,21 @@ def _kept(store: Store, azure: Azure, what: What, work: Callable[[], _Done], *, 
         done = work()
     except Rescheduled as fault:
         ended(PullState.RESCHEDULED, fault.message, next_at=fault.until)
-        return [fault.message]
+        return [Failure.of(fault)]
     except DomainError as fault:
         ended(PullState.FAILED, fault.message)
-        return [fault.message]
+        return [Failure.of(fault)]
     if done.failures:
         ended(PullState.FAILED, "; ".join(done.failures), rows=done.rows)
     else:
         ended(PullState.DONE, done.summary, rows=done.rows, data_until=done.until or now())
     say(done.summary)
-    return list(done.failures)
+    return [_passing(each) for each in done.failures]
+
+
+def _passing(message: str) -> Failure:
+    """Of several places one failed: the others came, so another try is cheap and may help."""
+    return Failure.of(UpstreamError(message, retryable=True))
 
 
 def _inventory(store: Store, azure: Azure, *, now: Callable[[], datetime], say: Say) -> _Done:

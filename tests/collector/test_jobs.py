@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -9,6 +11,7 @@ from datetime import UTC, date, datetime, timedelta
 from threading import Barrier
 
 import pytest
+from sqlmodel import select
 
 from collector import jobs
 from collector.azure import schedule
@@ -108,6 +111,7 @@ def test_every_job_has_a_name_of_its_own_and_pulls_need_settings(store: Store) -
         "azure_inventory",
         "azure_quotas",
         "azure_prices",
+        "azure_metrics",
         "azure_costs:subscriptions/s1",
         "azure_settled_months:subscriptions/s1",
     ]
@@ -214,3 +218,20 @@ def test_a_killed_process_leaves_its_slot_to_another(store: Store) -> None:
     with store.read() as session:
         lease = session.get_one(JobLease, "j")
         assert (lease.holder, lease.fence, lease.finished_at) == ("c", 2, NOW + timedelta(minutes=10))
+
+
+def test_a_process_that_starts_again_ends_what_its_predecessor_held(store: Store) -> None:
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    host = socket.gethostname()
+    holders = {"a": f"{host}/{gone.pid}", "b": f"{host}/{os.getppid()}", "c": "elsewhere/1", "d": f"{host}/{gone.pid}"}
+    with store.write() as session:
+        for name, holder in holders.items():
+            fence = leases.take(session, name, every=HOUR, holder=holder, now=NOW, lasts=2 * HOUR)
+            if name == "d":
+                leases.put_off(session, name, fence or 0, until=NOW + HOUR / 2, error="Azure asked to be left alone")
+    jobs.create_scheduler(store, now=lambda: NOW + timedelta(minutes=1))
+    with store.read() as session:
+        ends = {lease.name: lease.expires_at for lease in session.exec(select(JobLease))}
+    # Not the one that lives, not one of another machine, and nothing that waits for its time.
+    assert ends == {"a": NOW + timedelta(minutes=1), "b": NOW + 2 * HOUR, "c": NOW + 2 * HOUR, "d": NOW + HOUR / 2}

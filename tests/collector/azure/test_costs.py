@@ -43,7 +43,7 @@ class Place:
     def now(self) -> datetime:
         return self.clock[0]
 
-    def pull(self, month: date = OCTOBER, **options: Any) -> list[str]:
+    def pull(self, month: date = OCTOBER, **options: Any) -> list[sync.Failure]:
         def sleep(seconds: float) -> None:
             self.clock[0] += timedelta(seconds=seconds)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator
 from datetime import UTC, date, datetime, timedelta
+from typing import Any
 
 import pytest
 from sqlmodel import select
@@ -16,6 +17,7 @@ from collector.jobs import Job, run_slot
 from collector.settings import Settings
 from models import ledger
 from models.leases import JobLease
+from models.sources import PullState, SourcePull
 from models.store import Store
 from tests.collector.azure.proving import stored, truth
 
@@ -78,3 +80,73 @@ def test_a_throttle_puts_the_slot_off_and_the_other_scopes_wait_too(simulator: S
     for job in (first, second):
         assert run_slot(job, sqlite_store, lambda: clock[0], holder="b")
     assert stored(sqlite_store) == truth(InventedWorld(1, FIRST, LAST, subscription_count=2), clock[0])
+
+
+def test_a_pull_that_failed_is_tried_again_by_one_process_and_only_for_what_is_missing(
+    simulator: Simulator, sqlite_store: Store, clock: list[datetime]
+) -> None:
+    first, _ = of_costs(simulator)
+    # September comes; then Azure is away for as long as the client is patient, three times.
+    simulator.faults.arm(Fault.ERROR_502, skip=2, times=7 * 3, kinds={"report"})
+    began = clock[0]
+    assert run_slot(first, sqlite_store, lambda: clock[0], holder="a")
+    assert months_done(sqlite_store) == [date(2026, 9, 1)]
+    for minutes in (5, 15, 45):
+        due = next_try(sqlite_store, first)
+        assert timedelta(minutes=minutes) <= due - clock[0] < timedelta(minutes=minutes + 1)
+        assert (source_of(sqlite_store, clock[0]).state, source_of(sqlite_store, clock[0]).next_run) == ("failed", due)
+        assert not run_slot(first, sqlite_store, lambda due=due: due - timedelta(seconds=1), holder="b")  # type: ignore[misc]
+        # The process that began it is gone, another one goes on; a third finds it done or waiting.
+        clock[0] = due
+        assert run_slot(first, sqlite_store, lambda: clock[0], holder="b")
+        assert not run_slot(first, sqlite_store, lambda: clock[0], holder="c")
+    assert months_done(sqlite_store) == [date(2026, 9, 1), date(2026, 10, 1)]
+    assert stored_of(sqlite_store, simulator) == truth_of(simulator, clock[0])
+    assert clock[0] - began < timedelta(minutes=90)
+    with sqlite_store.read() as session:
+        (lease,) = session.exec(select(JobLease)).all()
+        assert (lease.error, lease.next_at) == ("", datetime(2026, 10, 5, 12, tzinfo=UTC))
+
+
+def test_after_three_more_tries_a_pull_waits_for_its_slot_and_a_refusal_waits_at_once(simulator: Simulator, sqlite_store: Store, clock: list[datetime]) -> None:
+    first, second = of_costs(simulator)
+    simulator.faults.arm(Fault.ERROR_502, times=10_000)
+    for _ in range(4):
+        assert run_slot(first, sqlite_store, lambda: clock[0], holder="a")
+        clock[0] = max(clock[0], next_try(sqlite_store, first))
+    # The fourth failure is the slot's last; the next slot has begun and its tries with it.
+    assert clock[0] == datetime(2026, 10, 5, 12, tzinfo=UTC)
+    assert run_slot(first, sqlite_store, lambda: clock[0], holder="a")
+    assert timedelta(minutes=5) <= next_try(sqlite_store, first) - clock[0] < timedelta(minutes=6)
+    simulator.faults.clear()
+    simulator.token = "another"
+    assert run_slot(second, sqlite_store, lambda: clock[0], holder="a")
+    assert next_try(sqlite_store, second) == datetime(2026, 10, 5, 18, tzinfo=UTC)
+    assert source_of(sqlite_store, clock[0], name=second.name).state == "failed"
+
+
+def next_try(store: Store, job: Job) -> datetime:
+    with store.read() as session:
+        return session.get_one(JobLease, job.name).next_at
+
+
+def source_of(store: Store, now: datetime, *, name: str = "") -> ledger.Source:
+    """What the page of sources says of the pull, or of the job of that name."""
+    with store.read() as session:
+        found = ledger.sources(session, visible=None, now=now)
+    return next(one for one in found if (one.name == name if name else one.kind == "azure"))
+
+
+def months_done(store: Store) -> list[date | None]:
+    with store.read() as session:
+        return sorted((run.month for run in session.exec(select(SourcePull)) if run.state == PullState.DONE), key=str)
+
+
+def stored_of(store: Store, simulator: Simulator) -> dict[Any, Any]:
+    first = simulator.estate.subscriptions()[0].id
+    return {key: amount for key, amount in stored(store).items() if key[0] == first}
+
+
+def truth_of(simulator: Simulator, at: datetime) -> dict[Any, Any]:
+    first = simulator.estate.subscriptions()[0].id
+    return {key: amount for key, amount in truth(InventedWorld(1, FIRST, LAST, subscription_count=2), at).items() if key[0] == first}

@@ -47,7 +47,7 @@ class Place:
     def _sleep(self, seconds: float) -> None:
         self.clock[0] += timedelta(seconds=seconds)
 
-    def pull(self, what: sync.What, *months: date, **options: Any) -> list[str]:
+    def pull(self, what: sync.What, *months: date, **options: Any) -> list[sync.Failure]:
         settings = AzureSettings.of(Settings.from_environment(self.simulator.environment()))
         with Azure(settings, now=self.now, sleep=self._sleep, timeout=0.5, **options) as azure:
             return sync.pull(self.store, azure, what, months=months or None, now=self.now, say=self.said.append, progress=lambda _done, _of: None)

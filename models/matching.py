@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TypeVar
 
+from models import traffic
 from models.charges import ChargeClass, ChargeItem
 from models.periods import DAY
 from models.prices import model_key
+from models.quotas import EndpointFact
 from models.resources import DeploymentFact, Mode, Owner, Route, WorkspaceFact
 
 _Fact = TypeVar("_Fact", DeploymentFact, WorkspaceFact)
@@ -50,9 +52,15 @@ def full_name(endpoint: str | None, deployment: str | None) -> str | None:
 
 
 class Registry:
-    """Workspaces, deployments and owners as known at one instant."""
+    """Workspaces, deployments, owners and the traffic of endpoints as known at one instant."""
 
-    def __init__(self, workspaces: Iterable[WorkspaceFact], deployments: Iterable[DeploymentFact], owners: Iterable[Owner] = ()) -> None:
+    def __init__(
+        self,
+        workspaces: Iterable[WorkspaceFact],
+        deployments: Iterable[DeploymentFact],
+        owners: Iterable[Owner] = (),
+        endpoints: Iterable[EndpointFact] = (),
+    ) -> None:
         self._workspaces: dict[str, list[WorkspaceFact]] = {}
         for place in workspaces:
             self._workspaces.setdefault(place.workspace.casefold(), []).append(place)
@@ -77,6 +85,10 @@ class Registry:
         self._owners: dict[tuple[int, str, str], list[Owner]] = {}
         for owner in owners:
             self._owners.setdefault(_owned(owner), []).append(owner)
+        # What each look at an endpoint said of its traffic, in the order of the looks.
+        self._traffic: dict[tuple[str, str], list[EndpointFact]] = {}
+        for endpoint in sorted(endpoints, key=lambda one: (one.known_from, one.id or 0)):
+            self._traffic.setdefault((endpoint.workspace.casefold(), endpoint.endpoint.casefold()), []).append(endpoint)
 
     # -- deployments ----------------------------------------------------------------------------
 
@@ -101,6 +113,26 @@ class Registry:
                 (only,) = among
                 return self._spelled(place, only, only)
         return sent
+
+    def shares(self, *, workspace: str, endpoint: str | None, deployment: str | None, at: datetime) -> list[tuple[str, int, int]]:
+        """Whose the calls may be that name an endpoint of several deployments and none of them: full names, with their lots of a hundred.
+
+        As the latest look at the endpoint by then found its traffic, else the first look. Empty where the names say it all, or nobody knows.
+        """
+        looks = self._shared(workspace, endpoint, deployment)
+        if not looks:
+            return []
+        look = next((one for one in reversed(looks) if one.known_from <= at), looks[0])
+        named = traffic.ranges(look.traffic)
+        return [(self._name(workspace, look.endpoint, name) or name, begin, end) for name, begin, end in named]
+
+    def _shared(self, workspace: str, endpoint: str | None, deployment: str | None) -> Sequence[EndpointFact]:
+        if not endpoint or (deployment and deployment.casefold() != endpoint.casefold()):
+            return ()
+        place, key = workspace.casefold(), endpoint.casefold()
+        if (place, key) in self._facts or len(self._of_endpoint.get((place, key), ())) < 2:
+            return ()
+        return self._traffic.get((place, key), ())
 
     def _spelled(self, place: str, key: str, sent: str) -> str:
         rank, _, name = self._spelling[place, key]
@@ -172,6 +204,11 @@ class Registry:
         facts: list[DeploymentFact | WorkspaceFact] = list(self._workspaces.get(workspace.casefold(), ()))
         if name is not None:
             facts += self._facts.get((workspace.casefold(), name.casefold()), ())
+        looks = self._shared(workspace, endpoint, deployment)
+        if looks:
+            found.update(look.known_from for look in looks[1:])
+            for each in self._of_endpoint[workspace.casefold(), (endpoint or "").casefold()]:
+                facts += self._facts[workspace.casefold(), each]
         for fact in facts:
             found.update(at for at in (fact.valid_from, fact.valid_to) if at is not None)
         return found

@@ -72,6 +72,21 @@ class _Used:
         return self.tokens[kind] if kind in _TOKEN_KINDS else sum(self.tokens.values()) - self.tokens[MeterKind.CACHED_INPUT]
 
 
+def _dealt(counts: _Counts, quarter: int, traffic: Sequence[tuple[str, int]]) -> list[tuple[str, _Counts]]:
+    """Counts of a quarter hour dealt out like cards: unit n lies in lot (n + quarter) x 61 of a hundred, and the lots are the percentages in order."""
+    owner = [name for name, percent in traffic for _ in range(percent)]
+    dealt: dict[str, _Counts] = {}
+    for what in ("requests", "unknown", "input", "output", "cached") if owner else ():
+        count = getattr(counts, what)
+        hands = Counter(owner[(unit + quarter) * 61 % 100] for unit in range(abs(count) % 100))
+        for name, percent in traffic:
+            part = hands[name] + abs(count) // 100 * percent
+            if part:
+                dealt.setdefault(name, _Counts())
+                setattr(dealt[name], what, part if count > 0 else -part)
+    return list(dealt.items())
+
+
 _MODE_OF = {ChargeClass.MARKETPLACE: Mode.SERVERLESS, ChargeClass.FOUNDRY: Mode.SERVERLESS, ChargeClass.COMPUTE: Mode.MANAGED_COMPUTE}
 _TOKEN_KINDS = frozenset({MeterKind.INPUT, MeterKind.OUTPUT, MeterKind.CACHED_INPUT, MeterKind.TRAINING})
 _SERVERLESS = (Route.MARKETPLACE, Route.FOUNDRY)
@@ -208,8 +223,8 @@ class _Bookkeeper:
         workspaces = {row.id: row.name for row in self.session.exec(select(Workspace))}
         series = {row.id: row for row in self.session.exec(select(UsageSeries))}
         changes: dict[int, list[datetime]] = {}
-        views: dict[tuple[int, int], _View] = {}
-        by_day: dict[tuple[int, int, date], _Counts] = {}
+        views: dict[tuple[int, int, str | None], _View] = {}
+        by_day: dict[tuple[int, int, str, date], _Counts] = {}
         for (quarter, series_id), counts in self._events().items():
             at = EPOCH + timedelta(seconds=quarter * QUARTER_SECONDS)
             sent = series.get(series_id)
@@ -219,16 +234,21 @@ class _Bookkeeper:
                 known = self.registry.changes(workspaces[sent.workspace_id]) | self.owners.changes | self.prices.changes
                 changes[sent.workspace_id] = sorted(known)
             stretch = bisect_right(changes[sent.workspace_id], at)
-            if (series_id, stretch) not in views:
-                views[series_id, stretch] = self._view(sent, workspaces[sent.workspace_id], at)
-            day = by_day.setdefault((series_id, stretch, utc_day(at)), _Counts())
-            day.requests += counts.requests
-            day.unknown += counts.unknown
-            day.input += counts.input
-            day.output += counts.output
-            day.cached += min(counts.cached, counts.input)
-        for (series_id, stretch, on), counts in sorted(by_day.items(), key=lambda pair: pair[0]):
-            self._enter_day(series_id, views[series_id, stretch], counts, on)
+            workspace = workspaces[sent.workspace_id]
+            counts.cached = min(counts.cached, counts.input)
+            # By the endpoint's traffic where the calls name no deployment of several, else all to what the names mean.
+            parts: Sequence[tuple[str | None, _Counts]] = _dealt(counts, quarter, self.registry.traffic(workspace, sent.endpoint, sent.deployment, at))
+            for name, part in parts or [(self.registry.name(workspace, sent.endpoint, sent.deployment), counts)]:
+                if (series_id, stretch, name) not in views:
+                    views[series_id, stretch, name] = self._view(sent, workspace, name, at)
+                day = by_day.setdefault((series_id, stretch, name or "", utc_day(at)), _Counts())
+                day.requests += part.requests
+                day.unknown += part.unknown
+                day.input += part.input
+                day.output += part.output
+                day.cached += part.cached
+        for (series_id, stretch, named, on), counts in sorted(by_day.items(), key=lambda pair: pair[0]):
+            self._enter_day(series_id, views[series_id, stretch, named or None], counts, on)
 
     def _events(self) -> dict[tuple[int, int], _Counts]:
         """The events known at the moment, added up per (quarter hour, series): requests of all, tokens of the billable ones."""
@@ -275,8 +295,7 @@ class _Bookkeeper:
                 counts.output += row.sign * row.output_tokens
                 counts.cached += row.sign * row.cached_input_tokens
 
-    def _view(self, sent: UsageSeries, workspace: str, at: datetime) -> _View:
-        name = self.registry.name(workspace, sent.endpoint, sent.deployment)
+    def _view(self, sent: UsageSeries, workspace: str, name: str | None, at: datetime) -> _View:
         fact = self.registry.deployment(workspace, name, at)
         model = (fact.model if fact else None) or sent.model or None
         mode = fact.mode if fact else Mode.UNKNOWN

@@ -15,6 +15,7 @@ from sqlmodel import Session, select
 
 from models import money
 from models.prices import UNIT_DIGITS, Price, PriceMeter, model_key
+from models.quotas import EndpointFact
 from models.resources import DeploymentFact, Owner, WorkspaceFact
 
 
@@ -75,6 +76,23 @@ class Registry:
         for workspace in session.exec(select(WorkspaceFact)):
             if workspace.source in _SOURCE_RANK and _was_known(workspace, moment):
                 self.workspaces.setdefault(workspace.workspace.casefold(), []).append(workspace)
+        self.looks = [row for row in session.exec(select(EndpointFact)) if row.known_from <= moment]  # at endpoints, also those that are gone
+
+    def traffic(self, workspace: str, endpoint: str, deployment: str, at: datetime) -> list[tuple[str, int]]:
+        """Full names and percentages of an endpoint's deployments, where a call names the endpoint alone and the endpoint has several."""
+        if not endpoint or (deployment and deployment.casefold() != endpoint.casefold()):
+            return []
+        known = self.deployments.get(workspace.casefold(), {})
+        several = [name for name, rows in known.items() if any(row.endpoint.casefold() == endpoint.casefold() for row in rows)]
+        if len(several) < 2 or endpoint.casefold() in known:
+            return []
+        looks = [look for look in self.looks if look.workspace.casefold() == workspace.casefold() and look.endpoint.casefold() == endpoint.casefold()]
+        looks.sort(key=lambda look: (look.known_from, look.id or 0))
+        past = [look for look in looks if look.known_from <= at]
+        told = past[-1] if past else looks[0] if looks else None
+        if told is None or any(type(percent) is not int or percent < 0 for percent in told.traffic.values()) or sum(told.traffic.values()) != 100:
+            return []
+        return [(self.name(workspace, told.endpoint, name) or name, told.traffic[name]) for name in sorted(told.traffic)]
 
     def workspace_name(self, billed: str | None) -> str | None:
         """A workspace of a bill, as the registry spells it if it knows it."""
@@ -121,7 +139,8 @@ class Registry:
         """The instants at which what is known of a workspace or its deployments may change."""
         key = workspace.casefold()
         rows: list[Known] = [*self.workspaces.get(key, ()), *(row for named in self.deployments.get(key, {}).values() for row in named)]
-        return {at for row in rows for at in (row.valid_from, row.valid_to) if at is not None}
+        looks = {look.known_from for look in self.looks if look.workspace.casefold() == key}
+        return looks | {at for row in rows for at in (row.valid_from, row.valid_to) if at is not None}
 
 
 class Owners:

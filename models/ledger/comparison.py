@@ -17,6 +17,7 @@ from models.errors import InvalidInput
 from models.ledger.costs import Answer
 from models.ledger.deployments import settings_known
 from models.ledger.hours import instance_hours, stretches
+from models.ledger.meanings import shared
 from models.ledger.sums import Sums
 from models.ledger.values import CostQuery, Filters, Standing
 from models.ledger.world import World, read_usage
@@ -181,15 +182,16 @@ class _Comparison:
             series = self._world.series.get(series_id)
             if series is None:
                 continue
-            identity = self._answer.meanings.meaning_at(series, at).identity
-            if identity.model is None or not self._answer.meanings.meaning_at(series, at).is_asked:
-                continue
-            mode = Mode.MANAGED_COMPUTE if identity.mode == Mode.MANAGED_COMPUTE else Mode.SERVERLESS
-            of = self._hours.setdefault((model_key(identity.model), mode), {})
-            of[at] = of.get(at, 0) + inputs + outputs
-            if mode == Mode.MANAGED_COMPUTE:
-                name = ((identity.workspace or "").casefold(), (identity.deployment or "").casefold())
-                self._of_deployment.setdefault(name, {}).setdefault(at, [0, 0])[0] += inputs + outputs
+            for meaning, (tokens,) in shared(self._answer.meanings.meaning_at(series, at), at, (inputs + outputs,)):
+                identity = meaning.identity
+                if identity.model is None or not meaning.is_asked:
+                    continue
+                mode = Mode.MANAGED_COMPUTE if identity.mode == Mode.MANAGED_COMPUTE else Mode.SERVERLESS
+                of = self._hours.setdefault((model_key(identity.model), mode), {})
+                of[at] = of.get(at, 0) + tokens
+                if mode == Mode.MANAGED_COMPUTE:
+                    name = ((identity.workspace or "").casefold(), (identity.deployment or "").casefold())
+                    self._of_deployment.setdefault(name, {}).setdefault(at, [0, 0])[0] += tokens
         start, end = (to_microseconds(at) // 1_000_000 for at in (self._period.start, self._period.end))
         throttled = STATUS_CODE[Status.THROTTLED]
         rows = self._session.execute(
@@ -202,10 +204,10 @@ class _Comparison:
         for at, series_id, requests in rows:
             series = self._world.series.get(series_id)
             if series is not None:
-                identity = self._answer.meanings.meaning_at(series, int(at)).identity
-                name = ((identity.workspace or "").casefold(), (identity.deployment or "").casefold())
-                if name in self._of_deployment:
-                    self._of_deployment[name].setdefault(int(at), [0, 0])[1] += int(requests)
+                for meaning, (throttles,) in shared(self._answer.meanings.meaning_at(series, int(at)), int(at), (int(requests),)):
+                    name = ((meaning.identity.workspace or "").casefold(), (meaning.identity.deployment or "").casefold())
+                    if name in self._of_deployment:
+                        self._of_deployment[name].setdefault(int(at), [0, 0])[1] += throttles
 
     def _load(self, key: str, modes: Sequence[Mode], sums: Sequence[Sums]) -> Load:
         hours: dict[int, int] = {}
@@ -233,10 +235,11 @@ class _Comparison:
             series = self._world.series.get(series_id)
             if series is None:
                 continue
-            identity = self._answer.meanings.meaning_at(series, int(at)).identity
-            mode = Mode.MANAGED_COMPUTE if identity.mode == Mode.MANAGED_COMPUTE else Mode.SERVERLESS
-            if identity.model is not None and model_key(identity.model) == key and mode in modes:
-                minutes[int(at)] = minutes.get(int(at), 0) + int(tokens)
+            for meaning, (part,) in shared(self._answer.meanings.meaning_at(series, int(at)), int(at), (int(tokens),)):
+                identity = meaning.identity
+                mode = Mode.MANAGED_COMPUTE if identity.mode == Mode.MANAGED_COMPUTE else Mode.SERVERLESS
+                if identity.model is not None and model_key(identity.model) == key and mode in modes:
+                    minutes[int(at)] = minutes.get(int(at), 0) + part
         return max(minutes.values(), default=0)
 
     # -- capacity -------------------------------------------------------------------------------

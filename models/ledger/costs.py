@@ -18,7 +18,7 @@ from models.errors import InvalidInput, InvariantBroken
 from models.ledger.billed import Bill, Place, charges_of, place_of
 from models.ledger.evidence import Evidence
 from models.ledger.hours import instance_hours, stretches
-from models.ledger.meanings import Meaning, Meanings, Term, no_rate
+from models.ledger.meanings import Meaning, Meanings, Term, no_rate, shared
 from models.ledger.shares import NO_AMOUNTS, Hours, Run, Share
 from models.ledger.sums import Sums
 from models.ledger.values import GROUPS, CostQuery, CostTable
@@ -228,32 +228,34 @@ class Answer:
         opens = self._starts[0] // (QUARTER_SECONDS * 1_000_000) * QUARTER_SECONDS
         series = self.world.series
         for use, bucket in self._read(cut, is_whole=used is not None):
-            at, series_id, requests, inputs, outputs, cached, *_ = use
+            at, series_id = use[:2]
             starts, meanings = self.meanings.timeline(series[series_id])
             if bucket == 0 and at < opens:
                 at = opens  # of a slot that began before the period, only the part in it was read
             index = 0 if len(starts) == 1 else max(0, bisect_right(starts, at) - 1)
-            meaning = meanings[index]
             day = at // DAY_SECONDS
-            if 0 <= bucket < len(self.buckets) and meaning.is_asked:
-                key = (meaning.cell, day, bucket)
-                cell = cells.get(key)
-                if cell is None:
-                    cells[key] = (meaning, list(use[2:]))
-                else:
-                    sums = cell[1]
-                    for place, value in enumerate(use[2:]):
-                        sums[place] += value
-            if used is not None and meaning.identity.deployment is not None:
-                of_day = used.setdefault(place_of(_date(day), meaning.identity), {})
-                one = of_day.get((series_id, index))
-                if one is None:
-                    one = of_day[series_id, index] = _Used(series_id, index, meaning)
-                into = one.by_bucket.setdefault(bucket, [0, 0, 0, 0])
-                into[0] += requests
-                into[1] += inputs
-                into[2] += cached
-                into[3] += outputs
+            whole = meanings[index]
+            for meaning, counts in shared(whole, at, use[2:]) if whole.shares else ((whole, use[2:]),):
+                if 0 <= bucket < len(self.buckets) and meaning.is_asked:
+                    key = (meaning.cell, day, bucket)
+                    cell = cells.get(key)
+                    if cell is None:
+                        cells[key] = (meaning, list(counts))
+                    else:
+                        sums = cell[1]
+                        for place, value in enumerate(counts):
+                            sums[place] += value
+                if used is not None and meaning.identity.deployment is not None:
+                    of_day = used.setdefault(place_of(_date(day), meaning.identity), {})
+                    one = of_day.get((series_id, index))
+                    if one is None:
+                        one = of_day[series_id, index] = _Used(series_id, index, meaning)
+                    into = one.by_bucket.setdefault(bucket, [0, 0, 0, 0])
+                    requests, inputs, outputs, cached, *_ = counts
+                    into[0] += requests
+                    into[1] += inputs
+                    into[2] += cached
+                    into[3] += outputs
         for (_, day, bucket), (meaning, sums) in cells.items():
             self._add_cell(meaning, _date(day), bucket, sums)
 
@@ -272,8 +274,8 @@ class Answer:
             whole: list[int] = []
             broken: list[int] = []
             for one in series:
-                starts, _ = self.meanings.timeline(one)
-                moves = any((at % slot) not in (0, shift) for at in starts[1:])
+                starts, meanings = self.meanings.timeline(one)
+                moves = any((at % slot) not in (0, shift) for at in starts[1:]) or any(meaning.shares for meaning in meanings)
                 (broken if moves and slot > QUARTER_SECONDS else whole).append(one.id)
             for ids, width, cut_at in ((whole, slot, shift), (broken, QUARTER_SECONDS, 0)):
                 if not ids:

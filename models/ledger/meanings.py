@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from datetime import date, datetime
 from decimal import Decimal
 
-from models import money
+from models import money, traffic
 from models.charges import MeterKind
 from models.columns import from_microseconds, to_microseconds
 from models.ledger.world import Lens, Series, World
@@ -51,7 +51,23 @@ class Meaning:
     is_asked: bool
     prices: Mapping[PriceMeter, UnitPrice | Unpriced]  # of tokens; of managed compute that of its hours
     cell: int  # series that no row, price or bill tells apart share it
+    # Of calls that name an endpoint of several deployments and none of them: whose they may be, with their lots of a hundred.
+    shares: Sequence[tuple[int, int, Meaning]] = ()
+    is_share: bool = False
     terms: dict[date, tuple[Term, ...]] = field(default_factory=dict)
+
+
+_Meant = tuple[Identity, str | None, str | None]  # with team and cost centre
+
+
+def shared(meaning: Meaning, at: int, counts: Sequence[int]) -> Iterator[tuple[Meaning, Sequence[int]]]:
+    """The counts of a quarter hour (its first second) by whose they are; those of a longer slot are shared as its first quarter's."""
+    if not meaning.shares:
+        yield meaning, counts
+    for begin, end, share in meaning.shares:
+        parts = [traffic.part(count, quarter=at // QUARTER_SECONDS, begin=begin, end=end) for count in counts]
+        if any(parts):
+            yield share, parts
 
 
 class Meanings:
@@ -77,31 +93,43 @@ class Meanings:
         last = -(-to_microseconds(self._period.end) // _DAY) * DAY_SECONDS
         changes = registry.changes(workspace=series.workspace, endpoint=series.endpoint, deployment=series.deployment)
         changes |= registry.owner_changes(application=series.application, tags=series.tags)
-        meant_from: list[tuple[int, Identity, str | None, str | None]] = []
+        meant_from: list[tuple[int, _Meant, list[tuple[int, int, _Meant]]]] = []
         for at in [first, *_quarters(changes, first, last)]:
-            meant = self.resolved(series, from_microseconds(at * 1_000_000))
-            if not meant_from or meant_from[-1][1:] != meant:
-                meant_from.append((at, *meant))
+            moment = from_microseconds(at * 1_000_000)
+            meant, shares = self.resolved(series, moment), self._shares(series, moment)
+            if not meant_from or meant_from[-1][1:] != (meant, shares):
+                meant_from.append((at, meant, shares))
         starts: list[int] = []
         meanings: list[Meaning] = []
-        for index, (begin, identity, team, center) in enumerate(meant_from):
+        for index, (begin, meant, shares) in enumerate(meant_from):
             finish = meant_from[index + 1][0] if index + 1 < len(meant_from) else last
-            for at in [begin, *_quarters(self._changes_of_prices(identity), begin, finish)]:
-                meaning = self._meaning(series, identity, team, center, at)
+            moves = set(self._changes_of_prices(meant[0])).union(*(self._changes_of_prices(each[0]) for _, _, each in shares))
+            for at in [begin, *_quarters(moves, begin, finish)]:
+                meaning = self._meaning(series, meant, at)
+                meaning.shares = [(left, right, self._meaning(series, each, at, is_share=True)) for left, right, each in shares]
                 # Apart by everything, also by what this question has no rows by: a charge is cut over stretches, the same for every question.
-                if not meanings or (meanings[-1].cell, *meant_from[index][1:]) != (meaning.cell, meanings[-1].identity, meanings[-1].team, meanings[-1].center):
+                before = meanings[-1] if meanings else None
+                if before is None or shares or before.shares or (before.cell, before.identity, before.team, before.center) != (meaning.cell, *meant):
                     starts.append(at)
                     meanings.append(meaning)
         self._timelines[series.id] = starts, meanings
         return starts, meanings
 
-    def resolved(self, series: Series, at: datetime) -> tuple[Identity, str | None, str | None]:
+    def resolved(self, series: Series, at: datetime) -> _Meant:
         """(identity, team, cost centre) of the series at the instant."""
         identity = self._world.registry.resolve(workspace=series.workspace, endpoint=series.endpoint, deployment=series.deployment, model=series.model, at=at)
+        return self._owned(series, identity, at)
+
+    def _owned(self, series: Series, identity: Identity, at: datetime) -> _Meant:
         team, center = self._world.registry.owner(
             workspace=identity.workspace, deployment=identity.deployment, application=series.application, tags=series.tags, team=series.team, at=at
         )
         return identity, team, center
+
+    def _shares(self, series: Series, at: datetime) -> list[tuple[int, int, _Meant]]:
+        registry = self._world.registry
+        found = registry.shares(workspace=series.workspace, endpoint=series.endpoint, deployment=series.deployment, at=at)
+        return [(begin, end, self._owned(series, registry.identity(series.workspace, name, model=series.model, at=at), at)) for name, begin, end in found]
 
     def asked(self, series: Series) -> list[tuple[datetime | None, datetime | None]]:
         """The stretches of the period in which the series is what the filters ask for; None where one has no end within it."""
@@ -122,7 +150,8 @@ class Meanings:
         starts, meanings = self.timeline(series)
         return meanings[max(0, bisect_right(starts, seconds) - 1)]
 
-    def _meaning(self, series: Series, identity: Identity, team: str | None, center: str | None, at: int) -> Meaning:
+    def _meaning(self, series: Series, meant: _Meant, at: int, *, is_share: bool = False) -> Meaning:
+        identity, team, center = meant
         is_training = series.operation == "fine_tuning"
         prices = {meter: self._unit_price(meter, identity, at) for meter in _price_meters(identity)}
         meaning = Meaning(
@@ -135,9 +164,10 @@ class Meanings:
             self._lens.passes(identity, application=series.application, team=team, tags=series.tags),
             prices,
             0,
+            is_share=is_share,
         )
         rows = tuple(price.row.id if isinstance(price, UnitPrice) else None for price in prices.values())
-        key = (identity, is_training, meaning.is_asked, self._kept_apart(meaning), rows)
+        key = (identity, is_training, meaning.is_asked, is_share, self._kept_apart(meaning), rows)
         meaning.cell = self._cells.setdefault(key, len(self._cells))
         return meaning
 

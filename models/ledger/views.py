@@ -146,6 +146,7 @@ class View:
             row.standing = min(row.standing, cell.standing)
             row.is_billed |= cell.is_reached
             row.is_best |= cell.is_reached
+            row.estimate |= cell.meaning.is_share
             if not index:
                 # A request counts in the row of the input (of training), whatever its tokens are.
                 row.requests += cell.requests

@@ -19,6 +19,7 @@ from models.ledger.values import Filters
 from models.matching import Identity, Registry
 from models.periods import DAY, Period, day_start, month_start
 from models.prices import Price, PriceBook, model_key
+from models.quotas import EndpointFact
 from models.resources import DeploymentFact, Owner, Route, Workspace, WorkspaceFact
 from models.usage import DAY_SECONDS, QUARTER_SECONDS, UsageSeries
 
@@ -50,6 +51,8 @@ class World:
             _known(session, WorkspaceFact, known),
             _known(session, DeploymentFact, known),
             _known(session, Owner, known),
+            # Those that are gone, too: each tells the traffic of its time.
+            session.exec(select(EndpointFact).where(col(EndpointFact.known_from) <= known)).all(),
         )
         self.prices = PriceBook(_known(session, Price, known))
         self.series: dict[int, Series] = {}

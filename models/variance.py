@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import date, timedelta
 from decimal import Decimal
 from enum import StrEnum
+from functools import lru_cache
 from typing import Literal
 
 from models import money
@@ -165,8 +166,12 @@ def _price(row: Facing, billed: Decimal) -> Decimal | None:
 
 def _rounding(row: Facing) -> Decimal:
     """Half a last digit for every billed line; at least what cutting a quotient may leave."""
-    half = money.times(Decimal(5).scaleb(row.last_digit - 1), row.lines)
-    return max(half, Decimal(1).scaleb(-12))
+    return _rounded_away(row.last_digit, row.lines)
+
+
+@lru_cache(maxsize=1024)
+def _rounded_away(last_digit: int, lines: int) -> Decimal:
+    return max(money.times(Decimal(5).scaleb(last_digit - 1), lines), Decimal(1).scaleb(-12))
 
 
 def _quotient(left: Decimal, right: Decimal) -> Decimal:

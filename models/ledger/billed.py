@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
-from datetime import date, datetime, timedelta
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import date, datetime
 from decimal import Decimal
 
 import sqlalchemy as sa
@@ -18,10 +18,9 @@ from models.ledger.shares import Amounts
 from models.ledger.world import World
 from models.matching import Identity
 from models.money import ZERO
-from models.periods import DAY, Period, day_start, utc_day
+from models.periods import DAY, Period, day_start, days
 from models.resources import Mode, Route
 
-_MICROSECOND = timedelta(microseconds=1)
 Place = tuple[date, str, str]  # day, workspace and deployment without case
 
 
@@ -32,10 +31,7 @@ def place_of(day: date, identity: Identity) -> Place:
 
 @dataclass(slots=True, eq=False)
 class Target:
-    """An item for as long as it means the same: what it is and whose it may be.
-
-    ``groups`` are kept for every view of a question that was asked already (None: not in it).
-    """
+    """An item for as long as it means the same: what it is and whose it may be."""
 
     item: ChargeItem
     kind: MeterKind
@@ -43,7 +39,6 @@ class Target:
     unit_size: Decimal | None
     identities: tuple[Identity, ...]
     common: Identity  # what those that cannot be told apart have in common
-    groups: dict[int, tuple[str | None, ...] | None] = field(default_factory=dict)
 
 
 @dataclass(slots=True, eq=False)
@@ -66,63 +61,66 @@ class Bill:
         return self.amounts.units if self.target.kind == MeterKind.COMPUTE else None
 
 
-def charges_of(session: Session, world: World, period: Period, *, horizon: datetime) -> list[Bill]:
-    """The charges of the UTC days that the period touches, in order of day and item; untagged hours given to whose they must be."""
-    subscriptions = {part.id: part.subscription_id for part in world.parts}
-    if not subscriptions:
-        return []
-    row = ChargeDay
-    columns = [col(one) for one in (row.charged_on, row.item_id, row.currency, row.quantity, row.billed_cost, row.effective_cost, row.part_id)]
-    columns += [col(row.charge_type), col(row.rows)]
-    found = session.execute(
-        sa.select(*columns)
-        .where(
-            col(row.part_id).in_(list(subscriptions)),
-            col(row.charged_on) >= utc_day(period.start),
-            col(row.charged_on) <= utc_day(period.end - _MICROSECOND),
-        )
-        .order_by(col(row.charged_on), col(row.item_id), col(row.charge_type), col(row.currency), col(row.part_id))
-    ).all()
-    items = _items(session, {one.item_id for one in found})
-    changes = sorted(world.registry.every_change())
-    targets: dict[tuple[int, int, int, str | None], Target] = {}
-    stamps: dict[date, tuple[int, int]] = {}
-    bills: list[Bill] = []
-    tagged: dict[Place, Decimal] = {}
-    times = money.EXACT.multiply
-    for day, item_id, currency, quantity, billed, effective, part_id, charge_type, lines in found:
-        item = items.get(item_id)
-        if item is None:
-            continue
-        stamp = stamps.get(day)
-        if stamp is None:
-            # Whom a charge belongs to changes with the registry only, at the start or in the middle of a day.
-            stamp = stamps[day] = (bisect_right(changes, day_start(day)), bisect_right(changes, day_start(day + DAY)))
-        subscription = subscriptions[part_id]
-        key = (item_id, *stamp, subscription)
-        target = targets.get(key)
-        if target is None:
-            target = targets[key] = _target(world, item, day, subscription)
-        units = None if quantity is None or target.unit_size is None else times(quantity, target.unit_size)
-        core_hours = None
-        if target.kind == MeterKind.COMPUTE and units is not None:
-            core_hours = None if target.cores is None else times(units, Decimal(target.cores))
-            if target.identities[0].deployment is not None:
-                place = place_of(day, target.identities[0])
-                tagged[place] = money.plus(tagged.get(place, ZERO), units)
-        is_credit = charge_type != "Usage" and charge_type.casefold() != "usage"
-        bills.append(Bill(day, target, currency, Amounts(billed, effective, core_hours, units), is_credit, lines, part_id, charge_type))
-    return list(_with_untagged(world, bills, tagged, horizon=horizon))
+class Reading:
+    """What is known at one instant: the world, and the charges of the days that were asked for already."""
 
+    def __init__(self, session: Session, known: datetime) -> None:
+        self.world = World(session, known)
+        self._session = session
+        self._subscriptions = {part.id: part.subscription_id for part in self.world.parts}
+        self._items: dict[int, ChargeItem] = {}
+        self._targets: dict[tuple[int, int, int, str | None], Target] = {}
+        self._changes = sorted(self.world.registry.every_change())
+        self._by_day: dict[date, list[Bill]] = {}
 
-def _items(session: Session, ids: set[int]) -> dict[int, ChargeItem]:
-    """The items that count as model spend."""
-    wanted = sorted(ids)
-    found: dict[int, ChargeItem] = {}
-    for index in range(0, len(wanted), 500):
-        query = select(ChargeItem).where(col(ChargeItem.id).in_(wanted[index : index + 500]), col(ChargeItem.charge_class) != ChargeClass.OUT_OF_SCOPE)
-        found |= {item.id: item for item in session.exec(query) if item.id is not None}
-    return found
+    def charges(self, period: Period) -> list[Bill]:
+        """The charges of the UTC days that the period touches, in order of day and item; untagged hours given to whose they must be."""
+        asked = list(days(period))
+        missing = [day for day in asked if day not in self._by_day] if self._subscriptions else []
+        if missing:
+            self._read(missing[0], missing[-1], {day: self._by_day.setdefault(day, []) for day in missing})
+        return [bill for day in asked for bill in self._by_day.get(day, ())]
+
+    def _read(self, first: date, last: date, into: Mapping[date, list[Bill]]) -> None:
+        row = ChargeDay
+        columns = [col(one) for one in (row.charged_on, row.item_id, row.currency, row.quantity, row.billed_cost, row.effective_cost, row.part_id)]
+        columns += [col(row.charge_type), col(row.rows)]
+        found = self._session.execute(
+            sa.select(*columns)
+            .where(col(row.part_id).in_(list(self._subscriptions)), col(row.charged_on) >= first, col(row.charged_on) <= last)
+            .order_by(col(row.charged_on), col(row.item_id), col(row.charge_type), col(row.currency), col(row.part_id))
+        ).all()
+        self._know_items({one.item_id for one in found})
+        # Whom a charge belongs to changes with the registry only, at the start or in the middle of a day.
+        stamps = {day: (bisect_right(self._changes, day_start(day)), bisect_right(self._changes, day_start(day + DAY))) for day in into}
+        tagged: dict[Place, Decimal] = {}
+        times = money.EXACT.multiply
+        for day, item_id, currency, quantity, billed, effective, part_id, charge_type, lines in found:
+            item, stamp = self._items.get(item_id), stamps.get(day)
+            if item is None or stamp is None:
+                continue
+            key = (item_id, *stamp, self._subscriptions[part_id])
+            target = self._targets.get(key)
+            if target is None:
+                target = self._targets[key] = _target(self.world, item, day, self._subscriptions[part_id])
+            units = None if quantity is None or target.unit_size is None else times(quantity, target.unit_size)
+            core_hours = None
+            if target.kind == MeterKind.COMPUTE and units is not None:
+                core_hours = None if target.cores is None else times(units, Decimal(target.cores))
+                if target.identities[0].deployment is not None:
+                    place = place_of(day, target.identities[0])
+                    tagged[place] = money.plus(tagged.get(place, ZERO), units)
+            is_credit = charge_type != "Usage" and charge_type.casefold() != "usage"
+            into[day].append(Bill(day, target, currency, Amounts(billed, effective, core_hours, units), is_credit, lines, part_id, charge_type))
+        for bills in into.values():
+            bills[:] = _with_untagged(self.world, bills, tagged)
+
+    def _know_items(self, ids: set[int]) -> None:
+        """Read the items that count as model spend."""
+        wanted = sorted(ids - self._items.keys())
+        for index in range(0, len(wanted), 500):
+            query = select(ChargeItem).where(col(ChargeItem.id).in_(wanted[index : index + 500]), col(ChargeItem.charge_class) != ChargeClass.OUT_OF_SCOPE)
+            self._items |= {item.id: item for item in self._session.exec(query) if item.id is not None}
 
 
 def _target(world: World, item: ChargeItem, day: date, subscription: str | None) -> Target:
@@ -151,20 +149,21 @@ def _common(identities: tuple[Identity, ...]) -> Identity:
     )
 
 
-def _with_untagged(world: World, bills: list[Bill], tagged: dict[Place, Decimal], *, horizon: datetime) -> Iterator[Bill]:
+def _with_untagged(world: World, bills: list[Bill], tagged: Mapping[Place, Decimal]) -> list[Bill]:
     """Give untagged VM rows to the only deployment of their size, up to its instance-hours."""
     managed = list(world.registry.managed())
     left: dict[Place, Decimal] = {}
+    found: list[Bill] = []
     for bill in bills:
         if bill.target.kind != MeterKind.COMPUTE:
-            yield bill
+            found.append(bill)
             continue
         only, hours = bill.target.identities[0], bill.hours
         sku = (bill.target.item.sku or "").casefold()
         if hours is None or hours <= 0 or only.deployment is not None or only.workspace is None or not sku:
-            yield bill
+            found.append(bill)
             continue
-        begin, finish = day_start(bill.day), min(day_start(bill.day + DAY), horizon)
+        begin, finish = day_start(bill.day), min(day_start(bill.day + DAY), world.known)
         fitting = {
             name: runs
             for workspace, name, facts in managed
@@ -172,26 +171,27 @@ def _with_untagged(world: World, bills: list[Bill], tagged: dict[Place, Decimal]
             if (runs := [one for one in stretches(facts, begin, finish) if (one[2].sku or "").casefold() == sku])
         }
         if len(fitting) != 1:
-            yield bill
+            found.append(bill)
             continue
         ((name, runs),) = fitting.items()
-        found = world.registry.identity(only.workspace, name, model=None, at=runs[0][0])
-        given = replace(found, mode=Mode.MANAGED_COMPUTE, route=Route.COMPUTE, subscription=only.subscription or found.subscription)
+        known = world.registry.identity(only.workspace, name, model=None, at=runs[0][0])
+        given = replace(known, mode=Mode.MANAGED_COMPUTE, route=Route.COMPUTE, subscription=only.subscription or known.subscription)
         place = place_of(bill.day, given)
         if place not in left:
             own = money.add(money.times(instance_hours(a, b), fact.instance_count or 0) for a, b, fact in runs)
             left[place] = max(ZERO, money.minus(own, tagged.get(place, ZERO)))
         taken = min(left[place], hours)
         if taken <= 0:
-            yield bill
+            found.append(bill)
             continue
         left[place] = money.minus(left[place], taken)
         rest = money.minus(hours, taken)
         target, weights = bill.target, [taken, rest]
         (billed, billed_rest), (effective, effective_rest) = money.split(bill.amounts.billed, weights), money.split(bill.amounts.effective, weights)
-        yield replace(bill, amounts=_amounts(target, billed, effective, taken), target=_of(target.item, (given,)), is_estimate=True)
+        found.append(replace(bill, amounts=_amounts(target, billed, effective, taken), target=_of(target.item, (given,)), is_estimate=True))
         if rest > 0:
-            yield replace(bill, amounts=_amounts(target, billed_rest, effective_rest, rest))
+            found.append(replace(bill, amounts=_amounts(target, billed_rest, effective_rest, rest)))
+    return found
 
 
 def _amounts(target: Target, billed: Decimal, effective: Decimal, hours: Decimal) -> Amounts:

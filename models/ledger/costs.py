@@ -15,15 +15,15 @@ from models import money, skus
 from models.charges import MeterKind
 from models.columns import EPOCH, from_microseconds, to_microseconds
 from models.errors import InvalidInput, InvariantBroken
-from models.ledger.billed import Bill, Place, charges_of, place_of
+from models.ledger.billed import Bill, Place, Reading, Target, place_of
 from models.ledger.evidence import Evidence
 from models.ledger.hours import instance_hours, stretches
 from models.ledger.meanings import Meaning, Meanings, Term, no_rate, shared
-from models.ledger.shares import NO_AMOUNTS, Hours, Run, Share
+from models.ledger.shares import NO_AMOUNTS, Amounts, Hours, Run, Share
 from models.ledger.sums import Sums
 from models.ledger.values import GROUPS, CostQuery, CostTable
 from models.ledger.views import Cell, Groups, Priced, Spot, View
-from models.ledger.world import Lens, Series, Use, World, read_usage
+from models.ledger.world import Lens, Series, Use, read_usage
 from models.matching import Identity
 from models.money import ZERO
 from models.periods import DAY, Period, buckets, day_start, days, settles_at, utc_day, zone_from
@@ -41,9 +41,9 @@ def costs(session: Session, query: CostQuery, *, now: datetime) -> CostTable:
     return Answer(session, query, now=now).answer()
 
 
-def costs_together(session: Session, queries: Sequence[CostQuery], *, now: datetime, world: World | None = None) -> list[CostTable]:
-    """The answers of ``costs`` to queries that differ in grouping, basis and currency only, from one reading of usage and bill."""
-    answer = Answer(session, *queries, now=now, world=world)
+def costs_together(session: Session, queries: Sequence[CostQuery], *, now: datetime, reading: Reading | None = None) -> list[CostTable]:
+    """The answers of ``costs`` to queries that differ in grouping, basis and currency only; ``reading`` is what somebody has read at ``now`` already."""
+    answer = Answer(session, *queries, now=now, reading=reading)
     answer.gather()
     return [view.table(answer.buckets) for view in answer.views]
 
@@ -125,7 +125,7 @@ class Answer:
         now: datetime,
         usage_as_of: datetime | None = None,
         evidence: Evidence | None = None,
-        world: World | None = None,
+        reading: Reading | None = None,
     ) -> None:
         for each in (query, *more):
             unknown = [name for name in each.group_by if name not in GROUPS and not (name.startswith("tag:") and len(name) > 4)]
@@ -138,7 +138,8 @@ class Answer:
         self._evidence = evidence
         self._usage_as_of = query.as_of if usage_as_of is None else usage_as_of
         self.horizon = now if query.as_of is None else min(query.as_of, now)
-        self.world = World(session, self.horizon) if world is None else world
+        self._reading = Reading(session, self.horizon) if reading is None else reading
+        self.world = self._reading.world
         self.zone = zone_from(query.time_zone)
         self.buckets = buckets(query.period, query.granularity, self.zone)
         self._starts = [to_microseconds(bucket.start) for bucket in self.buckets]
@@ -148,6 +149,7 @@ class Answer:
         self._is_fine = any(view.is_fine for view in self.views)
         self.meanings = Meanings(self.world, self.lens, query.period, lambda meaning: tuple(view.groups_of(meaning, MeterKind.INPUT) for view in self.views))
         self._days: dict[date, _Day] = {}
+        self._targeted: dict[tuple[int, Target], Groups | None] = {}
         self._owners: dict[tuple[object, ...], tuple[str | None, str | None]] = {}
 
     @property
@@ -163,7 +165,7 @@ class Answer:
         """Fill the rows with the sums of the questions; once."""
         if not self.buckets:
             return
-        bills = charges_of(self.session, self.world, self.query.period, horizon=self.horizon)
+        bills = self._reading.charges(self.query.period)
         cut = {bill.day for bill in bills if self._day(bill.day).is_cut}
         if self._is_fine:
             cut |= {utc_day(self.query.period.start), utc_day(self.query.period.end - _MICROSECOND)}
@@ -470,31 +472,41 @@ class Answer:
 
     def _add_bills(self, bills: Sequence[Bill], used: _UsedBy) -> None:
         cached = {place_of(bill.day, each) for bill in bills if bill.target.kind == MeterKind.CACHED_INPUT for each in bill.target.identities}
+        whole = [] if self._evidence is not None else [view for view in self.views if not view.is_fine]
+        # What goes to the same row of every view as a whole is added up once.
+        together: dict[tuple[Target, int, str], Sums | None] = {}
         for bill in bills:
             day, target = self._day(bill.day), bill.target
-            is_whole = len(target.identities) == 1 and not day.is_cut and self._evidence is None
+            others = self.views
+            if whole and len(target.identities) == 1 and not day.is_cut:
+                others = [] if len(whole) == len(self.views) else [view for view in self.views if view.is_fine]
+                if 0 <= day.bucket < len(self.buckets):
+                    key = (target, day.bucket, bill.currency)
+                    if key not in together:
+                        together[key] = self._row_of(whole[0], *key) if len(whole) == 1 else Sums()
+                    if (sums := together[key]) is not None:
+                        _charge(sums, bill, target.common, bill.amounts, day, is_estimate=bill.is_estimate)
             cuts: dict[bool, list[Share]] = {}
-            for number, view in enumerate(self.views):
-                if is_whole and not view.is_fine:
-                    self._add_whole(number, view, bill, day)
-                    continue
+            for view in others:
                 shares = cuts.get(view.is_fine)
                 if shares is None:
                     is_split = any(place_of(bill.day, each) in cached for each in target.identities)
                     shares = cuts[view.is_fine] = list(self._cut(bill, used, is_split=is_split, is_fine=view.is_fine))
                 self._add_shares(view, bill, shares, day)
+        if len(whole) > 1:
+            for key, sums in together.items():
+                for view in whole:
+                    if sums is not None and (row := self._row_of(view, *key)) is not None:
+                        row.absorb(sums)
 
-    def _add_whole(self, number: int, view: View, bill: Bill, day: _Day) -> None:
-        """Add a charge of one deployment and one bucket, as most are, to its row."""
-        target = bill.target
-        if number not in target.groups:
+    def _row_of(self, view: View, target: Target, bucket: int, currency: str) -> Sums | None:
+        """Where charges of one deployment go that need no cutting; None where nobody asks for them."""
+        key = (id(view), target)
+        if key not in self._targeted:
             is_asked = self.lens.passes(target.common, application=None, team=None, tags={})
-            target.groups[number] = view.groups(target.common, application=None, team=None, center=None, tags={}, meter=target.kind) if is_asked else None
-        groups = target.groups[number]
-        if groups is not None and 0 <= day.bucket < len(self.buckets):
-            view.row(day.bucket, groups, bill.currency).add_charge(
-                bill.day, target.common, bill.amounts, is_credit=bill.is_credit, lines=bill.lines, is_estimate=bill.is_estimate, standing=day.standing
-            )
+            self._targeted[key] = view.groups(target.common, application=None, team=None, center=None, tags={}, meter=target.kind) if is_asked else None
+        groups = self._targeted[key]
+        return None if groups is None else view.row(bucket, groups, currency)
 
     def _cut(self, bill: Bill, used: _UsedBy, *, is_split: bool, is_fine: bool) -> Iterator[Share]:
         """Cut a charge over the series that used its deployments that day, then each share over the buckets the day lies in.
@@ -534,15 +546,7 @@ class Answer:
             if spot is None:
                 continue
             row = view.row(*spot)
-            row.add_charge(
-                bill.day,
-                share.identity,
-                share.amounts,
-                is_credit=bill.is_credit,
-                lines=bill.lines,
-                is_estimate=is_shared or (share.by_usage and view.asks_labels),
-                standing=day.standing,
-            )
+            _charge(row, bill, share.identity, share.amounts, day, is_estimate=is_shared or (share.by_usage and view.asks_labels))
             if self._evidence is not None and self._is_wanted(bill.currency):
                 self._evidence.note_billed(
                     share,
@@ -554,6 +558,10 @@ class Answer:
                     rows=bill.lines,
                     estimate=row.estimate,
                 )
+
+
+def _charge(row: Sums, bill: Bill, identity: Identity, amounts: Amounts, day: _Day, *, is_estimate: bool) -> None:
+    row.add_charge(bill.day, identity, amounts, is_credit=bill.is_credit, lines=bill.lines, is_estimate=is_estimate, standing=day.standing)
 
 
 def _date(day: int) -> date:

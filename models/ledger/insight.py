@@ -11,7 +11,8 @@ from sqlmodel import Session
 
 from models import money
 from models.columns import EPOCH, from_microseconds, to_microseconds
-from models.ledger.costs import costs
+from models.ledger.billed import Reading
+from models.ledger.costs import costs, costs_together
 from models.ledger.values import Choices, CostQuery, DataAge, Filters, Forecast, Problem, SourceAge
 from models.ledger.world import World
 from models.money import ZERO
@@ -71,11 +72,11 @@ def _usage_ages(session: Session, *, visible: frozenset[str] | None, now: dateti
     return [SourceAge("usage", f"{workspace} · {source}", found.get((workspace, source)), None) for workspace, source in sorted(senders)]
 
 
-def forecast(session: Session, filters: Filters, *, now: datetime) -> list[Forecast]:
+def forecast(session: Session, filters: Filters, *, now: datetime, reading: Reading | None = None) -> list[Forecast]:
     """Spend of the running UTC month and its likely end, per currency: past days as they are, the others by weekday."""
     month = month_period(utc_day(now))
     today = day_start(utc_day(now))
-    table = costs(session, CostQuery(Period(min(month.start, today - 28 * DAY), now), "day", filters=filters), now=now)
+    (table,) = costs_together(session, [CostQuery(Period(min(month.start, today - 28 * DAY), now), "day", filters=filters)], now=now, reading=reading)
     by_currency: dict[str, dict[date, Decimal]] = {}
     for row in table.rows:
         figures = row.figures

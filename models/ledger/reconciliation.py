@@ -13,6 +13,7 @@ from sqlmodel import Session, col
 from models import money
 from models.charges import MeterKind
 from models.errors import InvalidInput
+from models.ledger.billed import Reading
 from models.ledger.costs import Answer
 from models.ledger.sums import Sums
 from models.ledger.values import CostQuery, Filters
@@ -94,10 +95,11 @@ def reconciliation(
     now: datetime,
     as_of: datetime | None = None,
     usage_as_of: datetime | None = None,
+    reading: Reading | None = None,
 ) -> Reconciliation:
     """Expected against billed for the whole UTC days of a period, as known now or at ``as_of``.
 
-    ``usage_as_of`` leaves out the usage that arrived later and nothing else: to tell late usage from a change of facts.
+    ``reading`` is what the caller has read then already. ``usage_as_of`` leaves out the usage that arrived later and nothing else: to tell late usage from a change of facts.
     """
     if period != Period(day_start(utc_day(period.start)), day_start(utc_day(period.end))):
         raise InvalidInput("reconciliation is by whole UTC days: from and to must be midnights")
@@ -106,7 +108,7 @@ def reconciliation(
     # A day on either side: whether somebody was metering is judged within a day.
     wide = Period(period.start - DAY, period.end + DAY)
     query = CostQuery(wide, "day", _GROUPS, "billed", filters, as_of=as_of)
-    answer = Answer(session, query, now=now, usage_as_of=usage_as_of)
+    answer = Answer(session, query, now=now, usage_as_of=usage_as_of, reading=reading)
     answer.gather()
     return _Reconciler(session, answer, period).reconciled()
 
@@ -188,7 +190,7 @@ class _Reconciler:
         rows: list[ReconciliationRow] = []
         for line, by_day in self._cells.items():
             rows += self._line(line, by_day)
-        rows.sort(key=lambda row: (row.day, *((name is None, name or "") for name in (row.workspace, row.deployment)), row.meter, row.currency or ""))
+        rows.sort(key=_order)
         return Reconciliation(self._period, rows, list(_totals(rows, self._answer, self._period)))
 
     # -- facts ----------------------------------------------------------------------------------
@@ -219,7 +221,8 @@ class _Reconciler:
         self._last_digit = min(0, exponent if isinstance(exponent, int) else 0)
 
     def _is_instrumented(self, place: _Place, day: date) -> bool:
-        return any((place, near) in self._requests for near in (day - DAY, day, day + DAY))
+        requests = self._requests
+        return (place, day) in requests or (place, day - DAY) in requests or (place, day + DAY) in requests
 
     def _ceiling(self, place: _Place, day: date, meter: MeterKind, requests: int) -> Decimal:
         """What calls of unknown tokens may have used at most: each as much as the 99th percentile of the deployment's calls that day."""
@@ -316,6 +319,11 @@ class _Reconciler:
             if cell.metered_units and not cell.billed and facing.billed and not facing.metered_units:
                 return True
         return False
+
+
+def _order(row: ReconciliationRow) -> tuple[date, bool, str, bool, str, str, str]:
+    place = (row.workspace is None, row.workspace or "", row.deployment is None, row.deployment or "")
+    return (row.day, *place, row.meter, row.currency or "")
 
 
 def _unknown_requests(inputs: Mapping[date, _Cell], day: date) -> int:

@@ -79,6 +79,11 @@ class Sums:
         self.standing = min(self.standing, other.standing)
         self.estimate |= other.estimate
         self.reasons |= other.reasons
+        self.units = _plus(self.units, other.units)
+        self.billed_units = _plus(self.billed_units, other.billed_units)
+        self.is_billed_unit_known &= other.is_billed_unit_known
+        self.credits = _plus(self.credits, other.credits)
+        self.lines += other.lines
         self.absorb_cover(other)
 
     def absorb_cover(self, other: Sums) -> None:

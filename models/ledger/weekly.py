@@ -12,7 +12,8 @@ from sqlmodel import Session
 
 from models import money
 from models.errors import InvalidInput
-from models.ledger.costs import costs
+from models.ledger.billed import Reading
+from models.ledger.costs import costs_together
 from models.ledger.insight import data_age, forecast
 from models.ledger.reconciliation import ReconciliationTotal, reconciliation
 from models.ledger.values import CostQuery, CostRow, DataAge, Figures, Filters, Forecast
@@ -20,6 +21,10 @@ from models.money import ZERO
 from models.periods import DAY, Granularity, Period, day_start, floor, following, utc_day, zone_from
 
 _MOST_MOVERS = 10
+_DEPLOYMENTS = ("workspace", "deployment", "model", "mode")
+_METERS = ("workspace", "deployment", "meter", "mode")
+_LINES: tuple[tuple[str, ...], ...] = (("mode",), ("workspace",), _DEPLOYMENTS, ("team",))
+_ASKED: tuple[tuple[str, ...], ...] = ((), *_LINES, _METERS)
 _SAME_PRICE = Decimal("0.005")
 Unit = Literal["day", "week", "month"]
 
@@ -153,24 +158,27 @@ class _Maker:
 
     def __init__(self, session: Session, week: Week, before: Period, filters: Filters, *, now: datetime) -> None:
         self.session, self.week, self.before, self.filters, self.now = session, week, before, filters, now
-        self.days = self._ask(week.period, granularity="hour" if week.unit == "day" else "day")
+        self.reading = Reading(session, now)
+        self.days = self._ask(week.period, (), granularity="hour" if week.unit == "day" else "day")[()]
 
-    def _ask(self, period: Period, *groups: str, granularity: Granularity = "none") -> Sequence[CostRow]:
-        query = CostQuery(period, granularity, groups, "best", self.filters, time_zone=self.week.time_zone)
-        return costs(self.session, query, now=self.now).rows
+    def _ask(self, period: Period, *groupings: tuple[str, ...], granularity: Granularity = "none") -> Mapping[tuple[str, ...], Sequence[CostRow]]:
+        """The rows of several groupings of a period, from one reading of it."""
+        queries = [CostQuery(period, granularity, groups, "best", self.filters, time_zone=self.week.time_zone) for groups in groupings]
+        return dict(zip(groupings, (table.rows for table in costs_together(self.session, queries, now=self.now, reading=self.reading)), strict=True))
 
     def currencies(self) -> list[CurrencyWeek]:
-        this, last = ({row.figures.currency: row.figures for row in self._ask(period)} for period in (self.week.period, self.before))
-        lines = {groups: self._lines(groups) for groups in (("mode",), ("workspace",), ("workspace", "deployment", "model", "mode"), ("team",))}
-        meters = [self._ask(period, "workspace", "deployment", "meter", "mode") for period in (self.week.period, self.before)]
-        forecasts = {one.currency: one for one in forecast(self.session, self.filters, now=self.now)}
+        asked = [self._ask(period, *_ASKED) for period in (self.week.period, self.before)]
+        this, last = ({row.figures.currency: row.figures for row in rows[()]} for rows in asked)
+        lines = {groups: _lines(*(rows[groups] for rows in asked)) for groups in _LINES}
+        meters = [rows[_METERS] for rows in asked]
+        forecasts = {one.currency: one for one in forecast(self.session, self.filters, now=self.now, reading=self.reading)}
         matched = self._reconciled()
         found: list[CurrencyWeek] = []
         for currency in sorted(this.keys() | last.keys(), key=lambda code: (code is None, code or "")):
             total = this.get(currency) or _nothing(last[currency])
             earlier = last.get(currency)
             cost = Change(total.cost, ZERO if earlier is None else earlier.cost)
-            deployments = [line for line in lines["workspace", "deployment", "model", "mode"] if line.figures.currency == currency]
+            deployments = [line for line in lines[_DEPLOYMENTS] if line.figures.currency == currency]
             found.append(
                 CurrencyWeek(
                     currency=currency,
@@ -190,28 +198,30 @@ class _Maker:
             )
         return found
 
-    def _lines(self, groups: tuple[str, ...]) -> list[Line]:
-        this, last = ({(*row.groups.values(), row.figures.currency): row for row in self._ask(period, *groups)} for period in (self.week.period, self.before))
-        found: list[Line] = []
-        for key in this.keys() | last.keys():
-            row, earlier = this.get(key), last.get(key)
-            if row is not None:
-                figures, names = row.figures, row.groups
-            else:
-                assert earlier is not None
-                figures, names = _nothing(earlier.figures), earlier.groups
-            found.append(Line(names, figures, None if earlier is None else earlier.figures))
-        return sorted(found, key=lambda line: (-(line.figures.cost or ZERO), [name or "\uffff" for name in line.names.values()], line.figures.currency or ""))
-
     def _reconciled(self) -> Mapping[str | None, ReconciliationTotal]:
         """By whole UTC days, as billing knows no others: those that lie in the week."""
         start, end = self.week.period.start, self.week.period.end
         first = day_start(utc_day(start)) if day_start(utc_day(start)) == start else day_start(utc_day(start) + DAY)
         last = day_start(utc_day(end))
-        return {total.currency: total for total in reconciliation(self.session, Period(first, last), self.filters, now=self.now).totals}
+        return {total.currency: total for total in reconciliation(self.session, Period(first, last), self.filters, now=self.now, reading=self.reading).totals}
 
     def provisional_days(self) -> list[date]:
         return sorted({utc_day(row.period.start) for row in self.days if row.figures.status == "provisional"})
+
+
+def _lines(now: Sequence[CostRow], before: Sequence[CostRow]) -> list[Line]:
+    """The rows of one grouping beside those of the period before, the dearest first."""
+    this, last = ({(*row.groups.values(), row.figures.currency): row for row in rows} for rows in (now, before))
+    found: list[Line] = []
+    for key in this.keys() | last.keys():
+        row, earlier = this.get(key), last.get(key)
+        if row is not None:
+            figures, names = row.figures, row.groups
+        else:
+            assert earlier is not None
+            figures, names = _nothing(earlier.figures), earlier.groups
+        found.append(Line(names, figures, None if earlier is None else earlier.figures))
+    return sorted(found, key=lambda line: (-(line.figures.cost or ZERO), [name or "\uffff" for name in line.names.values()], line.figures.currency or ""))
 
 
 def _nothing(like: Figures) -> Figures:

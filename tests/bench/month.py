@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import time
 from collections.abc import Callable
@@ -39,6 +40,9 @@ _FLOOR = "SELECT q.starts_at / 86400, q.series_id, SUM(q.requests), SUM(q.input_
 
 def closing(folder: Path, *, rounds: int) -> list[Figure]:
     """Beside one plain SQL sum over the same rollup."""
+    # As the service does once it is loaded: to look for garbage among rows in the making takes a third of the time.
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 20)
     store = Store(f"sqlite:///{folder}/month.db")
     store.migrate()
     rows = _fill(store)

@@ -18,6 +18,8 @@ from sqlmodel import Session, select
 from models import audit, ledger, money
 from models.charges import BillPart, ChargeClass, MeterKind
 from models.ledger import CostQuery, CostTable, Figures
+from models.ledger.billed import Reading
+from models.ledger.costs import costs_together
 from models.periods import Period
 from models.prices import PriceMeter
 from models.resources import Mode
@@ -195,6 +197,22 @@ def test_sums_add_up_by_every_group_and_every_cut_of_time(sqlite_store: Store, w
                         and each.figures.currency == row.figures.currency
                     ]
                     assert sums(hours) == sums([row.figures])
+
+
+@given(world=worlds, zone=st.sampled_from(ZONES))
+@few
+def test_what_is_answered_together_is_what_is_answered_alone(sqlite_store: Store, world: World, zone: str) -> None:
+    groupings = ((), ("mode",), ("workspace", "deployment", "meter"), ("model",), ("team",), ("tag:env", "subscription"))
+    with writing(sqlite_store) as session:
+        build(session, world)
+        reading = Reading(session, NOW)
+        # The parts first, then the whole: what was read for them is not read again, and is neither lost nor counted twice.
+        for period in (Period(START, START + timedelta(hours=30)), Period(START + timedelta(hours=30), END), WHOLE):
+            for granularity in ("none", "day"):
+                bases = (*ledger.BASES, *ledger.BASES)
+                queries = [CostQuery(period, granularity, groups, basis, time_zone=zone) for groups, basis in zip(groupings, bases, strict=False)]
+                alone = [ledger.costs(session, query, now=NOW) for query in queries]
+                assert costs_together(session, queries, now=NOW, reading=reading) == alone
 
 
 @given(world=worlds, minute=st.integers(1, 4 * 1440 - 1), odd=st.integers(0, 59_999_999))

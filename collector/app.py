@@ -66,7 +66,7 @@ def create_app(
     )
     api.state.store, api.state.ingest, api.state.keys, api.state.now, api.state.control_token = store, ingest, keys, now, control_token
     # Asked by gateways before a call: answered from memory, read again when it is too old.
-    api.state.admission = None if ingest is None else Admission(store, now=now)
+    api.state.admission = desk = None if ingest is None else Admission(store, now=now)
     api.state.telling = telling or Telling()
     api.state.metrics = metrics.Kept()
     api.state.tally = None if ingest is None else Tally(store)
@@ -83,6 +83,8 @@ def create_app(
         return Hardened(Gate(api, keys=keys, is_loopback=is_loopback))
     tally: Tally = api.state.tally
     ingest.when_stopped(tally.end)
+    if desk is not None:
+        ingest.when_stopped(desk.end)
     clock = _microseconds(now)
     app = IngestRoutes(api, ingest=witnessing(ingest, store, now=now), tally=tally, clock=clock)
 

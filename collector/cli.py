@@ -471,6 +471,8 @@ def _serve_until_signal(app: ASGIApp, listener: socket.socket) -> None:
     )
     server = uvicorn.Server(config)
     # What was loaded so far stays; to look for garbage among it and among the rows of every commit takes a third of the ingest's time.
+    # Questions before a call are answered in a millisecond: a thread that computes is not to hold the others up for five.
+    sys.setswitchinterval(0.001)
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 20)

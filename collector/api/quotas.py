@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from datetime import datetime
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Request
-from pydantic import BaseModel, ConfigDict, Field
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from collector.admission import Admission, Asked
 from collector.api.deps import Caller, Now, Reading, Writing
 from collector.api.reads import documented, filters_of, instant, refuse_unknown
+from collector.auth import OPEN, Principal
 from models import ledger
 from models.columns import canonical_json
 from models.errors import Forbidden, InvalidInput, NotFound
@@ -78,36 +81,53 @@ class AdmissionAsked(BaseModel):
     team: Annotated[str, Field(max_length=256)] | None = None
 
 
-@router.post("/v1/admission", summary="May this call go?")
-async def admission(request: Request, caller: Caller, said: AdmissionAsked) -> dict[str, Any]:
+# Asked before every call of a gateway: parsed and answered by hand, as FastAPI's parameters would cost more than the judgement.
+@router.post(
+    "/v1/admission",
+    summary="May this call go?",
+    openapi_extra={"requestBody": {"required": True, "content": {"application/json": {"schema": AdmissionAsked.model_json_schema()}}}},
+)
+async def admission(request: Request) -> Response:
     """Judged from quotas and hard budgets as they were a moment ago; nothing is reserved, so what runs at the same time may overshoot."""
+    caller: Principal = getattr(request.state, "principal", OPEN)
+    try:
+        said = AdmissionAsked.model_validate_json(await request.body())
+    except ValidationError as fault:
+        raise RequestValidationError([{**one, "loc": ("body", *one["loc"])} for one in fault.errors()]) from None
     if caller.workspaces is not None and said.workspace not in caller.workspaces:
         raise Forbidden(f"this key is not for workspace {said.workspace[:80]!r}")
     desk = _desk(request)
-    if desk.is_stale:
+    if desk.must_wait():
         await run_in_threadpool(desk.refresh)
     verdict = desk.judge(Asked(said.workspace, said.deployment, said.tokens, said.application, said.team))
-    return {
+    answer = {
         "allow": verdict.allow,
         "reason": verdict.reason,
         "retry_after_seconds": verdict.retry_after_seconds,
         "remaining": verdict.remaining,
         "as_of": rfc3339(verdict.as_of),
+        "overshoot": _OVERSHOOT,
     }
+    return Response(json.dumps(answer).encode(), media_type="application/json")
+
+
+_OVERSHOOT = "nothing is reserved: calls that are under way, and what was used since as_of, are not counted"
 
 
 @router.get("/v1/admission/denied", summary="What may not be called now, to be kept by a gateway")
-async def denied(request: Request, caller: Caller) -> Response:
+async def denied(request: Request) -> Response:
     """Deployments whose calls are denied, with until when; ask again with If-None-Match and get 304 while nothing changed."""
     refuse_unknown(request, ())
+    caller: Principal = getattr(request.state, "principal", OPEN)
     desk = _desk(request)
-    if desk.is_stale:
+    if desk.must_wait():
         await run_in_threadpool(desk.refresh)
     items = [
         {"workspace": one.workspace, "deployment": one.deployment, "reason": one.reason, "retry_after_seconds": one.retry_after_seconds}
         for one in desk.denied()
         if caller.workspaces is None or one.workspace is None or one.workspace in caller.workspaces
     ]
+    # How long still is another figure every second; the tag is of what is denied and why.
     steady = [{**item, "retry_after_seconds": None} for item in items]
     tag = f'"{hashlib.sha256(canonical_json({"items": steady}).encode()).hexdigest()[:32]}"'
     headers = {"etag": tag, "cache-control": "no-cache"}

@@ -23,13 +23,13 @@ from models.ledger import budgets, rates, taken_back
 from models.ledger.costs import costs
 from models.ledger.values import CostQuery, Filters
 from models.ledger.world import Lens, World
-from models.lifecycle import retires_at
-from models.limits import limits_known
+from models.lifecycle import context_tokens, retires_at
+from models.limits import Counting, Limits, limits_known
 from models.money import ZERO
 from models.notices import BY_HAND, Receiver
 from models.periods import DAY, Period, day_start, rfc3339
 from models.resources import Mode
-from models.usage import QUARTER_SECONDS
+from models.usage import QUARTER_SECONDS, Operation
 
 _SECOND = timedelta(seconds=1)
 # A source that has sent nothing for this long is gone, not late.
@@ -132,9 +132,14 @@ class Sight:
         return [Place(key[0], key[1], *about[key], tuple(series.get(key, ()))) for key in order]
 
     @functools.cached_property
-    def limits(self) -> Callable[[str, str | None, rates.Measure], rates.Limit | None]:
-        """The limit of a deployment, read once."""
-        return functools.partial(rates.limit_of, limits_known(self.session, self.now))
+    def _limits(self) -> Limits:
+        return limits_known(self.session, self.now)
+
+    def limit(self, place: Place, measure: rates.Measure) -> rates.Limit | None:
+        """The limit of a deployment; one's own instances have none but what an owner sets."""
+        if place.mode is Mode.MANAGED_COMPUTE and self._limits.of(place.workspace, place.deployment, measure) is None:
+            return None
+        return rates.limit_of(self._limits, place.workspace, place.deployment, measure)
 
     # -- rates ----------------------------------------------------------------------------------
 
@@ -147,19 +152,29 @@ class Sight:
         per_minute = Decimal(rule.window_seconds) / 60
         hot: list[tuple[Place, Decimal, Decimal | None, rates.Limit | None]] = []
         for place in self.places(rule):
-            limit = self.limits(place.workspace, place.deployment, measure)
+            limit = self.limit(place, measure)
             edges = thresholds(rule, None if limit is None else Decimal(limit.value))
             if edges is None:
                 continue
             low = min(edge for edge in edges if edge is not None)
             of_minutes = [by_minute[one] for one in place.series if one in by_minute]
-            if rates.bound(of_minutes, index, window=rule.window_seconds) >= low * per_minute or subject_of(place.scope) in keep:
+            # The rollup holds billed tokens; calls may be admitted for any number more.
+            is_near = bool(of_minutes) if _is_admitted(measure, limit) else rates.bound(of_minutes, index, window=rule.window_seconds) >= low * per_minute
+            if is_near or subject_of(place.scope) in keep:
                 hot.append((place, *edges, limit))
         if not hot:
             return []
-        wanted = sorted({one for place, *_ in hot for one in place.series if one in by_minute})
-        by_second = self._seconds(wanted, first - rule.window_seconds, last)
-        return [self._rate_reading(rule, index, place, threshold, clear, limit, by_second, first, last) for place, threshold, clear, limit in hot]
+        admitting = [place for place, _, _, limit in hot if _is_admitted(measure, limit)]
+        reserves = {one: self._reserve(place, one) for place in admitting for one in place.series if one in by_minute}
+        billed = self._seconds(sorted({one for place, *_ in hot for one in place.series if one in by_minute}), first - rule.window_seconds, last)
+        admitted = rates.admitted(self.session, series=reserves, start=first - rule.window_seconds, end=last)
+        return [
+            self._rate_reading(rule, index, place, threshold, clear, limit, admitted if _is_admitted(measure, limit) else billed, first, last)
+            for place, threshold, clear, limit in hot
+        ]
+
+    def _reserve(self, place: Place, series: int) -> rates.Reserve:
+        return rates.Reserve(context_tokens(place.model), self.world.series[series].operation != Operation.EMBEDDINGS)
 
     def _rate_reading(  # noqa: PLR0917 - one line of rate_readings, taken out
         self,
@@ -182,7 +197,7 @@ class Sight:
         sample = {
             "measured": rule.kind.value,
             "window_seconds": window,
-            "counting": "billed",
+            "counting": (Counting.BILLED if limit is None else limit.counting).value,
             "limit": None if limit is None else limit.value,
             "limit_source": None if limit is None else limit.source,
             "from": rfc3339(self.now - timedelta(seconds=window)),
@@ -209,6 +224,10 @@ class Sight:
     @functools.cached_property
     def _read(self) -> dict[tuple[str, int, int], dict[int, dict[int, rates.Counts]]]:
         return {}
+
+
+def _is_admitted(measure: rates.Measure, limit: rates.Limit | None) -> bool:
+    return measure == "tokens_per_minute" and limit is not None and limit.counting is Counting.ADMITTED
 
 
 def _pieces(line: Sequence[tuple[int, int]], threshold: Decimal, clear: Decimal | None, minutes: Decimal, now: datetime) -> list[Piece]:

@@ -16,7 +16,7 @@ from typing import Literal
 import sqlalchemy as sa
 from sqlmodel import Session
 
-from models.limits import Limits
+from models.limits import Counting, Limits
 from models.usage import DEFAULT_MAX_TOKENS, MINUTE_SECONDS, STATUS_CODE, Status
 
 Measure = Literal["tokens_per_minute", "requests_per_minute", "throttled_requests"]
@@ -37,10 +37,11 @@ Counts = tuple[int, int, int]  # in the order of MEASURES
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """What a deployment may use a minute, and who says so."""
+    """What a deployment may use a minute, who says so, and which reading of tokens counts against it."""
 
     value: int
     source: str
+    counting: Counting = Counting.BILLED
 
 
 def limit_of(known: Limits, workspace: str | None, deployment: str | None, measure: Measure, *, is_said: bool = False) -> Limit | None:
@@ -52,7 +53,7 @@ def limit_of(known: Limits, workspace: str | None, deployment: str | None, measu
         return None
     said = known.of(workspace, deployment, measure, is_said=is_said)
     if said is not None:
-        return Limit(said.value, said.source.value)
+        return Limit(said.value, said.source.value, said.counting)
     return Limit(DEFAULT_TOKENS_PER_MINUTE if measure == "tokens_per_minute" else DEFAULT_REQUESTS_PER_MINUTE, "default")
 
 

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import datetime, timedelta
+from typing import Any
 
 import pytest
+from sqlmodel import Session
 
+from collector import rulebook
 from collector.admission import Admission, Asked
+from collector.rulebook import Author, BudgetBody
 from models.limits import Counting, LimitSource, set_limit
 from models.store import Store
 from tests import factories as make
 from tests.collector.api.serving import Service, serving
+from tests.walks.service import until
 
 NOW = make.NOW
 
@@ -117,6 +122,10 @@ def test_quotas_and_admission_over_http(service: Service) -> None:
     assert service.client.put("/v1/quotas/nope", json={"limit": 5}).status_code == 404
     assert service.client.put(f"/v1/quotas/{tokens['id']}", json={"limit": 0}).status_code == 422
     assert service.client.post("/v1/admission", json={"workspace": "ws-east"}).status_code == 422
+    assert "not counted" in service.client.post("/v1/admission", json=asked).json()["overshoot"]
+    wrong = service.client.post("/v1/admission", json=asked | {"tokens": "many"})
+    assert (wrong.status_code, wrong.json()["error"], "body.tokens" in wrong.json()["detail"]) == (422, "schema_invalid", True)
+    assert service.client.post("/v1/admission", content=b"{").status_code == 422
     first = service.client.get("/v1/admission/denied")
     assert (first.status_code, first.json()) == (200, {"items": []})
     assert service.client.get("/v1/admission/denied", headers={"If-None-Match": first.headers["etag"]}).status_code == 304
@@ -134,3 +143,105 @@ def test_the_peak_is_the_highest_minute_and_users_are_named(sqlite_store: Store)
         tokens, requests = service.client.get("/v1/quotas?workspace=ws-east").json()["items"]
     assert (tokens["peak"], tokens["peak_at"], tokens["used"]) == (12_000, "2026-11-19T17:20:00Z", 15)
     assert (tokens["users"], requests["users"], requests["peak"]) == ([{"name": "chat", "used": 15}], [{"name": "chat", "used": 1}], 1)
+
+
+def spent_budget(session: Session, scope: dict[str, Any], name: str = "hard") -> None:
+    body = BudgetBody.model_validate(
+        {"name": name, "scope": scope, "amount": "0.01", "currency": "USD", "period": "month", "basis": "best", "steps": [100], "hard": True}
+    )
+    rulebook.create_budget(session, body, by=Author("tests"), now=NOW)
+
+
+def test_the_list_names_what_is_denied_whoever_calls_and_stays_the_same_while_nothing_changes(store: Store, clock: Clock) -> None:
+    with store.write() as session:
+        make.serverless(session)
+        make.managed(session)
+        make.token_prices(session, "1.00", "1.00")
+        make.event(session, time=NOW - timedelta(seconds=30), input_tokens=400_000, output_tokens=0)
+        # More than a serverless limit holds, and one's own instances have none.
+        make.event(session, make.series(session, endpoint="llama-online", deployment="blue"), time=NOW, input_tokens=900_000, output_tokens=0)
+    found = desk(store, clock)
+    listed = found.denied()
+    assert [(one.workspace, one.deployment, one.reason, one.retry_after_seconds) for one in listed] == [
+        ("ws-east", "llama-chat", "quota: the limit of the minute is reached", 30)
+    ]
+    clock.pass_seconds(1)
+    with store.write() as session:
+        make.event(session, time=clock.now, input_tokens=5_000, output_tokens=0)
+    found.refresh()
+    assert [(one.deployment, one.reason, one.retry_after_seconds) for one in found.denied()] == [("llama-chat", listed[0].reason, 29)]
+    clock.pass_seconds(60)
+    found.refresh()
+    assert found.denied() == []
+
+
+def test_a_spent_budget_of_callers_denies_only_them_and_one_of_a_model_names_its_deployments(sqlite_store: Store, clock: Clock) -> None:
+    with sqlite_store.write() as session:
+        make.serverless(session)
+        make.serverless(session, "other", model="Llama-3.2-90B-Vision-Instruct")
+        make.token_prices(session, "1000000", "1000000")
+        make.event(session, make.series(session, application="chat", team="search"), time=NOW - timedelta(hours=2), input_tokens=10, output_tokens=0)
+        spent_budget(session, {"team": "search"})
+    found = desk(sqlite_store, clock)
+    assert not found.judge(Asked("ws-east", "llama-chat", 1, team="search")).allow
+    assert found.judge(Asked("ws-east", "llama-chat", 1, team="chat")).allow
+    assert found.judge(Asked("ws-east", "llama-chat", 1)).allow
+    assert found.denied() == []  # a list of places would deny everybody
+    with sqlite_store.write() as session:
+        spent_budget(session, {"model": "meta-llama-3.3-70b-instruct"}, name="of the model")
+    clock.pass_seconds(3)
+    found.refresh()
+    assert [(one.workspace, one.deployment) for one in found.denied()] == [("ws-east", "llama-chat")]
+    assert not found.judge(Asked("ws-east", "llama-chat", 1)).allow
+    assert found.judge(Asked("ws-east", "other", 1)).allow
+
+
+def test_a_limit_of_admitted_tokens_is_judged_by_what_calls_may_use(sqlite_store: Store, clock: Clock) -> None:
+    with sqlite_store.write() as session:
+        make.serverless(session)
+        set_limit(
+            session, workspace="ws-east", deployment="llama-chat", measure="tokens_per_minute", value=10_000,
+            source=LimitSource.USER, counting=Counting.ADMITTED, author="", now=NOW - timedelta(hours=1),
+        )  # fmt: skip
+        # It ended just now, and began more than a minute ago.
+        make.event(session, time=NOW, input_tokens=6_000, output_tokens=10, started_at=NOW - timedelta(seconds=70), details={"max_tokens": 3_000})
+        make.event(session, time=NOW, input_tokens=1_000, output_tokens=10, started_at=NOW - timedelta(seconds=20), details={"max_tokens": 500, "best_of": 4})
+    found = desk(sqlite_store, clock)
+    verdict = found.judge(Asked("ws-east", "llama-chat", 7_000))
+    assert (verdict.allow, verdict.remaining) == (True, 7_000)  # 1,000 + 4 x 500
+    assert not found.judge(Asked("ws-east", "llama-chat", 7_001)).allow
+
+
+def test_under_load_a_thread_looks_and_nobody_waits(sqlite_store: Store, clock: Clock) -> None:
+    with sqlite_store.write() as session:
+        make.serverless(session)
+    found = desk(sqlite_store, clock)
+    assert [found.must_wait() for _ in range(6)] == [False] * 6
+    clock.pass_seconds(0.3)
+    with sqlite_store.write() as session:
+        make.event(session, time=clock.now, input_tokens=1_000, output_tokens=0)
+    assert not found.must_wait()
+    until(lambda: found.judge(Asked("ws-east", "llama-chat", 1)).remaining == 399_000, within=20, what="a look by the thread")
+    found.end()
+    clock.pass_seconds(2.1)
+    assert found.must_wait()  # too old to answer from, whoever looks
+    found.refresh()
+    clock.pass_seconds(0.3)
+    assert found.must_wait()  # few ask: each has what is so now
+
+
+def test_between_looks_at_the_whole_minute_its_last_seconds_are_read_again(sqlite_store: Store, clock: Clock) -> None:
+    with sqlite_store.write() as session:
+        make.serverless(session)
+        for seconds in (55, 20, 3):
+            make.event(session, time=NOW - timedelta(seconds=seconds), input_tokens=1_000, output_tokens=0)
+    found = desk(sqlite_store, clock)
+    clock.pass_seconds(0.5)
+    with sqlite_store.write() as session:
+        make.event(session, time=NOW - timedelta(seconds=2), input_tokens=10, output_tokens=0)
+        make.event(session, time=NOW - timedelta(seconds=15), input_tokens=100, output_tokens=0)
+    found.refresh()
+    assert found.judge(Asked("ws-east", "llama-chat", 1)).remaining == 400_000 - 3_010
+    clock.pass_seconds(0.6)
+    found.refresh()
+    assert found.judge(Asked("ws-east", "llama-chat", 1)).remaining == 400_000 - 3_110

@@ -27,7 +27,7 @@ from collector.settings import Settings
 from models.errors import Forbidden, InvalidInput, NotFound, Unauthorized, UpstreamError
 from models.periods import rfc3339
 
-_LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
+LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 _STATIC = "static:"
 # Seconds that a job sleeps for a throttle; a longer one is a matter for the schedule.
 LONGEST_WAIT = 120.0
@@ -40,7 +40,7 @@ _MOST_BLOB = 4 * 1024**3  # a report is documented to end at 2 GB
 _CHUNK = 1024 * 1024
 _STORAGE_VERSION = "2023-05-01"
 _BLOB_VERSION = "2023-11-03"
-_STORAGE_HOSTS = (".blob.core.windows.net", ".blob.storage.azure.net", ".blob.core.chinacloudapi.cn", ".blob.core.usgovcloudapi.net")
+STORAGE_HOSTS = (".blob.core.windows.net", ".blob.storage.azure.net", ".blob.core.chinacloudapi.cn", ".blob.core.usgovcloudapi.net")
 _RETRIED = frozenset({408, 429, 500, 502, 503, 504})
 _THROTTLES = tuple(f"x-ms-ratelimit-microsoft.costmanagement-{name}-retry-after" for name in ("qpu", "entity", "tenant", "clienttype"))
 
@@ -79,7 +79,7 @@ class AzureSettings:
         _refuse_overlaps(scopes)
         for name, url in (("METERBRIDGE_AZURE_ARM_URL", settings.azure_arm_url), ("METERBRIDGE_AZURE_RETAIL_PRICES_URL", settings.azure_retail_prices_url)):
             parts = urlsplit(url)
-            if parts.scheme != "https" and not (parts.scheme == "http" and parts.hostname in _LOOPBACK):
+            if parts.scheme != "https" and not (parts.scheme == "http" and parts.hostname in LOOPBACK):
                 raise InvalidInput(f"{name} must be an https address (plain http only on this machine), not {url[:100]!r}")
         if settings.azure_credential != "default" and not settings.azure_credential.startswith(_STATIC):
             raise InvalidInput("METERBRIDGE_AZURE_CREDENTIAL must be default or static:<token>")
@@ -152,9 +152,9 @@ class Azure:
         self._sleep = sleep
         self._longest_wait = longest_wait
         self.most_cost_calls = most_cost_calls
-        self._storage_token = _storage_token_source(asked)
+        self._storage_token = storage_token_source(asked)
         # It logs the address of every request at level info, and a blob's holds a signature.
-        logging.getLogger("httpx").addFilter(_without_query)
+        logging.getLogger("httpx").addFilter(without_query)
         self._blobs = httpx.Client(trust_env=False, timeout=timeout, follow_redirects=False)
         self._client = self._opened(timeout)
 
@@ -295,8 +295,8 @@ class Azure:
         found = self.arm_get("/" + account.strip("/"), api_version=_STORAGE_VERSION)
         endpoint = str(((found.get("properties") or {}).get("primaryEndpoints") or {}).get("blob") or "").rstrip("/")
         host = urlsplit(endpoint).hostname or ""
-        is_ours = urlsplit(endpoint).scheme == "https" and host.endswith(_STORAGE_HOSTS)
-        if not is_ours and not (host in _LOOPBACK and urlsplit(self.asked.arm_url).hostname in _LOOPBACK):
+        is_ours = urlsplit(endpoint).scheme == "https" and host.endswith(STORAGE_HOSTS)
+        if not is_ours and not (host in LOOPBACK and urlsplit(self.asked.arm_url).hostname in LOOPBACK):
             raise UpstreamError(
                 f"the storage account of the export says that its blobs are at {host or 'no host'}, which is no address of Azure", retryable=False
             )
@@ -321,7 +321,7 @@ class Azure:
 
     def _download(self, link: str, path: Path, *, headers: Mapping[str, str], size: int | None, progress: Callable[[int, int | None], None] | None) -> None:
         where = urlsplit(link)
-        if where.scheme != "https" and where.hostname not in _LOOPBACK:
+        if where.scheme != "https" and where.hostname not in LOOPBACK:
             raise UpstreamError(f"the report's blob at {where.hostname} is not offered over https; it was not fetched", retryable=False)
         for tried in range(_MOST_TRIES):
             fault = self._fetched(link, where.hostname or "", path, headers=headers, size=size, progress=progress)
@@ -388,7 +388,8 @@ class Azure:
         return response
 
 
-def _without_query(record: logging.LogRecord) -> bool:
+def without_query(record: logging.LogRecord) -> bool:
+    """A filter of a logger: addresses lose their query, which may be a signature."""
     if isinstance(record.args, tuple):
         record.args = tuple(each.copy_with(query=None) if isinstance(each, httpx.URL) else each for each in record.args)
     return True
@@ -418,7 +419,7 @@ def _token_source(asked: AzureSettings) -> Callable[[], str]:
     return _identity(asked, f"{asked.arm_url}/.default")
 
 
-def _storage_token_source(asked: AzureSettings) -> Callable[[], str] | None:
+def storage_token_source(asked: AzureSettings) -> Callable[[], str] | None:
     """A token for storage; None where all there is is a token of Resource Manager (``static:<its token>;<one for storage>`` gives both)."""
     if asked.credential.startswith(_STATIC):
         said = asked.credential.removeprefix(_STATIC).partition(";")[2]

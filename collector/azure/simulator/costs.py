@@ -21,6 +21,7 @@ from xml.sax.saxutils import escape
 from collector.azure.simulator.estate import COST_DETAILS_COLUMNS, BilledRow, Estate, Metric, Subscription, made_id
 from collector.azure.simulator.faults import Fault
 from collector.azure.simulator.focus import FOCUS_COLUMNS, focus_row
+from collector.azure.simulator.storage import storage_error
 from collector.azure.simulator.wire import Answer, Refused, Request, json_answer
 from models import money
 from models.periods import DAY, month_start, next_month
@@ -437,14 +438,14 @@ class CostManagement:
         if request.fault is Fault.EXPIRED_SAS and signature:
             self._spent.add(signature)
         if signature in self._spent or not (signature or "authorization" in request.headers):
-            return _storage_error(403, "AuthenticationFailed", "Signature not valid in the specified time frame")
+            return storage_error(403, "AuthenticationFailed", "Signature not valid in the specified time frame")
         path = unquote(request.path)
         if request.query.get("comp") == "list":
             return self._container(path.strip("/"), request)
         container, _, name = path.partition("/")
         content = self._report_blob(name) if container == "reports" else dict(self._export_blobs(container, name)).get(name)
         if content is None:
-            return _storage_error(404, "BlobNotFound", "The specified blob does not exist.")
+            return storage_error(404, "BlobNotFound", "The specified blob does not exist.")
         body = content() if callable(content) else content
         if request.fault is Fault.COLUMN_ORDER and name.endswith(".csv"):
             body = self._reordered(body, name)
@@ -558,11 +559,6 @@ class _Run:
     month: date
     folder: str
     is_complete: bool
-
-
-def _storage_error(status: int, code: str, message: str) -> Answer:
-    text = f'<?xml version="1.0" encoding="utf-8"?><Error><Code>{code}</Code><Message>{escape(message)}</Message></Error>'
-    return Answer(status, text.encode(), {"Content-Type": "application/xml", "x-ms-error-code": code})
 
 
 def _same_scope(left: str, right: str) -> bool:

@@ -25,6 +25,7 @@ from collector.azure.simulator.costs import CostManagement, Export
 from collector.azure.simulator.estate import Estate
 from collector.azure.simulator.faults import THROTTLE_HEADERS, Fault, Faults, Kind
 from collector.azure.simulator.retail import prices
+from collector.azure.simulator.storage import BlobStorage
 from collector.azure.simulator.wire import Answer, Refused, Request, error, json_answer
 
 # Documented budget of the query API, for the whole tenant: QPU in how many seconds (cost-management-billing, manage-automation, 2026).
@@ -49,7 +50,7 @@ class Call:
 class Simulator:
     """An Azure of its own: ``with Simulator(estate, now=…) as azure`` serves it until the block ends.
 
-    ``now`` is the virtual time, ``clock`` the seconds by which throttling is measured. Nothing is stored: every answer
+    ``now`` is the virtual time, ``clock`` the seconds by which throttling is measured. Nothing is stored, but for files put into containers: every answer
     is a function of the estate and the virtual time, so it may be set back and forth between two calls.
     """
 
@@ -70,6 +71,7 @@ class Simulator:
     leaks: list[str] = field(default_factory=list)  # requests that carried the token where it does not belong
     costs: CostManagement = field(init=False)
     manager: ResourceManager = field(init=False)
+    storage: BlobStorage = field(init=False)
     _servers: list[_Server] = field(default_factory=list)
     _spent: deque[tuple[float, int]] = field(default_factory=deque)
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -85,6 +87,7 @@ class Simulator:
             exports=self.exports,
             seed=self.seed,
         )
+        self.storage = BlobStorage()
         self.manager = ResourceManager(self.estate, self.now, page_objects=self.page_objects)
 
     # -- life -----------------------------------------------------------------------------------
@@ -184,7 +187,7 @@ class Simulator:
             if kind == "prices":
                 return prices(request, self.estate.retail_prices(), page_items=self.page_items), 0
             if kind == "blob":
-                return self.costs.blob(request), 0
+                return (self.storage.put(request) if request.method == "PUT" else self.costs.blob(request)), 0
             said = request.headers.get("authorization", "")
             if not said.startswith("Bearer ") or (self.token is not None and said != f"Bearer {self.token}"):
                 return _unauthorized("The access token is invalid."), 0
@@ -340,7 +343,7 @@ class _Handler(BaseHTTPRequestHandler):
         base = f"http://127.0.0.1:{self.server.server_port}"
         # A plus is itself in OData filters and skip tokens; urllib would read a space.
         query = dict(parse_qsl(parts.query.replace("+", "%2B") if "$skiptoken" in parts.query else parts.query, keep_blank_values=True))
-        request = Request(self.command, path, query, headers, body, base, fault)
+        request = Request(self.command, path, query, headers, body, base, fault, content)
         try:
             answer, qpu = azure.answer(request, kind)
         except Exception as mistake:  # noqa: BLE001 (a mistake of the simulator must be seen by its client, not kill a thread)

@@ -23,6 +23,7 @@ class Request:
     body: Any
     base: str  # the listener's own URL
     fault: Fault | None = None
+    content: bytes = b""  # the body as it came
 
     @property
     def folded(self) -> str:

@@ -1,0 +1,313 @@
+"""A snapshot as a mail: what mail programs show everywhere (tables, styles in place; no picture, script or address of another host).
+
+The short form of the report, for whoever reads it on a telephone: long lists end after some rows and say so. Text and HTML
+are written from the same blocks, so that neither says what the other does not. Every text from outside is escaped here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
+from html import escape
+from typing import Any
+from zoneinfo import ZoneInfo
+
+from collector.reports import closepack, words
+from collector.reports.charts import FIRM, INK, LINE, OPEN, QUIET
+
+_MOST_ROWS = 12
+_MOST_CURRENCIES = 6
+_NAME = 60
+_FONT = "font-family:Arial,Helvetica,sans-serif"
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """A paragraph; ``size`` is of its letters in pixels, ``is_quiet`` for what stands beside the matter."""
+
+    text: str
+    size: int = 14
+    is_quiet: bool = False
+    is_title: bool = False
+    link: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """A table; the first column is of names (a second line in small after a line end), the others of numbers."""
+
+    title: str
+    heads: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Lengths:
+    """Bars beside each other's names: (name, share of the longest in percent, figure, colour)."""
+
+    title: str
+    bars: Sequence[tuple[str, int, str, str]]
+    note: str = ""
+
+
+Block = Said | Rows | Lengths
+
+
+@dataclass(frozen=True, slots=True)
+class Letter:
+    """What is read: one line of subject, and the same matter as text and as HTML."""
+
+    subject: str
+    text: str
+    html: str
+
+
+def letter(body: Mapping[str, Any], *, notes: Sequence[tuple[str, str]] = ()) -> Letter:
+    """The mail of a snapshot; ``notes`` stand at its end, each with the address that it leads to or none."""
+    title = title_of(body)
+    blocks = [*(_close(body, title) if body["kind"] == "close" else _cost(body, title)), *(Said(text, 13, link=link) for text, link in notes)]
+    snapshot = body["snapshot"]
+    blocks.append(Said(f"Snapshot {snapshot['id'] or '(not kept)'}, sha256 {snapshot['sha256']}. Sent by meterbridge.", 11, is_quiet=True))
+    totals = [words.amount(total["cost"], total["currency"]) for total in body["totals"] if total["cost"] is not None][:3]
+    return Letter(f"{title}: {'; '.join(totals)}" if totals else title, "\n".join(_text(blocks)) + "\n", _html(title, blocks))
+
+
+def title_of(body: Mapping[str, Any]) -> str:
+    """What the mail is called."""
+    return closepack.title_of(body) if body["kind"] == "close" else words.title_of(body)
+
+
+def _cost(body: Mapping[str, Any], title: str) -> Iterator[Block]:
+    unit, zone = words.unit(body), body["time_zone"]
+    yield Said(title, 20, is_title=True)
+    yield Said(f"{words.instant(body['from'], zone)} to {words.instant(body['to'], zone)}", 12, is_quiet=True)
+    if not body["totals"]:
+        yield Said(f"Nothing was used and nothing was billed in this {unit} or the one before.", 16)
+    shown = list(zip(body["totals"], body["currencies"], strict=True))
+    for total, _ in shown[:_MOST_CURRENCIES]:
+        yield Said(words.headline(body, total), 16)
+    if len(shown) > _MOST_CURRENCIES:
+        yield Said(f"{len(shown) - _MOST_CURRENCIES} more currencies are in the files of this report.", 12, is_quiet=True)
+    if body["provisional_days"]:
+        yield Said(f"Not billed yet: {', '.join(body['provisional_days'][:31])}.", 12, is_quiet=True)
+    if changed := body.get("restatement"):
+        rows = [[_place(line), words.amount(line["was"], line["currency"]), words.amount(line["is"], line["currency"])] for line in changed]
+        yield _listed("What this restatement changes", ["Deployment", "Was", "Is"], rows)
+    for total, one in shown[:_MOST_CURRENCIES]:
+        if total["cost"] is not None:
+            yield from _currency(body, total, one)
+    age = body["data_age"]
+    until = f"Metered until {words.instant(age['metered_until'], zone)}, billed until {words.instant(age['billed_until'], zone)}."
+    yield Said(f"Billed where the bill reaches, metered after it. {until}", 12, is_quiet=True)
+
+
+def _currency(body: Mapping[str, Any], total: Mapping[str, Any], one: Mapping[str, Any]) -> Iterator[Block]:
+    code, unit = one["currency"], words.unit(body)
+    facts = [
+        [f"The {unit} before", words.amount(total[f"last_{unit}"]["cost"], code)],
+        ["Billed", words.amount(total["billed_cost"], code)],
+        ["Tokens", words.count(total["input_tokens"] + total["output_tokens"])],
+        ["Requests", words.count(total["requests"])],
+    ]
+    if total["core_hours"] is not None:
+        facts.append(["Core-hours", words.hours(total["core_hours"])])
+    expected = one["forecast"]
+    if expected is not None and expected["month_end"] is not None:
+        facts.append(["The month so far", words.amount(expected["month_to_date"], code)])
+        facts.append(["Expected for the month", words.amount(expected["month_end"], code)])
+    yield Rows(f"In {code}", ["", words.amount(total["cost"], code)], facts)
+    missing = [
+        f"{words.count(total[key])} {label}"
+        for key, label in (
+            ("unpriced_tokens", "tokens have no price"),
+            ("unknown_token_requests", "requests did not say their tokens"),
+            ("estimated_token_requests", "requests have estimated tokens"),
+        )
+        if total[key]
+    ]
+    if missing:
+        yield Said(f"Not in these figures or not certain: {'; '.join(missing)}.", 13)
+    yield from _days(body, one)
+    for title, key, absent in (("By workspace", "workspaces", "unallocated"), ("By team", "teams", "no team"), ("By deployment", "deployments", "unallocated")):
+        rows = [
+            [
+                _place(line) if key == "deployments" else words.name(line[key.removesuffix("s")], absent),
+                words.amount(line["cost"], code),
+                words.percent(line["change_percent"]),
+            ]
+            for line in one[key]
+        ]
+        if len(rows) > 1 or key == "deployments":
+            yield _listed(title, [title.removeprefix("By ").capitalize(), "Cost", "Change"], rows)
+    rows = [[f"{_place(line)}\n{words.name(line['reason'])}", words.signed(line["change"], code)] for line in one["movers"]]
+    yield _listed("What moved most, and why", ["Deployment", "Change"], rows)
+    matched = one["reconciliation"]
+    if matched is not None:
+        causes = sorted(matched["causes"].items(), key=lambda pair: -abs(Decimal(pair[1])))
+        yield Rows(
+            "Bill against metering",
+            ["Gap", words.signed(matched["variance"], code)],
+            [
+                ["Expected", words.amount(matched["expected"], code)],
+                ["Billed", words.amount(matched["billed"], code)],
+                *([f"of the gap: {cause.replace('_', ' ')}", words.signed(share, code)] for cause, share in causes[: words.CAUSES_SHOWN]),
+                ["Unexplained", words.amount(matched["unexplained"], code)],
+            ],
+        )
+
+
+def _days(body: Mapping[str, Any], one: Mapping[str, Any]) -> Iterator[Block]:
+    unit, code = words.unit(body), one["currency"]
+    part = "hour" if unit == "day" else "day"
+    parts = [each for each in one[f"{part}s"] if each["cost"] is not None]
+    longest = max((abs(Decimal(each["cost"])) for each in parts), default=Decimal(0))
+    if len(parts) > 1 and longest:
+        zone = ZoneInfo(body["time_zone"])
+        yield Lengths(
+            f"By {part}",
+            [
+                (
+                    f"{datetime.fromisoformat(each['from']).astimezone(zone):{'%H:%M' if unit == 'day' else '%a %d %b'}}",
+                    int(max(Decimal(each["cost"]), Decimal(0)) * 100 / longest),
+                    words.amount(each["cost"], code),
+                    OPEN if each["status"] == "provisional" else FIRM,
+                )
+                for each in parts
+            ],
+            "The paler ones are not billed yet: metered figures stand in." if any(each["status"] == "provisional" for each in parts) else "",
+        )
+
+
+def _close(body: Mapping[str, Any], title: str) -> Iterator[Block]:
+    yield Said(title, 20, is_title=True)
+    for said in closepack.leads(body):
+        yield Said(said, 14)
+    for table in closepack.tables(body):
+        # Two names and up to three figures: the second name goes below the first.
+        names = sum(not head.startswith("#") for head in table.heads)
+        rows = [["\n".join(cell for cell in row[:names] if cell), *row[names:]] for row in table.rows]
+        yield _listed(table.title, [", ".join(table.heads[:names]), *(head.removeprefix("#") for head in table.heads[names:])], rows, note=table.note)
+
+
+def _place(line: Mapping[str, Any]) -> str:
+    below = " · ".join(words.cut(words.name(line[key]), _NAME) for key in ("workspace", "model") if line.get(key))
+    return f"{words.cut(words.name(line['deployment']), _NAME)}\n{below}" if below else words.name(line["deployment"])
+
+
+def _listed(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]], *, note: str = "") -> Rows:
+    more = len(rows) - _MOST_ROWS
+    rest = f"{more:,} more are in the PDF and CSV of this report." if more > 0 else ""
+    return Rows(title, heads, rows[:_MOST_ROWS], " ".join(one for one in (note, rest) if one))
+
+
+# -- text -----------------------------------------------------------------------------------------
+
+
+def _text(blocks: Sequence[Block]) -> Iterator[str]:
+    for block in blocks:
+        match block:
+            case Said():
+                yield block.text
+                if block.link:
+                    yield block.link
+                yield "=" * len(block.text) if block.is_title else ""
+            case Rows():
+                if block.rows:
+                    yield from _text_table(block.title, [block.heads, *block.rows], block.note)
+            case Lengths():
+                yield from _text_table(block.title, [(name, figure) for name, _, figure, _ in block.bars], block.note)
+
+
+def _text_table(title: str, rows: Sequence[Sequence[str]], note: str) -> Iterator[str]:
+    cells = [[" / ".join(part for part in cell.split("\n") if part) for cell in row] for row in rows]
+    widths = [max(len(row[at]) for row in cells) for at in range(len(cells[0]))]
+    yield title.upper()
+    for row in cells:
+        yield "  ".join(cell.ljust(width) if not at else cell.rjust(width) for at, (cell, width) in enumerate(zip(row, widths, strict=True))).rstrip()
+    if note:
+        yield note
+    yield ""
+
+
+# -- HTML -----------------------------------------------------------------------------------------
+
+
+def _html(title: str, blocks: Sequence[Block]) -> str:
+    parts = "".join(_block(block) for block in blocks)
+    return (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
+        f'<meta name="color-scheme" content="light"><title>{escape(title)}</title></head>'
+        f'<body style="margin:0;padding:0;background:#f3f5f8;color:{INK};{_FONT}">'
+        '<table role="presentation" width="100%" cellpadding="0" cellspacing="0" border="0" style="background:#f3f5f8"><tr><td align="center" style="padding:12px 8px">'
+        '<table role="presentation" width="100%" cellpadding="0" cellspacing="0" border="0" '
+        'style="max-width:600px;background:#ffffff;border:1px solid #dfe3ea;text-align:left"><tr><td style="padding:20px 18px">'
+        f"{parts}</td></tr></table></td></tr></table></body></html>\n"
+    )
+
+
+def _block(block: Block) -> str:
+    match block:
+        case Said():
+            return _said(block)
+        case Rows():
+            return _table(block) if block.rows else ""
+        case Lengths():
+            return _bars(block)
+
+
+def _said(block: Said) -> str:
+    color = QUIET if block.is_quiet else INK
+    style = f"margin:0 0 10px;font-size:{block.size}px;line-height:1.4;color:{color};overflow-wrap:anywhere;word-break:break-word"
+    tag = "h1" if block.is_title else "p"
+    text = escape(block.text)
+    if block.link:
+        text = f'<a href="{escape(block.link)}" style="color:#1d5fa8">{text}</a>'
+    return f'<{tag} style="{style}">{text}</{tag}>'
+
+
+def _titled(title: str, inner: str, note: str) -> str:
+    below = f'<p style="margin:4px 0 0;font-size:12px;color:{QUIET}">{escape(note)}</p>' if note else ""
+    return (
+        f'<h2 style="margin:20px 0 4px;font-size:14px;color:{QUIET}">{escape(title)}</h2>'
+        f'<table width="100%" cellpadding="0" cellspacing="0" border="0" style="border-collapse:collapse;font-size:13px;line-height:1.35">{inner}</table>{below}'
+    )
+
+
+def _table(block: Rows) -> str:
+    edge = f"padding:5px 0;border-bottom:1px solid {LINE};vertical-align:top"
+    figure = f"{edge};padding-left:10px;text-align:right;white-space:nowrap"
+    head = "".join(
+        f'<th scope="col" style="{figure if at else edge};text-align:{"right" if at else "left"};color:{QUIET if at == 0 or len(block.heads) > 2 else INK}">{escape(text)}</th>'
+        for at, text in enumerate(block.heads)
+    )
+    lines = "".join(
+        "<tr>" + "".join(f'<td style="{figure if at else edge}">{_cell(text) if not at else escape(text)}</td>' for at, text in enumerate(row)) + "</tr>"
+        for row in block.rows
+    )
+    return _titled(block.title, f"<tr>{head}</tr>{lines}", block.note)
+
+
+def _cell(text: str) -> str:
+    first, _, rest = text.partition("\n")
+    small = "".join(f'<br><span style="font-size:11px;color:{QUIET}">{escape(line)}</span>' for line in rest.split("\n") if line)
+    return f'<span style="overflow-wrap:anywhere;word-break:break-word">{escape(first)}{small}</span>'
+
+
+def _bars(block: Lengths) -> str:
+    lines = "".join(
+        f'<tr><td style="padding:2px 8px 2px 0;white-space:nowrap;color:{QUIET};width:1%">{escape(name)}</td>'
+        f'<td style="padding:2px 0">{_bar(share, color)}</td>'
+        f'<td style="padding:2px 0 2px 8px;white-space:nowrap;text-align:right;width:1%">{escape(figure)}</td></tr>'
+        for name, share, figure, color in block.bars
+    )
+    return _titled(block.title, lines, block.note)
+
+
+def _bar(share: int, color: str) -> str:
+    if share < 1:
+        return ""
+    cell = f'<td bgcolor="{color}" style="background:{color};font-size:1px;line-height:10px;height:10px">&nbsp;</td>'
+    return f'<table role="presentation" width="{share}%" cellpadding="0" cellspacing="0" border="0"><tr>{cell}</tr></table>'

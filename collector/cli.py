@@ -420,7 +420,9 @@ def _run_service(
         mounts=mounts,
         telling=telling,
     )
-    scheduler = jobs.create_scheduler(store, now=_now, more=[*vllm.jobs(settings), *azure_schedule.jobs(settings)]) if has_jobs else None
+    scheduler = (
+        jobs.create_scheduler(store, now=_now, more=[*vllm.jobs(settings), *azure_schedule.jobs(settings), *jobs.reporting(telling)]) if has_jobs else None
+    )
     dispatcher = telling.dispatcher(store, now=_now) if has_jobs else None
     stop = threading.Event()
     companion = threading.Thread(target=beside, args=(url, stop), name="companion", daemon=True) if beside is not None else None
@@ -532,8 +534,9 @@ def _url(host: str, listener: socket.socket) -> str:
 
 def _work(_options: argparse.Namespace, settings: Settings) -> int:
     with _owned(settings) as (store, _):
-        scheduler = jobs.create_scheduler(store, now=_now, more=[*vllm.jobs(settings), *azure_schedule.jobs(settings)])
-        dispatcher = Telling.of(settings).dispatcher(store, now=_now)
+        telling = Telling.of(settings)
+        scheduler = jobs.create_scheduler(store, now=_now, more=[*vllm.jobs(settings), *azure_schedule.jobs(settings), *jobs.reporting(telling)])
+        dispatcher = telling.dispatcher(store, now=_now)
         done = threading.Event()
         for sign in (signal.SIGINT, signal.SIGTERM):
             signal.signal(sign, lambda *_: done.set())

@@ -21,6 +21,7 @@ from collector import pricing
 from collector.corrections import reverse_twins
 from collector.reports import delivery
 from collector.watch import Learner, Watcher, standing_watch
+from collector.webhooks.setup import Telling
 from models import leases
 from models.errors import DomainError
 from models.store import Store, unavailable_as_such
@@ -61,7 +62,14 @@ def standing() -> list[Job]:
         Job("bundled_prices", timedelta(hours=24), lambda store, now: bundled_prices(store, now=now)),
         # The same call sent again with a time far from its first one: counted until the next look.
         Job("twins", timedelta(hours=24), twins),
-        Job("reports", timedelta(minutes=5), delivery.run),
+    ]
+
+
+def reporting(telling: Telling) -> list[Job]:
+    """Reports that go out by themselves, and their files, which are soon there also where somebody waits for them."""
+    return [
+        Job("reports", timedelta(minutes=5), lambda store, now: delivery.run(store, now, public_url=telling.public_url)),
+        Job("report_files", timedelta(seconds=15), lambda store, now: delivery.write_files(store, telling.places, now=now)),
     ]
 
 

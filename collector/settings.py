@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import sqlalchemy as sa
 from sqlalchemy.exc import ArgumentError
@@ -32,6 +33,8 @@ class Settings:
     webhook_ports: str = ""
     smtp_url: str = ""
     smtp_from: str = ""
+    reports_folder: Path | None = None
+    public_url: str = ""
     azure_arm_url: str = "https://management.azure.com"
     azure_retail_prices_url: str = "https://prices.azure.com"
     azure_credential: str = "default"
@@ -62,6 +65,8 @@ class Settings:
             webhook_ports=str(values.get("webhook_ports", default.webhook_ports)),
             smtp_url=str(values.get("smtp_url", default.smtp_url)),
             smtp_from=str(values.get("smtp_from", default.smtp_from)),
+            reports_folder=Path(str(values["reports_folder"])) if values.get("reports_folder") else None,
+            public_url=_web(str(values.get("public_url", default.public_url)), what="METERBRIDGE_PUBLIC_URL"),
             azure_arm_url=str(values.get("azure_arm_url", default.azure_arm_url)).rstrip("/"),
             azure_retail_prices_url=str(values.get("azure_retail_prices_url", default.azure_retail_prices_url)).rstrip("/"),
             azure_credential=str(values.get("azure_credential", default.azure_credential)),
@@ -99,6 +104,18 @@ def _one_of(value: object, allowed: tuple[str, ...], *, what: str) -> str:
     if value not in allowed:
         raise InvalidInput(f"{what} must be one of {', '.join(allowed)}, not {str(value)[:40]!r}")
     return str(value)
+
+
+def _web(text: str, *, what: str) -> str:
+    """An address of the web without a slash at its end, or nothing."""
+    try:
+        parts = urlsplit(text)
+        is_web = parts.scheme in ("http", "https") and bool(parts.hostname) and not (parts.username or parts.query or parts.fragment)
+    except ValueError:
+        is_web = False
+    if text and not (is_web and text.isascii() and text.isprintable() and " " not in text):
+        raise InvalidInput(f"{what} is the address at which people open meterbridge, such as https://costs.example.com, not {text[:60]!r}")
+    return text.rstrip("/")
 
 
 def _flag(value: object, *, what: str) -> bool:

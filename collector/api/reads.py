@@ -56,6 +56,7 @@ _DOCUMENTED: Mapping[str, tuple[str, bool]] = {
     "week": ("an ISO week, as 2026-W46; by default the last complete one", False),
     "format": ("json, csv, html, pdf or parquet, as the route has them", False),
     "version": ("of FOCUS: 1.2 (default), 1.3 or 1.4", False),
+    "period": ("a day, week or month that is over, as the schedule's report has them; by default the last complete one", False),
     "month": ("a calendar month in UTC, as 2026-11", False),
 }
 

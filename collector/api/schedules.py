@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import secrets
+from datetime import datetime
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 from sqlmodel import Session, col, select
 
@@ -13,15 +15,20 @@ from collector import reports
 from collector.api.deps import Caller, Now, Reading, Stored, Writing
 from collector.api.reads import documented, refuse_unknown
 from collector.auth import Principal
-from collector.reports import delivery, links
+from collector.reports import delivery, links, mailing
+from collector.reports.places import Places
 from collector.rulebook import audit, new_id
-from models.errors import Forbidden, InvalidInput, NotFound
+from collector.webhooks.setup import Telling
+from models.errors import Forbidden, InvalidInput
 from models.notices import Delivery, Receiver
 from models.periods import rfc3339, zone_from
 from models.schedules import ReportDelivery, ReportSchedule
+from models.store import Store
 
 router = APIRouter(tags=["reports"])
 _MOST_SHOWN = 200
+# A report shown by a browser runs nothing and fetches nothing.
+SHOWN_SAFELY = {"Cache-Control": "no-store", "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; img-src data:; frame-ancestors 'none'"}
 
 
 class ScheduleBody(BaseModel):
@@ -36,8 +43,20 @@ class ScheduleBody(BaseModel):
     workspaces: list[str] = Field(default_factory=list, max_length=1000)
     teams: list[str] = Field(default_factory=list, max_length=1000)
     receivers: list[str] = Field(default_factory=list, max_length=100)
+    attach: list[str] = Field(default_factory=lambda: ["pdf"], max_length=2)
     folder: str = Field(default="", max_length=1024)
+    container: str = Field(default="", max_length=1024)
     enabled: bool = True
+
+
+class SendBody(BaseModel):
+    """What is sent now: by default the last complete period, to everybody of the schedule, with its files."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    period: str | None = Field(default=None, max_length=10)
+    receivers: list[str] | None = Field(default=None, min_length=1, max_length=100)
+    request: str | None = Field(default=None, pattern="^[A-Za-z0-9_-]{8,64}$")
 
 
 @router.get("/v1/report-schedules", summary="The schedules of reports")
@@ -50,10 +69,10 @@ def schedules(request: Request, session: Reading, caller: Caller) -> dict[str, A
 
 
 @router.post("/v1/report-schedules", status_code=201, summary="Make a schedule")
-def create(body: ScheduleBody, session: Writing, caller: Caller, now: Now) -> dict[str, Any]:
+def create(request: Request, body: ScheduleBody, session: Writing, caller: Caller, now: Now) -> dict[str, Any]:
     """It sends the first period that ends after it was made."""
     _refuse_limited(caller)
-    row = ReportSchedule(id=new_id("sch"), **_checked(session, body), created_at=now, updated_at=now)
+    row = ReportSchedule(id=new_id("sch"), **_checked(session, body, _places(request)), created_at=now, updated_at=now)
     session.add(row)
     session.flush()
     audit(session, actor=_actor(caller), action="create", kind="report_schedule", object_id=row.id, before=None, after=_shown(row), now=now)
@@ -61,11 +80,11 @@ def create(body: ScheduleBody, session: Writing, caller: Caller, now: Now) -> di
 
 
 @router.put("/v1/report-schedules/{schedule_id}", summary="Change a schedule")
-def change(body: ScheduleBody, session: Writing, caller: Caller, now: Now, *, schedule_id: str) -> dict[str, Any]:
+def change(request: Request, body: ScheduleBody, session: Writing, caller: Caller, now: Now, *, schedule_id: str) -> dict[str, Any]:
     """The whole schedule anew; what was sent stays sent."""
     row = _found(session, schedule_id, caller)
     before = _shown(row)
-    for name, value in _checked(session, body).items():
+    for name, value in _checked(session, body, _places(request)).items():
         setattr(row, name, value)
     row.updated_at = now
     session.add(row)
@@ -86,13 +105,35 @@ def delete(session: Writing, caller: Caller, now: Now, *, schedule_id: str) -> R
     return Response(status_code=204)
 
 
-@router.post("/v1/report-schedules/{schedule_id}/send", status_code=202, summary="Send the last complete period now")
-def send_now(store: Stored, caller: Caller, now: Now, *, schedule_id: str) -> dict[str, Any]:
-    """Goes out beside what the schedule sends; files follow within minutes."""
+@router.post("/v1/report-schedules/{schedule_id}/send", status_code=202, summary="Send a complete period now")
+def send_now(request: Request, store: Stored, caller: Caller, now: Now, *, schedule_id: str, body: SendBody | None = None) -> dict[str, Any]:
+    """Goes out beside what the schedule sends; files follow within the minute. The same ``request`` again is the same delivery."""
+    telling: Telling = request.app.state.telling
+    return send_asked(store, body or SendBody(), caller, schedule_id=schedule_id, public_url=telling.public_url, now=now)
+
+
+def send_asked(store: Store, body: SendBody, caller: Principal, *, schedule_id: str, public_url: str, now: datetime) -> dict[str, Any]:
+    """Send it, once for each ``request``, with its line in the audit trail."""
+    _refuse_limited(caller)
+    receivers = None if body.receivers is None else tuple(body.receivers)
+    asked = delivery.Asked(_actor(caller), body.request or secrets.token_hex(8), body.period, receivers)
+    made = delivery.send_now(store, schedule_id, asked, now=now, public_url=public_url)
     with store.read() as session:
-        draft = delivery.drafted(session, _found(session, schedule_id, caller), now=now)
-    with store.write() as session:
-        return _sent(session, delivery.send(session, _found(session, schedule_id, caller), draft, slot=None, now=now))
+        return _sent(session, session.get_one(ReportDelivery, made))
+
+
+@router.get("/v1/report-schedules/{schedule_id}/preview", summary="What sending now would send, and to whom", openapi_extra=documented("period", "format"))
+def preview(request: Request, store: Stored, caller: Caller, now: Now, *, schedule_id: str) -> Response:
+    """As JSON: the period, receivers, places and the mail's subject; with ``format=html`` the mail itself. Nothing is kept or sent."""
+    refuse_unknown(request, ("period", "format"))
+    _refuse_limited(caller)
+    said = request.query_params
+    seen = delivery.preview(store, schedule_id, period=said.get("period") or None, now=now)
+    if said.get("format") == "html":
+        return Response(seen.html, headers=SHOWN_SAFELY, media_type="text/html; charset=utf-8")
+    if said.get("format") not in (None, "", "json"):
+        raise InvalidInput("format must be json or html")
+    return JSONResponse(seen.shown())
 
 
 @router.get("/v1/report-schedules/{schedule_id}/deliveries", summary="What a schedule has sent")
@@ -114,34 +155,38 @@ def shared(request: Request, session: Reading, now: Now, *, token: str) -> Respo
     snapshot = links.snapshot_of(session, token, now=now)
     made = reports.written(snapshot.body, form)
     headers = {
+        **SHOWN_SAFELY,
         "X-Control-Total": made.control_header,
-        "Cache-Control": "no-store",
         "Referrer-Policy": "no-referrer",
-        "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; img-src data:; frame-ancestors 'none'",
         "Content-Disposition": f'{"inline" if form == "html" else "attachment"}; filename="meterbridge-{snapshot.id}.{form}"',
     }
     return Response(made.content, headers=headers, media_type=made.media_type)
 
 
-def _checked(session: Session, body: ScheduleBody) -> dict[str, Any]:
+def _checked(session: Session, body: ScheduleBody, places: Places) -> dict[str, Any]:
     zone_from(body.time_zone)
     if body.report == "close" and body.time_zone != "UTC":
         raise InvalidInput("a month is closed in UTC, as Azure bills it; leave out time_zone")
     if not body.name.isprintable():
         raise InvalidInput("a name has visible characters, and no control characters")
-    if not body.receivers and not body.folder:
-        raise InvalidInput("say who gets it: receivers (ids of /v1/webhooks), a folder, or both")
-    if body.folder and not (Path(body.folder).is_absolute() and Path(body.folder).is_dir()):
-        raise InvalidInput("folder must be the absolute path of a folder that exists where the service runs")
+    if not body.receivers and not body.folder and not body.container:
+        raise InvalidInput("say who gets it: receivers (ids of /v1/webhooks), a folder, a container, or several of them")
+    if unknown := set(body.attach) - set(mailing.ENCLOSABLE):
+        raise InvalidInput(f"attach says what a mail encloses: {', '.join(mailing.ENCLOSABLE)}, not {min(unknown)[:20]!r}")
+    folder = f"{'/'.join(places.steps(body.folder)) or '.'}" if body.folder else ""
+    container = places.container(body.container).url if body.container else ""
     for receiver_id in body.receivers:
         receiver = session.get(Receiver, receiver_id)
         if receiver is None or receiver.deleted_at is not None:
             raise InvalidInput(f"there is no receiver {receiver_id[:60]!r}; GET /v1/webhooks lists them")
-        if receiver.format not in delivery.TELLABLE:
-            raise InvalidInput(f"receiver {receiver.name!r} is for alerts only ({receiver.format.value}); a report goes to standard, slack, teams or email")
-        if receiver.workspaces and not (body.workspaces and set(body.workspaces) <= set(receiver.workspaces)):
-            raise InvalidInput(f"receiver {receiver.name!r} may hear of {', '.join(receiver.workspaces)} only; limit the schedule's workspaces to them")
-    return {**body.model_dump(exclude={"enabled"}), "is_enabled": body.enabled}
+        if reason := delivery.refusal(receiver, body.workspaces):
+            raise InvalidInput(f"receiver {receiver.name!r}: {reason}")
+    return {**body.model_dump(exclude={"enabled"}), "folder": folder, "container": container, "is_enabled": body.enabled}
+
+
+def _places(request: Request) -> Places:
+    telling: Telling = request.app.state.telling
+    return telling.places
 
 
 def _refuse_limited(caller: Principal) -> None:
@@ -151,10 +196,7 @@ def _refuse_limited(caller: Principal) -> None:
 
 def _found(session: Session, schedule_id: str, caller: Principal) -> ReportSchedule:
     _refuse_limited(caller)
-    row = session.get(ReportSchedule, schedule_id)
-    if row is None or row.deleted_at is not None:
-        raise NotFound(f"there is no schedule {schedule_id[:60]!r}")
-    return row
+    return delivery.standing(session, schedule_id)
 
 
 def _actor(caller: Principal) -> str:
@@ -162,7 +204,7 @@ def _actor(caller: Principal) -> str:
 
 
 def _shown(row: ReportSchedule) -> dict[str, Any]:
-    names = ("id", "name", "report", "time_zone", "hours_after", "workspaces", "teams", "receivers", "folder")
+    names = ("id", "name", "report", "time_zone", "hours_after", "workspaces", "teams", "receivers", "attach", "folder", "container", "error")
     return {
         **{name: getattr(row, name) for name in names},
         "enabled": row.is_enabled,
@@ -182,5 +224,8 @@ def _sent(session: Session, row: ReportDelivery) -> dict[str, Any]:
         "notices": [
             {"id": one.id, "receiver": one.receiver_id, "status": one.status.value, "attempts": one.attempts, "error": one.last_error} for one in notices
         ],
+        "missed": row.missed,
+        "asked_by": row.asked_by or None,
         "folder": {"path": row.folder, "state": row.folder_state, "error": row.folder_error} if row.folder else None,
+        "container": {"path": row.container, "state": row.container_state, "error": row.container_error} if row.container else None,
     }

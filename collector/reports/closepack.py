@@ -176,7 +176,7 @@ class Table:
 
 def title_of(body: Mapping[str, Any]) -> str:
     """What the pack is called."""
-    return f"Month close pack {body['month']} ({'final' if body['standing'] == 'final' else 'provisional'})"
+    return f"Month close pack {body['month']} ({'final' if body['standing'] == 'final' else 'provisional'}){words.limits(body)}"
 
 
 def leads(body: Mapping[str, Any]) -> list[str]:

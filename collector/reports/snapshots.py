@@ -49,7 +49,7 @@ def close_snapshot(store: Store, month: date, filters: Filters, *, now: datetime
 
 def weekly_draft(session: Session, week: ledger.Week, filters: Filters, *, now: datetime) -> Draft:
     """The week's figures, not kept yet; ``filters`` may limit them to a team."""
-    body = weekly_body(ledger.weekly(session, week, filters, now=now))
+    body = weekly_body(ledger.weekly(session, week, filters, now=now)) | _limited(filters)
     if week.unit == "month":
         body["standing"] = _standing(session, week, now=now)
     return Draft(
@@ -66,7 +66,7 @@ def _standing(session: Session, month: ledger.Week, *, now: datetime) -> str:
 def close_draft(session: Session, month: date, filters: Filters, *, now: datetime) -> Draft:
     """The month's close pack, not kept yet."""
     pack = ledger.close_pack(session, month, filters, now=now)
-    body = close_body(pack)
+    body = close_body(pack) | _limited(filters)
     return Draft(body, _Named("close", body["month"], "UTC", _scope(filters)), close_difference, "the month is not over yet" if pack.period.end > now else "")
 
 
@@ -103,6 +103,12 @@ class Draft:
         return self.named == _Named(kind, period, time_zone, _scope(filters))
 
 
+def _limited(asked: Filters) -> dict[str, Any]:
+    """What a report of a part says that it is limited to; nothing where it is of the whole."""
+    said = {"teams": sorted(asked.teams), "workspaces": sorted(asked.visible or ())}
+    return {"scope": {what: names for what, names in said.items() if names}} if any(said.values()) else {}
+
+
 def _scope(asked: Filters) -> str:
     return canonical_json(
         {
@@ -119,7 +125,7 @@ def keep(session: Session, draft: Draft, *, now: datetime) -> dict[str, Any]:
     body, named = draft.body, draft.named
     digest = _digest(body)
     if draft.unkept:
-        return {**body, "snapshot": {"id": None, "number": None, "sha256": digest, "made_at": rfc3339(now), "reason": draft.unkept}}
+        return unkept(draft, now=now)
     row = ReportSnapshot
     known = session.exec(
         select(row)
@@ -151,6 +157,12 @@ def keep(session: Session, draft: Draft, *, now: datetime) -> dict[str, Any]:
     )
     session.flush()
     return whole
+
+
+def unkept(draft: Draft, *, now: datetime) -> dict[str, Any]:
+    """The body of a draft that is looked at and not kept."""
+    reason = draft.unkept or "this is a preview"
+    return {**draft.body, "snapshot": {"id": None, "number": None, "sha256": _digest(draft.body), "made_at": rfc3339(now), "reason": reason}}
 
 
 def weekly_body(report: WeeklyReport) -> dict[str, Any]:

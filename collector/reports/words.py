@@ -16,6 +16,7 @@ from models.ledger import Unit
 UNITS: Mapping[str, Unit] = {"daily": "day", "weekly": "week", "monthly": "month"}
 STEPS = {"volume": "volume", "mix": "mix", "price": "price", "capacity": "capacity", "corrections": "corrections"}
 CAUSES_SHOWN = 8
+_MOST_NAMED = 3
 # More bars than these have no room for their figures: the axis says them.
 _MOST_NOTED = 12
 
@@ -75,8 +76,18 @@ def unit(body: Mapping[str, Any]) -> Unit:
 
 
 def title_of(body: Mapping[str, Any]) -> str:
-    """What stands at its top: ``Weekly cost report 2026-W46``, of the scope where it has one."""
-    return f"{body['kind'].capitalize()} cost report {body[unit(body)]}"
+    """What stands at its top: ``Weekly cost report 2026-W46``, with what it is limited to."""
+    return f"{body['kind'].capitalize()} cost report {body[unit(body)]}{limits(body)}"
+
+
+def limits(body: Mapping[str, Any]) -> str:
+    """What a report of a part is limited to, as it follows its title: ``, team risk``."""
+    found = []
+    for what, names in sorted(body.get("scope", {}).items()):
+        shown = ", ".join(cut(name(one), 40) for one in names[:_MOST_NAMED])
+        more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+        found.append(f", {what.removesuffix('s') if len(names) == 1 else what} {shown}{more}")
+    return "".join(found)
 
 
 def this(body: Mapping[str, Any]) -> str:

@@ -21,6 +21,7 @@ from models.periods import rfc3339
 # Adaptive Cards may have 28 KB after Teams has expanded them, which adds a fifth (msteams-docs issue 11274).
 TEAMS_BYTES = 18_000
 _PAGERDUTY_SUMMARY = 1_024
+REPORT = "report.ready"
 _NEVER = "0001-01-01T00:00:00Z"  # how Alertmanager writes "no end yet"
 _TITLE, _WHY, _FACT, _FACTS = 150, 1_500, 300, 12
 _COLOURS = {"critical": "Attention", "error": "Attention", "warning": "Warning", "info": "Accent"}
@@ -67,6 +68,10 @@ def render(form: Format, notice: Notice, *, receiver_name: str, routing_key: str
         case Format.EMAIL:
             lines = [_why(notice, _WHY), "", *(f"{name}: {value}" for name, value in _facts(notice, _FACT)), ""]
             said = {"subject": f"[meterbridge] {_title(notice, 180)}", "text": "\n".join(lines)}
+            if notice.type == REPORT:
+                # The mail is written when it is sent: what it encloses is no part of the outbox.
+                said["report"] = {name: notice.data.get(name) for name in ("snapshot", "attach", "period", "url", "url_until")}
+                said["report"]["schedule"] = notice.data.get("rule")
         case other:
             assert_never(other)
     return _json(said)
@@ -91,6 +96,8 @@ def _title(notice: Notice, limit: int = _TITLE) -> str:
     if notice.type == "webhook.test":
         return line("test: this receiver hears meterbridge", limit)
     data = notice.data
+    if notice.type == REPORT:
+        return line(data.get("title", "report"), limit)
     return line(f"{notice.word}: {data.get('severity', '')} {data.get('rule') or data.get('kind', '')}", limit)
 
 
@@ -102,6 +109,9 @@ def _facts(notice: Notice, limit: int) -> list[tuple[str, str]]:
     data = notice.data
     if notice.type == "webhook.test":
         return [("Receiver", line(data.get("receiver", ""), limit))]
+    if notice.type == REPORT:
+        said = [("Schedule", data.get("rule")), ("Open it", _web(data.get("url"))), ("until", data.get("url_until")), ("Snapshot", data.get("snapshot"))]
+        return [(name, line(value, 600 if name == "Open it" else limit)) for name, value in said if value]
     facts = [("State", notice.word), ("Severity", data.get("severity")), ("Kind", data.get("kind"))]
     scope = data.get("scope")
     if isinstance(scope, Mapping):

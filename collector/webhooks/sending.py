@@ -15,25 +15,31 @@ import json
 import smtplib
 import ssl
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
 from email.message import EmailMessage
 from email.policy import SMTP as SMTP_POLICY
 from email.utils import format_datetime
+from typing import Any, Protocol
 from urllib.parse import unquote, urlsplit
 
 import certifi
 import h11
 
 from collector.webhooks import reach
+from collector.webhooks.formats import line
 from collector.webhooks.reach import Policy, Refused, Resolver
 from models.columns import to_microseconds
 from models.errors import InvalidInput
 from models.notices import Format
 
 TIMEOUT_SECONDS = 15.0
+# A mail with files takes longer; less than the lease of a delivery, or another process would send it too.
+_MAIL_SECONDS = 30.0
+# Of what is enclosed, before it grows by a third on its way: the smallest limit that mail servers in use have is 10 MB.
+MOST_ENCLOSED = 7_000_000
 _MOST_INTERIM = 10  # 1xx answers before the real one
 _HEAD_BYTES = 64 * 1024
 _AGENT = "meterbridge"
@@ -69,6 +75,31 @@ class Mail:
             raise InvalidInput("METERBRIDGE_SMTP_FROM must be the address that mails are from, such as meterbridge@example.com")
         is_tls = parts.scheme == "smtps"
         return cls(parts.hostname, port or (465 if is_tls else 587), is_tls, unquote(parts.username or ""), unquote(parts.password or ""), sender)
+
+
+@dataclass(frozen=True, slots=True)
+class Enclosed:
+    """A file that goes with a mail."""
+
+    name: str
+    media_type: str
+    content: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A mail that is more than a text: both say the same."""
+
+    subject: str
+    text: str
+    html: str
+    files: tuple[Enclosed, ...]
+
+
+class Writer(Protocol):
+    """Writes the mail of a report from what the outbox says of it; None where there is nothing to write it from."""
+
+    def __call__(self, told: Mapping[str, Any], *, takes_files: bool) -> Page | None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,12 +158,14 @@ class Sender:
         policy: Policy,
         *,
         mail: Mail | None = None,
+        writer: Writer | None = None,
         resolver: Resolver = reach.look_up,
         tls: Callable[[], ssl.SSLContext] = default_tls,
         timeout_seconds: float = TIMEOUT_SECONDS,
     ) -> None:
         self._policy = policy
         self._mail = mail
+        self._writer = writer
         self._resolver = resolver
         self._tls_of = tls
         self._tls: ssl.SSLContext | None = None
@@ -147,11 +180,12 @@ class Sender:
     async def send(self, parcel: Parcel, *, now: datetime) -> Outcome:
         """One attempt; every fault of the receiver is an outcome."""
         began = time.monotonic()
+        limit = max(self._timeout_seconds, _MAIL_SECONDS) if parcel.format is Format.EMAIL else self._timeout_seconds
         try:
-            async with asyncio.timeout(self._timeout_seconds):
+            async with asyncio.timeout(limit):
                 outcome = await (self._send_mail(parcel) if parcel.format is Format.EMAIL else self._send_http(parcel, now=now))
         except TimeoutError:
-            outcome = Outcome(None, f"no answer within {self._timeout_seconds:g} seconds")
+            outcome = Outcome(None, f"no answer within {limit:g} seconds")
         except Refused as fault:
             outcome = Outcome(None, f"refused: {fault.message}")
         except ssl.SSLCertVerificationError as fault:
@@ -211,7 +245,11 @@ class Sender:
         return await asyncio.get_running_loop().run_in_executor(self._blocking, self._mail_out, self._mail, parcel, to)
 
     def _mail_out(self, mail: Mail, parcel: Parcel, to: list[str]) -> Outcome:
-        message = compose(parcel, mail.sender, to)
+        said = json.loads(parcel.body)
+        page = self._page(said, takes_files=True)
+        if page is not None and sum(len(file.content) for file in page.files) > MOST_ENCLOSED:
+            page = self._page(said, takes_files=False)
+        message = compose(parcel, mail.sender, to, page)
         context = ssl.create_default_context()
         limit = self._timeout_seconds / 2
         try:
@@ -228,6 +266,8 @@ class Sender:
                     if not is_safe:
                         return Outcome(None, "the mail server offers no TLS; its password is not sent in the clear")
                     server.login(mail.user, mail.password)
+                if page is not None and page.files and 0 < _size_limit(server) < len(message.as_bytes()):
+                    message = compose(parcel, mail.sender, to, self._page(said, takes_files=False))
                 refused = server.send_message(message, mail.sender, to)
         except smtplib.SMTPResponseException as fault:
             return Outcome(fault.smtp_code, "the mail server refused it")
@@ -236,16 +276,32 @@ class Sender:
         # Some got it: those are not told again for the sake of the others.
         return Outcome(250, "" if len(refused) < len(to) else "the mail server refused every address")
 
+    def _page(self, said: Mapping[str, Any], *, takes_files: bool) -> Page | None:
+        return self._writer(said["report"], takes_files=takes_files) if self._writer is not None and "report" in said else None
 
-def compose(parcel: Parcel, sender: str, to: list[str]) -> EmailMessage:
-    """The mail: the same in every attempt, under one Message-ID."""
+
+def _size_limit(server: smtplib.SMTP) -> int:
+    """The largest message that the server takes; 0 where it does not say."""
+    said = server.esmtp_features.get("size", "") if server.does_esmtp else ""
+    return int(said) if said.isascii() and said.isdigit() else 0
+
+
+def compose(parcel: Parcel, sender: str, to: list[str], page: Page | None = None) -> EmailMessage:
+    """The mail: the same in every attempt, under one Message-ID. A page is text and HTML of the same matter, and its files."""
     said = json.loads(parcel.body)
     message = EmailMessage(policy=SMTP_POLICY)
-    message["From"], message["To"], message["Subject"] = sender, ", ".join(to), said["subject"]
+    message["From"], message["To"] = sender, ", ".join(to)
+    # One line, whatever names are in it: a line end would begin another header.
+    message["Subject"] = said["subject"] if page is None else f"[meterbridge] {line(page.subject, 200)}"
     message["Date"] = format_datetime(parcel.created_at)
     message["Message-ID"] = f"<{parcel.notice_id}@{sender.rpartition('@')[2]}>"
     message["Auto-Submitted"] = "auto-generated"
-    message.set_content(said["text"], cte="base64")
+    message.set_content(said["text"] if page is None else page.text, cte="base64")
+    if page is not None:
+        message.add_alternative(page.html, subtype="html", cte="base64")
+        for file in page.files:
+            kind, _, subtype = file.media_type.partition(";")[0].partition("/")
+            message.add_attachment(file.content, maintype=kind, subtype=subtype, filename=file.name)
     return message
 
 

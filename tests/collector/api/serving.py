@@ -16,6 +16,7 @@ from collector import auth
 from collector.app import create_app
 from collector.auth import KeyRing
 from collector.ingest import Ingest
+from collector.webhooks.setup import Telling
 from models.store import Store
 
 NOW = datetime(2026, 11, 20, 10, tzinfo=UTC)
@@ -54,14 +55,18 @@ def bearer(secret: str) -> dict[str, str]:
 
 
 @contextmanager
-def serving(store: Store, *, is_loopback: bool = True, control_token: str = "", mounts: Sequence[str] = ()) -> Iterator[Service]:
+def serving(
+    store: Store, *, is_loopback: bool = True, control_token: str = "", mounts: Sequence[str] = (), telling: Telling | None = None
+) -> Iterator[Service]:
     """The service on that store, until the block ends."""
     listener = socket.create_server(("127.0.0.1", 0))
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     service: Service
     keys = KeyRing(store, clock=lambda: service.seconds)
     ingest = Ingest(store, now=lambda: service.at)
-    app = create_app(store=store, ingest=ingest, keys=keys, now=lambda: service.at, version="1.2.3", is_loopback=is_loopback, control_token=control_token)
+    app = create_app(
+        store=store, ingest=ingest, keys=keys, now=lambda: service.at, version="1.2.3", is_loopback=is_loopback, control_token=control_token, telling=telling
+    )
     config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", ws="none", server_header=False, timeout_graceful_shutdown=1)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import threading
 from datetime import UTC, date, datetime, timedelta
@@ -12,7 +13,11 @@ import pytest
 from sqlmodel import Session, col, select
 
 from collector import auth, reports
+from collector.azure.client import AzureSettings
+from collector.azure.simulator import InventedWorld, Simulator
 from collector.reports import delivery, links
+from collector.reports.places import Places
+from collector.webhooks.setup import Telling
 from models import ledger
 from models.errors import Conflict, NotFound
 from models.notices import Delivery, Format, Receiver
@@ -57,28 +62,44 @@ def the_notice(store: Store) -> str:
         return notice.body
 
 
+def places(tmp_path: Path, azure: Simulator | None = None) -> Places:
+    """Reports may go below ``share``; into containers of the simulated Azure where there is one."""
+    (tmp_path / "share").mkdir(exist_ok=True)
+    arm = "https://management.azure.com" if azure is None else azure.arm_url
+    return Places(tmp_path / "share", AzureSettings(arm, "https://prices.azure.com", "static:for-arm;for-storage", (), ()))
+
+
+def go(store: Store, at: datetime, into: Places) -> None:
+    """Both jobs, at that moment."""
+    delivery.run(store, at)
+    delivery.write_files(store, into, now=at)
+
+
 def sent(store: Store) -> list[tuple[str, str]]:
     with store.read() as session:
         return [(row.slot, row.period) for row in session.exec(select(ReportDelivery).order_by(col(ReportDelivery.made_at)))]
 
 
 def test_a_week_is_sent_once_when_it_is_due(store: Store, tmp_path: Path) -> None:
-    folder = tmp_path / "share"
-    folder.mkdir()
+    into = places(tmp_path)
     with store.write() as session:
         world(session)
         receiver(session)
-        schedule(session, folder=str(folder))
-    delivery.run(store, MONDAY + timedelta(hours=6, minutes=59))
+        schedule(session, folder="finance/weekly")
+    go(store, MONDAY + timedelta(hours=6, minutes=59), into)
     assert sent(store) == []
     for hours in (7, 8, 30):
-        delivery.run(store, MONDAY + timedelta(hours=hours))
+        go(store, MONDAY + timedelta(hours=hours), into)
     assert sent(store) == [("2026-W46", "2026-W46")]
     row, said = the_row(store), json.loads(the_notice(store))
     assert (said["type"], said["data"]["totals"][0]["cost"], row["folder_state"]) == ("report.ready", "5", "written")
-    assert sorted(path.name for path in folder.iterdir()) == sorted(
-        f"meterbridge-{row['snapshot_id']}.{form}{more}" for form in ("json", "csv", "html", "pdf") for more in ("", ".meta.json")
-    )
+    folder = tmp_path / "share" / "finance" / "weekly"
+    manifest = json.loads((folder / f"meterbridge-{row['snapshot_id']}.manifest.json").read_text())
+    assert [file["name"] for file in manifest["files"]] == [f"meterbridge-{row['snapshot_id']}.{form}" for form in ("json", "csv", "html", "pdf")]
+    assert len(list(folder.iterdir())) == 5
+    for file in manifest["files"]:
+        content = (folder / file["name"]).read_bytes()
+        assert (file["bytes"], file["sha256"], file["control_total"]) == (len(content), hashlib.sha256(content).hexdigest(), {"USD": "5"})
 
 
 def test_processes_that_race_send_once(store: Store) -> None:
@@ -132,7 +153,40 @@ def test_a_schedule_that_was_limited_meanwhile_sends_nothing_of_before(sqlite_st
         draft = delivery.drafted(session, row, now=NOW)
         row.teams = ["team-b"]
         with pytest.raises(Conflict, match="changed while its report was being made"):
-            delivery.send(session, row, draft, slot=None, now=NOW)
+            delivery.send(session, row, draft, slot="2026-W46", now=NOW)
+
+
+def test_a_schedule_whose_zone_changes_meanwhile_sends_nothing_of_the_other_week(sqlite_store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A week has the same name in every zone and other hours: the draft knows whose it is."""
+    with sqlite_store.write() as session:
+        world(session)
+        # 23:30 on Sunday at UTC is Monday in Berlin: of another week there.
+        make.event(session, make.series(session, team="search"), time=datetime(2026, 11, 15, 23, 30, tzinfo=UTC), input_tokens=1_000_000, output_tokens=0)
+        receiver(session)
+        name = schedule(session)
+    drafted = delivery.drafted
+    moved: list[str] = []
+
+    def meanwhile(*asked: Any, **more: Any) -> Any:
+        draft = drafted(*asked, **more)
+        if not moved:
+            with sqlite_store.write() as session:
+                row = session.get_one(ReportSchedule, name)
+                row.time_zone = "Europe/Berlin"
+                session.add(row)
+            moved.append(name)
+        return draft
+
+    monkeypatch.setattr(delivery, "drafted", meanwhile)
+    delivery.run(sqlite_store, NOW)
+    assert sent(sqlite_store) == []
+    with sqlite_store.read() as session:
+        assert "was changed while its report was being made" in session.get_one(ReportSchedule, name).error
+    delivery.run(sqlite_store, NOW + timedelta(minutes=5))
+    assert sent(sqlite_store) == [("2026-W46", "2026-W46")]
+    assert json.loads(the_notice(sqlite_store))["data"]["totals"][0]["cost"] == "5"
+    with sqlite_store.read() as session:
+        assert session.get_one(ReportSchedule, name).error == ""
 
 
 def test_a_week_waits_for_its_bill_and_then_names_the_missing_days(sqlite_store: Store) -> None:
@@ -160,17 +214,45 @@ def test_a_team_gets_its_own_figures_only(sqlite_store: Store) -> None:
 
 
 def test_a_folder_that_is_away_is_tried_again(sqlite_store: Store, tmp_path: Path) -> None:
-    folder = tmp_path / "share"
+    into = places(tmp_path)
+    into.root.rmdir()
     with sqlite_store.write() as session:
         world(session)
-        schedule(session, receivers=[], folder=str(folder))
-    delivery.run(sqlite_store, NOW)
+        schedule(session, receivers=[], folder=".")
+    go(sqlite_store, NOW, into)
     row = the_row(sqlite_store)
-    assert (row["folder_state"], row["folder_error"]) == ("pending", f"there is no folder {folder}")
-    folder.mkdir()
-    delivery.run(sqlite_store, NOW + timedelta(minutes=5))
+    assert (row["folder_state"], row["folder_error"]) == ("pending", f"there is no folder {into.root} (METERBRIDGE_REPORTS_FOLDER)")
+    into.root.mkdir()
+    go(sqlite_store, NOW + timedelta(minutes=5), into)
     row = the_row(sqlite_store)
-    assert (row["folder_state"], len(list(folder.iterdir()))) == ("written", 8)
+    assert (row["folder_state"], len(list(into.root.iterdir()))) == ("written", 5)
+
+
+def test_a_container_gets_the_files_and_its_manifest_last_and_the_same_again(store: Store, tmp_path: Path) -> None:
+    with Simulator(InventedWorld(1, date(2026, 9, 28), date(2026, 10, 4), subscription_count=1), lambda: NOW) as azure:
+        azure.storage.token = "for-storage"
+        into = places(tmp_path, azure)
+        with store.write() as session:
+            world(session)
+            schedule(session, receivers=[], container=f"{azure.blob_url}/finance/weekly")
+        go(store, NOW, into)
+        assert (the_row(store)["container_state"], "make the container first" in the_row(store)["container_error"]) == ("pending", True)
+        azure.storage.containers.add("finance")
+        go(store, NOW + timedelta(minutes=5), into)
+        row = the_row(store)
+        base = f"finance/weekly/meterbridge-{row['snapshot_id']}"
+        assert (row["container_state"], list(azure.storage.blobs)) == (
+            "written",
+            [f"{base}.{form}" for form in ("json", "csv", "html", "pdf", "manifest.json")],
+        )
+        before = dict(azure.storage.blobs)
+        with store.write() as session:
+            # A process that died before it could say that they stand.
+            again = session.get_one(ReportDelivery, row["id"])
+            again.container_state = "pending"
+            session.add(again)
+        go(store, NOW + timedelta(minutes=10), into)
+        assert (azure.storage.blobs, azure.storage.writes, the_row(store)["container_attempts"]) == (before, 10, 3)
 
 
 def test_a_link_opens_its_snapshot_until_it_ends(sqlite_store: Store) -> None:
@@ -200,17 +282,21 @@ def test_schedules_over_http(sqlite_store: Store, tmp_path: Path) -> None:
         world(session)
         receiver(session)
         receiver(session, "pager", Format.PAGERDUTY)
-    with serving(sqlite_store) as service:
+    with serving(sqlite_store, telling=Telling(places=places(tmp_path))) as service:
         admin, read = bearer(service.key("admin")), bearer(service.key("read"))
-        body = {"name": "finance", "report": "close", "receivers": ["rcv_1"], "folder": str(tmp_path)}
+        body = {"name": "finance", "report": "close", "receivers": ["rcv_1"], "folder": str(tmp_path / "share" / "close")}
         made = service.client.post("/v1/report-schedules", json=body, headers=admin)
         where = f"/v1/report-schedules/{made.json()['id']}"
-        assert (made.status_code, made.json()["enabled"]) == (201, True)
+        assert (made.status_code, made.json()["enabled"], made.json()["folder"]) == (201, True, "close")
         assert service.client.post("/v1/report-schedules", json=body, headers=read).status_code == 403
         for wrong in (
             {"receivers": ["pager"]},
             {"receivers": ["nobody"]},
-            {"folder": "relative"},
+            {"folder": "/etc"},
+            {"folder": "a/../../b"},
+            {"container": "https://evil.example/c"},
+            {"container": "https://acct.blob.core.windows.net/c?sv=1&sig=secret"},
+            {"attach": ["exe"]},
             {"time_zone": "Europe/Berlin"},
             {"receivers": [], "folder": ""},
         ):

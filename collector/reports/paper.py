@@ -211,8 +211,13 @@ def _table(paper: _Paper, title: str, heads: Sequence[str], rows: Sequence[Seque
     fixed = sum(width for width, is_number in zip(wanted, numeric, strict=True) if is_number)
     named = sum(width for width, is_number in zip(wanted, numeric, strict=True) if not is_number)
     widths = [width if is_number else width / named * (_PAGE_WIDTH - fixed) for width, is_number in zip(wanted, numeric, strict=True)]
-    _row(paper, [head.removeprefix("#") for head in heads], widths, numeric, style="B", color=QUIET)
+    named_heads = [head.removeprefix("#") for head in heads]
+    _row(paper, named_heads, widths, numeric, style="B", color=QUIET)
     for row in rows[:_MOST_ROWS]:
+        if paper.will_page_break(2 * _ROW):
+            # A page of a long table says for itself what its columns are.
+            paper.add_page()
+            _row(paper, named_heads, widths, numeric, style="B", color=QUIET)
         _row(paper, row, widths, numeric)
     if len(rows) > _MOST_ROWS:
         paper.line_of(f"and {len(rows) - _MOST_ROWS:,} more: they are in the CSV of this snapshot", 8, color=QUIET)
@@ -221,20 +226,29 @@ def _table(paper: _Paper, title: str, heads: Sequence[str], rows: Sequence[Seque
 def _row(paper: _Paper, cells: Sequence[str], widths: Sequence[float], numeric: Sequence[bool], *, style: str = "", color: str = INK) -> None:
     """A row as high as its longest cell, never cut by a page's end."""
     paper.ink(color, 7.5, style)
-    lines = [_lines_of(paper, cell, width) for cell, width in zip(cells, widths, strict=True)]
+    # Nearly every cell is one line: measured once and written as it is, which laying out costs ten times.
+    lines = [1 if _fits(paper, cell, width) else _lines_of(paper, cell, width) for cell, width in zip(cells, widths, strict=True)]
     height = max(_ROW, 3.6 * max(lines) + 1.4)
     if paper.will_page_break(height):
         paper.add_page()
         paper.ink(color, 7.5, style)
     left, top = _LEFT, paper.get_y()
-    for cell, width, is_number in zip(cells, widths, numeric, strict=True):
+    for cell, width, is_number, count in zip(cells, widths, numeric, lines, strict=True):
         paper.set_xy(left, top + 0.7)
-        paper.multi_cell(width - 1, 3.6, cell, align="R" if is_number else "L", new_x=XPos.RIGHT, new_y=YPos.TOP)
+        align = "R" if is_number else "L"
+        if count == 1:
+            paper.cell(width - 1, 3.6, cell, align=align, new_x=XPos.RIGHT, new_y=YPos.TOP)
+        else:
+            paper.multi_cell(width - 1, 3.6, cell, align=align, new_x=XPos.RIGHT, new_y=YPos.TOP)
         left += width
     paper.set_draw_color(*_rgb(LINE))
     paper.set_line_width(0.1)
     paper.line(_LEFT, top + height, _LEFT + _PAGE_WIDTH, top + height)
     paper.set_xy(_LEFT, top + height)
+
+
+def _fits(paper: _Paper, cell: str, width: float) -> bool:
+    return "\n" not in cell and paper.get_string_width(cell) <= width - 1 - 2 * paper.c_margin
 
 
 def _lines_of(paper: _Paper, cell: str, width: float) -> int:

@@ -33,8 +33,12 @@ demo: .venv/.installed ## run the whole service with the sample world on http://
 	@exec $(BIN)/meterbridge demo --port $(PORT) $(if $(SEED),--seed $(SEED))
 
 .PHONY: test
-test: .venv/.installed-dev ## run every test; names what this machine cannot run, and why
-	@exec $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal $(ARGS)
+test: .venv/.installed-dev ## run the tests; names what this machine cannot run, and why
+	@exec $(BIN)/python -m pytest -m "not walk" --numprocesses $(WORKERS) --dist worksteal $(ARGS)
+
+.PHONY: walks
+walks: .venv/.installed-dev ## run the long ones: kills, faults and virtual days through started services, published clients
+	@exec $(BIN)/python -m pytest -m walk --numprocesses $(WORKERS) --dist worksteal $(ARGS)
 
 .PHONY: check
 check: .venv/.installed-dev ## ruff, mypy --strict, import-linter

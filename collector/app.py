@@ -30,8 +30,9 @@ from collector.api import (
     sources,
     workbench,
 )
-from collector.api.gate import Gate
+from collector.api.gate import Gate, hardened
 from collector.api.ingest import IngestRoutes
+from collector.api.shortcut import Shortcut
 from collector.auth import KeyRing
 from collector.ingest import Ingest
 from collector.tally import Tally
@@ -55,7 +56,7 @@ def create_app(
     control_token: str = "",
     mounts: Mapping[str, ASGIApp] | None = None,
     telling: Telling | None = None,
-) -> ASGIApp:
+) -> Hardened:
     """Everything the service answers; without ``ingest`` it only reads. ``mounts`` are ASGI apps under their own path, such as ``/dashboard``."""
     api = FastAPI(
         title="meterbridge",
@@ -91,7 +92,8 @@ def create_app(
     def refused(fault: DomainError, path: str, key_id: str | None) -> None:
         tally.refused(fault, key_id=key_id, path=path, at=clock())
 
-    return Hardened(Gate(app, keys=keys, is_loopback=is_loopback, refused=refused))
+    gate = Gate(app, keys=keys, is_loopback=is_loopback, refused=refused)
+    return Hardened(gate, Shortcut(app, gate, ingest))
 
 
 def _microseconds(now: Callable[[], datetime]) -> Callable[[], int]:
@@ -132,10 +134,10 @@ def _operations(api: FastAPI, version: str, *, has_dashboard: bool) -> None:
 class Hardened:
     """ASGI: the headers that every answer carries, unless its route said otherwise; and a problem where a route failed."""
 
-    _HEADERS = ((b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"same-origin"), (b"x-frame-options", b"DENY"))
-
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, shortcut: Shortcut | None = None) -> None:
+        """``shortcut`` is the way of small usage bodies past it, for the server's connections."""
         self._app = app
+        self.shortcut = shortcut
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -148,23 +150,22 @@ class Hardened:
             # What GET would answer, without its body: routes know GET only.
             scope = {**scope, "method": "GET"}
 
-        async def hardened(message: Message) -> None:
+        async def passed_on(message: Message) -> None:
             nonlocal is_begun, is_whole
             is_whole = message["type"] == "http.response.body" and not message.get("more_body", False)
             if message["type"] == "http.response.start":
                 is_begun = True
-                said = {name.lower() for name, _ in message.get("headers", ())}
-                message = {**message, "headers": [*message.get("headers", ()), *((name, value) for name, value in self._HEADERS if name not in said)]}
+                message = {**message, "headers": hardened(message.get("headers", ()))}
             elif is_head:
                 message = {**message, "body": b""}
             await send(message)
 
         try:
-            await self._app(scope, receive, hardened)
+            await self._app(scope, receive, passed_on)
         except Exception:
             if is_begun and not is_whole:
                 raise  # the server cuts the answer off: half of one must not look whole
             logger.exception("a request failed: %s %r", scope["method"], scope["path"])
             if is_whole:
                 return  # the route's own handler has answered already
-            await problems.problem(500, problems.INTERNAL, error="internal")(scope, receive, hardened)
+            await problems.problem(500, problems.INTERNAL, error="internal")(scope, receive, passed_on)

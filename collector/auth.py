@@ -175,6 +175,7 @@ class KeyRing:
         self._turn = threading.Lock()
         self._read_at = float("-inf")
         self._failed_at = float("-inf")
+        self.reads = 0  # how often the keys were read: what follows from them holds until the next time
         self._by_hash: dict[str, ApiKey] = {}
         self._by_id: dict[str, ApiKey] = {}
 
@@ -188,6 +189,7 @@ class KeyRing:
             self._by_hash = {row.secret_hash: row for row in rows}
             self._by_id = {row.id: row for row in rows}
             self._read_at = self._clock()
+            self.reads += 1
 
     @property
     def is_stale(self) -> bool:

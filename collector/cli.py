@@ -31,7 +31,8 @@ from starlette.types import ASGIApp
 
 from collector import applying, auth, closing, commands, doctor, focus, jobs, pricing, reports, usagefiles, vllm
 from collector.api.gate import refuse_foreign
-from collector.app import create_app
+from collector.api.shortcut import connections
+from collector.app import Hardened, create_app
 from collector.auth import KeyRing, Principal
 from collector.azure import schedule as azure_schedule
 from collector.azure import sync as azure_sync
@@ -457,9 +458,10 @@ def _run_service(
     return 0
 
 
-def _serve_until_signal(app: ASGIApp, listener: socket.socket) -> None:
+def _serve_until_signal(app: Hardened, listener: socket.socket) -> None:
     config = uvicorn.Config(
         app,
+        http="auto" if app.shortcut is None else connections(app.shortcut),
         log_config=None,
         access_log=False,
         server_header=False,

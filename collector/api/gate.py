@@ -7,7 +7,7 @@ pages of this machine: a foreign ``Host`` (DNS rebinding), a proxy's headers or 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from urllib.parse import urlsplit
 
 from starlette.concurrency import run_in_threadpool
@@ -61,6 +61,16 @@ def _host_of(origin: str) -> str:
         return ""  # no browser writes such a one
 
 
+_HARDENED = ((b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"same-origin"), (b"x-frame-options", b"DENY"))
+
+
+def hardened(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    """The headers of an answer and those that every answer carries, unless its route said otherwise."""
+    found = list(headers)
+    said = {name.lower() for name, _ in found}
+    return found + [(name, value) for name, value in _HARDENED if name not in said]
+
+
 class Gate:
     """ASGI middleware that finds the principal and puts it into ``scope["state"]["principal"]``."""
 
@@ -98,8 +108,31 @@ class Gate:
     async def principal(self, path: str, headers: Mapping[str, str]) -> Principal | None:
         """Who asks; None where the route decides for itself (public pages, the dashboard's own login, control)."""
         # Asked on every request: the database is only read (off the loop) when what is remembered is too old.
-        is_open = await run_in_threadpool(self._keys.is_open) if self._keys.is_stale else self._keys.is_open()
-        if is_open:
+        return await run_in_threadpool(self._principal, path, headers) if self._keys.is_stale else self._principal(path, headers)
+
+    @property
+    def is_stale(self) -> bool:
+        """Whether the next question reads the keys again."""
+        return self._keys.is_stale
+
+    @property
+    def reads(self) -> int:
+        """How often the keys were read: what ``known`` said holds until the next time."""
+        return self._keys.reads
+
+    def known(self, path: str, headers: Mapping[str, str]) -> Principal | None:
+        """Who posts this, where that is known without reading anything and nothing stands against it."""
+        if self._keys.is_stale:
+            return None
+        try:
+            found = self._principal(path, headers)
+        except DomainError:
+            return None
+        needed = _needed(path, "POST")
+        return found if found is not None and (needed is None or found.may(needed)) else None
+
+    def _principal(self, path: str, headers: Mapping[str, str]) -> Principal | None:
+        if self._keys.is_open():
             if not self._is_loopback:
                 raise Unauthorized("no key exists yet; create an admin key on the machine itself: meterbridge keys create --name NAME --scope admin")
             refuse_foreign(headers)
@@ -109,7 +142,7 @@ class Gate:
         scheme, _, secret = headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not secret.strip():
             raise Unauthorized("a key is needed: send the header Authorization: Bearer mb_…")
-        found = await run_in_threadpool(self._keys.authenticate, secret.strip()) if self._keys.is_stale else self._keys.authenticate(secret.strip())
+        found = self._keys.authenticate(secret.strip())
         if found is None:
             raise Unauthorized("this key is not known, or was revoked")
         return found

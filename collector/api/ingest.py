@@ -42,7 +42,7 @@ _BODY_SECONDS: Final = 60
 _LONG_ANSWER: Final = 2_000
 _STEP: Final = 8 * 1024
 # Below this, decoding on the event loop is quicker than handing it to a thread.
-_SMALL_BODY: Final = 16 * 1024
+SMALL_BODY: Final = 16 * 1024
 _NO_DEFAULTS: Final = Defaults()
 _DEFAULT_HEADERS = ("source", "workspace", "endpoint", "deployment", "model", "application", "team", "user")
 
@@ -234,9 +234,9 @@ class IngestRoutes:
     def __init__(self, app: ASGIApp, *, ingest: Ingest, tally: Tally, clock: Callable[[], int]) -> None:
         self._app = app
         self._ingest = ingest
-        self._tally = tally
-        self._clock = clock
-        self._held = Held()
+        self.tally = tally
+        self.clock = clock
+        self.held = Held()
         self._answers = _Answers(ingest)
         # Threads of their own: reports that take all of the others must not keep usage waiting.
         self._threads = anyio.CapacityLimiter(4)
@@ -250,27 +250,35 @@ class IngestRoutes:
         try:
             response = await self._answer(route, headers, scope, receive)
         except DomainError as fault:
-            response = self._refused(fault, route, headers, scope)
+            response = self._refused(fault, headers, scope)
         except TimeoutError:
-            response = self._refused(InvalidInput(f"the body did not arrive within {_BODY_SECONDS} seconds", error="malformed"), route, headers, scope)
+            response = self._refused(InvalidInput(f"the body did not arrive within {_BODY_SECONDS} seconds", error="malformed"), headers, scope)
         await response(scope, receive, send)
 
-    def _refused(self, fault: DomainError, route: Route, headers: Mapping[str, str], scope: Scope) -> Response:
+    def _refused(self, fault: DomainError, headers: Mapping[str, str], scope: Scope) -> Response:
         principal: Principal = scope["state"]["principal"]
-        self._tally.refused(fault, key_id=principal.key_id, path=scope["path"], at=self._clock())
-        return route.fault(fault, base_type(headers.get("content-type")) or None)
+        return self.refused(scope["path"], fault, principal.key_id, base_type(headers.get("content-type")) or None)
+
+    def refused(self, path: str, fault: DomainError, key_id: str | None, media_type: str | None) -> Response:
+        """The answer to a body that is refused as a whole, and its place in the counts."""
+        self.tally.refused(fault, key_id=key_id, path=path, at=self.clock())
+        return ROUTES[path].fault(fault, media_type)
+
+    @staticmethod
+    def answered(path: str, verdict: Verdict, items: int, media_type: str | None) -> Response:
+        """The answer to a body whose items are judged."""
+        return ROUTES[path].answer(verdict, items, media_type)
 
     async def _answer(self, route: Route, headers: Mapping[str, str], scope: Scope, receive: Receive) -> Response:
         principal: Principal = scope["state"]["principal"]
         media_type = _media_type(headers, route.media_types)
         is_gzip = is_packed(headers)
         defaults = defaults_from(headers)
-        home = next(iter(principal.workspaces)) if principal.workspaces is not None and len(principal.workspaces) == 1 else None
         taken = 0
 
         def take(size: int) -> None:
             nonlocal taken
-            self._held.take(size)
+            self.held.take(size)
             taken += size
 
         try:
@@ -279,17 +287,23 @@ class IngestRoutes:
             if is_gzip:
                 body = await to_thread.run_sync(unpacked, body, MAX_BODY, limiter=self._threads)
                 take(len(body))
-            request = Request(body, media_type, headers, defaults, self._clock())
-            items = route.capture(request) if len(body) <= _SMALL_BODY else await to_thread.run_sync(route.capture, request, limiter=self._threads)
-            verdict = await self._answers.of(self._ingest.submit(Batch(items, principal.workspaces, home)))
-            sender = self._tally.judged(verdict, items, key_id=principal.key_id, path=scope["path"], at=request.received_at)
-            if verdict.rejected and self._tally.wants(sender, verdict):
-                await to_thread.run_sync(self._tally.sample, sender, verdict, body, media_type, request.received_at, limiter=self._threads)
+            request = Request(body, media_type, headers, defaults, self.clock())
+            items = route.capture(request) if len(body) <= SMALL_BODY else await to_thread.run_sync(route.capture, request, limiter=self._threads)
+            verdict = await self._answers.of(self._ingest.submit(batch_of(items, principal)))
+            sender = self.tally.judged(verdict, items, key_id=principal.key_id, path=scope["path"], at=request.received_at)
+            if verdict.rejected and self.tally.wants(sender, verdict):
+                await to_thread.run_sync(self.tally.sample, sender, verdict, body, media_type, request.received_at, limiter=self._threads)
             if len(items) <= _LONG_ANSWER:
                 return route.answer(verdict, len(items), media_type)
             return await to_thread.run_sync(route.answer, verdict, len(items), media_type, limiter=self._threads)
         finally:
-            self._held.give(taken)
+            self.held.give(taken)
+
+
+def batch_of(items: Sequence[Item], principal: Principal) -> Batch:
+    """The items of a request by what its key may write."""
+    home = next(iter(principal.workspaces)) if principal.workspaces is not None and len(principal.workspaces) == 1 else None
+    return Batch(items, principal.workspaces, home)
 
 
 def _media_type(headers: Mapping[str, str], accepted: frozenset[str] | None) -> str | None:

@@ -53,10 +53,14 @@ class Link(Protocol):
     def __call__(self, connection: sa.Connection, calls: Sequence[StoredCall], *, received: int, is_sqlite: bool) -> None: ...
 
 
+Told = Callable[[Verdict | Unavailable], None]
+
+
 @dataclass(slots=True)
 class _Waiting:
     batch: Batch
-    future: Future[Verdict]
+    told: Told
+    is_wanted: Callable[[], bool] | None = None  # asked once, when its turn comes
 
 
 class Ingest:
@@ -109,8 +113,24 @@ class Ingest:
 
     def submit(self, batch: Batch) -> Future[Verdict]:
         """Queue a batch; the future is done once its events are on the disk, or fails with ``Unavailable``."""
-        size = max(1, len(batch.items))
-        waiting = _Waiting(batch, Future())
+        asked: Future[Verdict] = Future()
+
+        def told(found: Verdict | Unavailable) -> None:
+            if isinstance(found, Unavailable):
+                asked.set_exception(found)
+            else:
+                asked.set_result(found)
+
+        # A request that is given up can cancel its batch until its turn comes; one that did needs no answer.
+        self._queue(_Waiting(batch, told, asked.set_running_or_notify_cancel))
+        return asked
+
+    def enqueue(self, batch: Batch, told: Told) -> None:
+        """Queue a batch for who needs no future; ``told`` is called in the writer's thread and must not fail."""
+        self._queue(_Waiting(batch, told))
+
+    def _queue(self, waiting: _Waiting) -> None:
+        size = max(1, len(waiting.batch.items))
         with self._changed:
             if self._stopping:
                 raise Unavailable("the service is stopping; send the same again in a moment", retry_after_seconds=2)
@@ -119,7 +139,6 @@ class Ingest:
             self._waiting.append(waiting)
             self._queued += size
             self._changed.notify()
-        return waiting.future
 
     def when_answered(self, told: Callable[[], None]) -> None:
         """Have ``told`` called in the writer's thread each time it has answered everything of a commit; it must not fail."""
@@ -146,8 +165,7 @@ class Ingest:
                     taken.append(self._waiting.popleft())
                     events += max(1, len(taken[-1].batch.items))
                 self._queued -= events
-            # From here on a request that is given up can no longer cancel its batch; one that was needs no answer.
-            taken = [waiting for waiting in taken if waiting.future.set_running_or_notify_cancel()]
+            taken = [waiting for waiting in taken if waiting.is_wanted is None or waiting.is_wanted()]
             if taken:
                 self._commit_all(taken)
                 for told in self._told:
@@ -168,13 +186,13 @@ class Ingest:
                 logger.exception("usage could not be stored")
                 fault = Unavailable("the usage could not be stored; the fault is in the service's log")
             for waiting in taken:
-                waiting.future.set_exception(fault)
+                waiting.told(fault)
             return
         for waiting, verdict in zip(taken, verdicts, strict=True):
             self.counters["accepted"] += verdict.accepted
             self.counters["duplicates"] += verdict.duplicates
             self.counters["rejected"] += len(verdict.rejected)
-            waiting.future.set_result(verdict)
+            waiting.told(verdict)
         self.counters["commits"] += 1
 
     # -- one commit -----------------------------------------------------------------------------

@@ -13,6 +13,7 @@ import httpx
 import uvicorn
 
 from collector import auth
+from collector.api.shortcut import connections
 from collector.app import create_app
 from collector.auth import KeyRing
 from collector.ingest import Ingest
@@ -67,7 +68,9 @@ def serving(
     app = create_app(
         store=store, ingest=ingest, keys=keys, now=lambda: service.at, version="1.2.3", is_loopback=is_loopback, control_token=control_token, telling=telling
     )
-    config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", ws="none", server_header=False, timeout_graceful_shutdown=1)
+    assert app.shortcut is not None
+    http = connections(app.shortcut)
+    config = uvicorn.Config(app, http=http, log_config=None, access_log=False, lifespan="off", ws="none", server_header=False, timeout_graceful_shutdown=1)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     with httpx.Client(base_url=url, trust_env=False, timeout=30) as client:

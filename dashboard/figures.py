@@ -278,7 +278,7 @@ def waterfall(steps: Sequence[tuple[str, Decimal, bool]], *, currency: str | Non
 def levels(rows: Sequence[tuple[str, Decimal | None, Decimal | None, str]], *, revision: str) -> Figure:
     """How full each of some pools is, in percent of its limit: (name, now, peak, words)."""
     ordered = list(reversed(rows))
-    names = [label(name, 44) for name, _, _, _ in ordered]
+    names = [label(name, 36) for name, _, _, _ in ordered]
     words = [escape(said, quote=False) for _, _, _, said in ordered]
 
     def trace(title: str, place: int, colour: str) -> Figure:
@@ -299,7 +299,8 @@ def levels(rows: Sequence[tuple[str, Decimal | None, Decimal | None, str]], *, r
         revision,
         barmode="group",
         bargap=0.25,
-        xaxis={**_GRID, "title": {"text": "% of the limit"}, "rangemode": "tozero", "fixedrange": True},
+        # A title of the axis would stand in the legend on a narrow screen; the unit is with every tick.
+        xaxis={**_GRID, "ticksuffix": " %", "rangemode": "tozero", "fixedrange": True, "nticks": 6},
         yaxis={"automargin": True, "fixedrange": True},
         shapes=[{"type": "line", "x0": 100, "x1": 100, "y0": 0, "y1": 1, "yref": "paper", "line": {"color": _BAD, "width": 2, "dash": "dot"}}],
         margin={"l": 12, "r": 24, "t": 12, "b": 8},

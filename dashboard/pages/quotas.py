@@ -16,6 +16,8 @@ PATH = "quotas"
 NAME = "Quotas"
 GROUP = "Operations"
 _MOST_BARS = 16
+_MOST_ROOM = 20
+_SOURCES = {"user": "the owner", "header": "an answer's header", "observed": "observed 429s", "azure": "Azure"}
 _MEASURES = {"tokens_per_minute": "tokens/min", "requests_per_minute": "requests/min", "vcpus": "vCPUs"}
 
 
@@ -32,31 +34,59 @@ def layout(view: View) -> list[Component]:
     if not pools:
         return [*head, *start.steps(view)]
     known = sorted((pool for pool in pools if pool.limit), key=lambda pool: (-max(_share(pool.used, pool), _share(pool.peak, pool)), pool.id))
-    return [*head, _tiles(pools), *([_chart(view, known[:_MOST_BARS])] if known else []), _table(pools)]
+    rates = [pool for pool in pools if pool.kind != "cores"]
+    cores = [pool for pool in pools if pool.kind == "cores"]
+    return [
+        *head,
+        _tiles(view, pools),
+        *([_chart(view, known[:_MOST_BARS])] if known else []),
+        _room(view, pools),
+        _rates(sorted(rates, key=lambda pool: (-max(_share(pool.used, pool), _share(pool.peak, pool)), pool.id))),
+        _throttled(pools),
+        *([_cores(cores)] if cores else []),
+    ]
 
 
 def _share(used: int | None, pool: Pool) -> Decimal:
     return Decimal(100 * used) / pool.limit if used is not None and pool.limit else Decimal(-1)
 
 
-def _tiles(pools: list[Pool]) -> Component:
+def _tiles(view: View, pools: list[Pool]) -> Component:
     limited = [pool for pool in pools if pool.limit]
     tight = [pool for pool in limited if _share(pool.used, pool) >= 80]
     throttled = sum(sum(pool.throttled.values()) for pool in pools if pool.measure == "requests_per_minute")
     ending = [pool for pool in pools if pool.deletes_at is not None or pool.retires_at is not None]
+    room, among = _with_room(view, pools), {(pool.workspace, pool.deployment) for pool in pools if pool.kind == "deployment"}
     return html.Div(
         [
             tile("Pools above 80 %", text.count(len(tight)), note=f"of {len(limited)} with a known limit", tone="warn" if tight else ""),
+            tile("Deployments with room", text.count(len(room)), note=f"of {len(among)}: below 80 % and not throttled"),
             tile("Throttled in the last hour", text.count(throttled), note="calls answered 429"),
-            tile("Ending", text.count(len({(pool.workspace, pool.deployment) for pool in ending})), note="deployments with a deletion or retirement date"),
+            tile(
+                "Ending",
+                text.count(len({(pool.workspace, pool.deployment) for pool in ending if pool.kind == "deployment"})),
+                note="deployments with a deletion or retirement date",
+            ),
         ],
         className="tiles",
     )
 
 
+def _with_room(view: View, pools: list[Pool]) -> list[tuple[Pool, Pool]]:
+    """(tokens, requests) of deployments that have room in both, most tokens left first."""
+    by_place: dict[tuple[str | None, str | None], dict[str, Pool]] = {}
+    for pool in pools:
+        if pool.kind == "deployment":
+            by_place.setdefault((pool.workspace, pool.deployment), {})[pool.measure] = pool
+    pairs = [(of["tokens_per_minute"], of["requests_per_minute"]) for of in by_place.values() if len(of) == 2]
+    return sorted((pair for pair in pairs if all(pool.has_room(view.now) for pool in pair)), key=lambda pair: (-(pair[0].headroom or 0), pair[0].id))
+
+
 def _name(pool: Pool) -> str:
     if pool.deployment is not None:
         return f"{pool.deployment} · {pool.workspace} ({_MEASURES.get(pool.measure, pool.measure)})"
+    if pool.kind == "foundry":
+        return f"{pool.model} · {pool.region}, shared by {len(pool.deployments)} ({_MEASURES.get(pool.measure, pool.measure)})"
     return f"{pool.family} · {pool.region} ({pool.source})"
 
 
@@ -74,40 +104,155 @@ def _chart(view: View, pools: list[Pool]) -> Component:
     return card(
         "How full",
         figures.graph(figures.levels(rows, revision=view.here), name="levels", describes=said, height=90 + 34 * len(rows)),
-        note="Fullest first. The dotted line is the limit.",
+        note="In percent of the limit, fullest first. The dotted line is the limit.",
         name="wide",
     )
 
 
-def _table(pools: list[Pool]) -> Component:
+def _room(view: View, pools: list[Pool]) -> Component:
+    columns = [
+        tables.Column("Model"),
+        tables.Column("Deployment"),
+        tables.Column("Region"),
+        tables.Column("Tokens left", is_number=True),
+        tables.Column("Requests left", is_number=True),
+    ]
+    found = sorted(_with_room(view, pools), key=lambda pair: (pair[0].model or "~", -(pair[0].headroom or 0), pair[0].id))
+    rows: list[list[tables.Cell]] = [
+        [
+            tables.named(tokens.model, absent="unknown"),
+            tables.named(f"{tokens.deployment} · {tokens.workspace}", length=60),
+            text.visible(tokens.region or ""),
+            text.count(tokens.headroom),
+            text.count(requests.headroom),
+        ]
+        for tokens, requests in found[:_MOST_ROOM]
+    ]
+    note = "By model, most tokens left first: where a call can go now. Instances of one's own are not here, as nobody limits them."
+    if not rows:
+        return card("Room now", html.P("No deployment with a known limit has room now.", className="note"), note=note)
+    return card("Room now", tables.table(columns, rows, caption="Deployments with room now"), note=note)
+
+
+def _rates(pools: list[Pool]) -> Component:
     columns = [
         tables.Column("Pool"),
-        tables.Column("Limit", is_number=True),
-        tables.Column("Says", title="who says the limit: the owner, Azure, an answer's header, what was used when it throttled, or the documented default"),
-        tables.Column("Now", is_number=True),
+        tables.Column(
+            "Limit", title="who says it and since when: the owner, Azure, an answer's header, what was used when it throttled, or the documented default"
+        ),
+        tables.Column(
+            "Now", is_number=True, title="of the last 60 seconds, in the reading that counts against the limit; billed: at a call's end, admitted: at its start"
+        ),
+        tables.Column("5 min", is_number=True, title="a minute's worth of the last five minutes"),
         tables.Column("Left", is_number=True),
-        tables.Column("Highest in 7 days", is_number=True),
-        tables.Column("Meets the limit"),
-        tables.Column("Throttled", title="429s of the last hour, by who threw them"),
+        tables.Column("Highest in 7 days", is_number=True, title="the fullest minute, of billed tokens"),
+        tables.Column("Meets the limit", title="when the daily peaks, growing as in the last week, reach the limit"),
         tables.Column("Used by"),
-        tables.Column("Ends"),
     ]
 
     def cells(pool: Pool) -> list[tables.Cell]:
         ends = [f"deleted {text.instant(pool.deletes_at)}"] if pool.deletes_at else []
         ends += [f"model retires {text.instant(pool.retires_at)}"] if pool.retires_at else []
+        other = "admitted" if pool.counting == "billed" else "billed"
+        said = pool.readings.get(pool.counting or "", {})
+        aside = f"{text.count(pool.readings[other]['60s'])} {other}" if pool.measure == "tokens_per_minute" and other in pool.readings else ""
+        left = f"{text.count(pool.left_said[0])} says Azure" if pool.left_said else ""
         return [
-            tables.named(_name(pool), length=60),
-            text.count(pool.limit) if pool.limit is not None else text.UNKNOWN,
-            text.words(pool.limit_source or ""),
-            text.count(pool.used),
-            text.count(pool.headroom) if pool.headroom is not None else text.UNKNOWN,
-            html.Span(text.count(pool.peak), title=text.exact_instant(pool.peak_at)),
+            _under(tables.named(_name(pool), length=60), *(html.Div(end, className="warn") for end in ends)),
+            _limit(pool),
+            _under(html.Span(text.count(pool.used), title=pool.counting or ""), html.Div(aside, className="absent") if aside else None),
+            text.count(said["300s"]) if said else "",
+            _under(
+                text.count(pool.headroom) if pool.headroom is not None else "",
+                html.Div(left, className="absent", title=text.exact_instant(pool.left_said[1])) if pool.left_said else None,
+            ),
+            html.Span(text.count(pool.peak) if pool.peak is not None else "", title=text.exact_instant(pool.peak_at)),
             text.instant(pool.saturation_at) if pool.saturation_at else "",
-            ", ".join(f"{text.visible(who)} {count}" for who, count in pool.throttled.items()),
             html.Span(", ".join(f"{text.visible(who)} {text.tokens(count)}" for who, count in list(pool.users)[:3]), className="wrap"),
-            html.Span("; ".join(ends), className="wrap"),
         ]
 
-    note = "Set a limit of your own with PUT /v1/quotas/{id}."
-    return card("Every pool", tables.table(columns, [cells(pool) for pool in pools[:80]], caption="Pools and their headroom"), note=note, name="wide")
+    # What one deployment shares with nobody is its own row already.
+    shown = [pool for pool in pools if pool.kind != "foundry" or len(pool.deployments) > 1]
+    note = "Fullest first. Set a limit of your own with PUT /v1/quotas/{id}; point at a limit's source to see from what it was learnt."
+    return card(
+        "Tokens and requests a minute", tables.table(columns, [cells(pool) for pool in shown[:60]], caption="Pools and their headroom"), note=note, name="wide"
+    )
+
+
+def _under(first: str | Component, *others: Component | None) -> Component:
+    """A cell of several lines."""
+    return html.Div([first, *(other for other in others if other is not None)])
+
+
+def _limit(pool: Pool) -> Component:
+    """The limit over who says it."""
+    if pool.limit is None:
+        return html.Span("nobody limits it" if pool.mode == "managed_compute" else text.UNKNOWN, className="absent", title=pool.reason or "")
+    return _under(html.Span(text.count(pool.limit)), _says(pool))
+
+
+def _says(pool: Pool) -> Component:
+    """Who says the limit and since when; what others say differently is written out, for a limit is not overruled in silence."""
+    first = next((one for one in pool.limits_said if one.counts), None)
+    if first is None:
+        words = {"default": "documented default", "deployments": "sum of its deployments'"}.get(pool.limit_source or "", pool.limit_source or "")
+        return html.Div(words, className="absent")
+    title = "; ".join(part for part in (first.evidence, f"set by {first.author}" if first.author else "") if part)
+    parts: list[str | Component] = [html.Div(f"{_SOURCES.get(first.source, first.source)}, {text.instant(first.said_at)}", className="absent", title=title)]
+    others = [one for one in pool.limits_said if not one.counts and one.value != first.value]
+    parts += [
+        html.Div(f"{_SOURCES.get(one.source, one.source)} says {text.count(one.value)}, {text.instant(one.said_at)}", className="warn wrap", title=one.evidence)
+        for one in others
+    ]
+    return html.Div(parts)
+
+
+def _throttled(pools: list[Pool]) -> Component:
+    columns = [
+        tables.Column("Deployment"),
+        tables.Column("Thrown by"),
+        tables.Column("Caller", title="the application, else the team, else the workspace"),
+        tables.Column("Calls", is_number=True),
+    ]
+    rows: list[list[tables.Cell]] = [
+        [tables.named(f"{pool.deployment} · {pool.workspace}", length=60), text.visible(one.by), tables.named(one.caller), text.count(one.count)]
+        for pool in pools
+        if pool.measure == "requests_per_minute" and pool.kind == "deployment"
+        for one in pool.throttled_callers
+    ]
+    note = "429s of the last hour. Azure's mean that the limit is met; a gateway's or the client's own are rules of yours."
+    if not rows:
+        return card("Throttled in the last hour", html.P("No call was answered 429 in the last hour.", className="note"), note=note)
+    return card("Throttled in the last hour", tables.table(columns, rows[:40], caption="Throttled calls by who threw and who called"), note=note)
+
+
+def _cores(pools: list[Pool]) -> Component:
+    columns = [
+        tables.Column("Family"),
+        tables.Column("Region"),
+        tables.Column("Counted by", title="Compute and Machine Learning count the same cores apart; they are never added"),
+        tables.Column("Limit", is_number=True),
+        tables.Column("Used", is_number=True),
+        tables.Column("Left", is_number=True),
+        tables.Column("For upgrades", is_number=True, title="a fifth of the instances of each deployment, rounded up, on sizes that Azure does not exempt"),
+        tables.Column("Left after upgrades", is_number=True),
+        tables.Column("Seen"),
+    ]
+
+    def cells(pool: Pool) -> list[tables.Cell]:
+        reserved = pool.upgrade_reserved
+        left = pool.headroom - reserved if reserved is not None and pool.headroom is not None else None
+        return [
+            tables.named(pool.family, length=50),
+            text.visible(pool.region or ""),
+            {"ml": "Machine Learning", "compute": "Compute"}.get(pool.source or "", pool.source or ""),
+            text.count(pool.limit) if pool.limit is not None else "no limit",
+            text.count(pool.used),
+            text.count(pool.headroom) if pool.headroom is not None else text.UNKNOWN,
+            text.count(reserved) if reserved is not None else "",
+            html.Span(text.count(left), className="warn" if left < 0 else "") if left is not None else "",
+            text.instant(pool.seen_at) if pool.seen_at else "",
+        ]
+
+    fullest = sorted(pools, key=lambda pool: (-_share(pool.used, pool), pool.id))
+    return card("vCPUs", tables.table(columns, [cells(pool) for pool in fullest[:40]], caption="vCPU quotas by family"), name="wide")

@@ -20,13 +20,16 @@ from dashboard.filters import Selection
 from dashboard.pages import alerts, comparison, data, explain, quotas, receivers, reconciliation, reports, rules
 from dashboard.pages import sources as sources_page
 from dashboard.shell import View
-from models import sources
+from models import ledger, sources
 from models.alerts import Alert, AlertState, Budget, Kind, Severity
 from models.charges import ChargeClass
+from models.limits import LimitSource, set_limit
 from models.notices import Format, Receiver
 from models.prices import PriceMeter
+from models.quotas import AzureQuota
 from models.sources import PullState
 from models.store import Store
+from models.usage import Status
 from tests import factories as make
 from tests.dashboard import fakes
 from tests.dashboard.serve import mount, serving
@@ -119,8 +122,71 @@ def test_comparison_advises_and_draws_the_break_even(store: Store) -> None:
 
 def test_quotas_show_what_is_left_and_the_highest_minute(store: Store) -> None:
     page = drawn(store, quotas)
-    for words in ("Pools above 80 %", "40,000,000", "highest of 7 days", "Every pool"):
+    for words in ("Pools above 80 %", "40,000,000", "highest of 7 days", "Tokens and requests a minute", "No call was answered 429"):
         assert words in page
+
+
+def crowded(store: Store) -> None:
+    """Limits of three sources, calls that were throttled by Azure and by a gateway, and cores that upgrades need."""
+    at = NOW - timedelta(seconds=20)
+    with store.write() as session:
+        chat = make.series(session, deployment="llama-foundry", application="chat")
+        make.event(session, chat, time=at, input_tokens=90_000, output_tokens=0, details={"max_tokens": 4_000, "ratelimit_remaining_tokens": 110_000})
+        for by, count in (("azure", 3), ("gateway", 2)):
+            for second in range(count):
+                make.event(
+                    session, chat, time=at - timedelta(seconds=second), input_tokens=None, output_tokens=None, status=Status.THROTTLED,
+                    details={"throttled_by": by},
+                )  # fmt: skip
+        for source, value, author, evidence in (
+            (LimitSource.USER, 100_000, "olga (k1)", ""),
+            (LimitSource.HEADER, 200_000, "", "x-ratelimit-limit-tokens of an answer"),
+        ):
+            set_limit(
+                session, workspace="ws-east", deployment="llama-foundry", measure="tokens_per_minute", value=value, source=source, author=author,
+                evidence=evidence, seen_at=None if author else at, now=NOW - timedelta(days=1),
+            )  # fmt: skip
+        make.managed(session, "guard/green", sku="Standard_NC4as_T4_v3", instance_count=6, model="Llama-Guard-3-8B")
+        for counted_by, used in (("compute", 24), ("ml", 24)):
+            session.add(
+                AzureQuota(
+                    subscription_id=make.SUBSCRIPTION,
+                    region="eastus",
+                    source=counted_by,
+                    level="family",
+                    family="standardNCASv3_T4Family",
+                    family_key="ncasv3t4",
+                    quota=28,
+                    used=used,
+                    unit="Count",
+                    known_from=NOW,
+                    seen_at=NOW,
+                )
+            )
+
+
+def test_quotas_name_who_says_a_limit_who_was_throttled_and_what_upgrades_need(store: Store) -> None:
+    crowded(store)
+    page = drawn(store, quotas)
+    for words in (
+        "the owner, 19 Nov", "an answer's header says 200,000", "olga (k1)", "94,000 admitted", "110,000 says Azure", "Room now", "For upgrades",
+    ):  # fmt: skip
+        assert words in page, words
+    with store.read() as session:
+        pools = {one.id: one for one in ledger.quotas(session, now=NOW)}
+    tokens = pools["ws-east/llama-foundry:tokens_per_minute"]
+    assert (tokens.used, tokens.headroom, tokens.has_room(NOW)) == (90_000, 10_000, False)
+    assert tokens.readings == {"billed": {"60s": 90_000, "300s": 18_000}, "admitted": {"60s": 94_000, "300s": 18_800}}
+    assert tokens.left_said == (110_000, NOW - timedelta(seconds=20))
+    thrown = pools["ws-east/llama-foundry:requests_per_minute"]
+    assert (dict(thrown.throttled), [(one.by, one.caller, one.count) for one in thrown.throttled_callers]) == (
+        {"azure": 3, "gateway": 2}, [("azure", "chat", 3), ("gateway", "chat", 2)],
+    )  # fmt: skip
+    shared = next(one for one in pools.values() if one.kind == "foundry" and one.measure == "tokens_per_minute")
+    assert (shared.limit, shared.limit_source, shared.used, shared.deployments) == (100_000, "deployments", 90_000, ["ws-east/llama-foundry"])
+    cores = {one.source: (one.headroom, one.upgrade_reserved) for one in pools.values() if one.kind == "cores"}
+    # Six instances of four cores: two more have to fit, eight cores. The A100 size of the other deployment is exempt.
+    assert cores == {"compute": (4, None), "ml": (4, 8)}
 
 
 def test_alerts_say_why_and_budgets_where_they_end(store: Store) -> None:

@@ -35,6 +35,7 @@ from models.errors import DomainError, InvalidInput, Unavailable, told
 from models.ledger import (
     BASES,
     Adjustment,
+    Ask,
     BudgetStanding,
     Choices,
     ClosedMonth,
@@ -54,6 +55,7 @@ from models.ledger import (
     UsagePage,
     WhatIf,
     WitnessRow,
+    Why,
 )
 from models.ledger.intake import Intake, SnapshotRecord, intake, report_snapshots
 from models.periods import GRANULARITIES, Period, parse_bound, utc_day
@@ -79,6 +81,7 @@ PAGES: tuple[ModuleType, ...] = (
 _FILTERED = frozenset({overview, deployment, reconciliation, comparison})
 REFRESH_SECONDS = 15
 PART = "part"
+DRAWER = "#why"
 _LARGEST_REQUEST = 1 << 20
 
 
@@ -150,6 +153,9 @@ class LedgerReader:
 
     def explain(self, query: CostQuery, *, now: datetime) -> Explanation:
         return ledger.explain(self.session, query, now=now)
+
+    def why(self, ask: Ask, *, now: datetime) -> Why:
+        return ledger.why(self.session, ask, now=now)
 
     def conflicts(self, *, visible: frozenset[str] | None) -> list[ConflictRecord]:
         return ledger.conflicts(self.session, workspaces=(), visible=visible, limit=50, before=None)[0]
@@ -268,6 +274,7 @@ def _register(app: Dash, screens: _Screens) -> None:
             ClientsideFunction("meterbridge", function), Output(target, "data"), Input(source, prop), prevent_initial_call=True
         )
     app.callback(Output("page", "children"), Input("url", "pathname"), Input("url", "search"))(screens.page)
+    app.callback(Output("drawer", "children"), Input("url", "hash"))(screens.drawer)
     charts, parts = {"type": figures.CHART, "name": ALL}, {"type": PART, "name": ALL}
     app.callback(
         Output("page", "children", allow_duplicate=True),
@@ -348,6 +355,7 @@ class _Screens:
                 html.P(self.notice, className="notice open", role="note") if is_open and self.notice else None,
                 html.Div(id="filters"),
                 html.Div(id="attention"),
+                html.Aside(id="drawer", role="complementary", **text.spoken("Why this number?")),
                 html.Main(html.P("Loading the figures…", className="loading"), id="page", tabIndex="-1"),
             ],
             className="shell",
@@ -378,7 +386,13 @@ class _Screens:
             [getattr(part, "data-digest") if name in changed else no_update for name, part in parts.items()],
         )
 
-    def _drawn(self, pathname: str | None, search: str | None) -> list[Component]:
+    def drawer(self, fragment: str | None) -> list[Component]:
+        """Why the figure that the fragment names is what it is; empty where it names none."""
+        doors.viewer()
+        said = fragment or ""
+        return self._drawn(f"{self.prefix}{explain.PATH}", said.removeprefix(DRAWER), inside=explain.drawer) if said.startswith(f"{DRAWER}?") else []
+
+    def _drawn(self, pathname: str | None, search: str | None, *, inside: Callable[[View], list[Component]] | None = None) -> list[Component]:
         visible, path = doors.viewer().workspaces, self._path(pathname)
         module = next((page for page in PAGES if path == page.PATH), None)
         if module is None:
@@ -402,7 +416,7 @@ class _Screens:
                     is_open=doors.viewer() == doors.OPEN,
                     may_act=acts.may_act(self.desk, doors.viewer()),
                 )
-                children: list[Component] = module.layout(view)
+                children: list[Component] = (inside or module.layout)(view)
                 return children
 
         drawn = attempt("this page", draw)

@@ -14,6 +14,7 @@ from urllib.parse import parse_qsl, quote, urlencode
 
 from models.errors import InvalidInput
 from models.ledger import BASES, GROUPS, Basis, CostQuery, Filters
+from models.ledger import OWN as NARROWED
 from models.money import currency_from
 from models.periods import DAY, GRANULARITIES, Granularity, Period, day_start, month_start, parse_bound, rfc3339, utc_day
 from models.resources import Mode
@@ -25,8 +26,8 @@ _MOST_BUCKETS = {"hour": 31 * DAY, "day": 1100 * DAY, "week": 3660 * DAY, "month
 _MOST_PARAMETERS = 200
 _LONGEST_VALUE = 512
 
-# What only one page asks (the what-if of the comparison, the row of the reconciliation); the others pass it by.
-OWN = frozenset({"cause", "meter", "day", "sku", "instances", "hours_per_day"})
+# What only one page asks (the what-if of the comparison, the row of the reconciliation, the figure of the drawer); the others pass it by.
+OWN = frozenset(NARROWED)
 
 _NAMES = {"workspace": "workspaces", "deployment": "deployments", "model": "models", "application": "applications", "team": "teams"}
 

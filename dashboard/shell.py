@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from datetime import date, datetime, timedelta
+from decimal import Decimal
 from typing import Protocol, TypeVar
 
 from dash import dcc, html
@@ -22,7 +23,10 @@ from models.alerts import Alert, AlertRule
 from models.errors import DomainError, Unavailable, told
 from models.ledger import (
     BASES,
+    FIGURES,
+    UNCURRENCIED,
     Adjustment,
+    Ask,
     BudgetStanding,
     Choices,
     ClosedMonth,
@@ -32,6 +36,7 @@ from models.ledger import (
     CostTable,
     DataAge,
     Explanation,
+    Figures,
     Filters,
     Forecast,
     Pool,
@@ -42,12 +47,14 @@ from models.ledger import (
     UsagePage,
     WhatIf,
     WitnessRow,
+    Why,
 )
 from models.ledger.intake import Intake, SnapshotRecord
 from models.periods import Period, utc_day
 from models.resources import Mode
 
 log = logging.getLogger(__name__)
+_LONG = timedelta(days=1000)
 T = TypeVar("T")
 
 # The dropdowns of the filter bar: parameter, heading, field of Selection, field of Choices.
@@ -112,6 +119,8 @@ class Ledger(Protocol):
 
     def explain(self, query: CostQuery, *, now: datetime) -> Explanation: ...
 
+    def why(self, ask: Ask, *, now: datetime) -> Why: ...
+
     def conflicts(self, *, visible: frozenset[str] | None) -> list[ConflictRecord]: ...
 
 
@@ -148,6 +157,53 @@ class View:
     def link(self, path: str, selection: Selection) -> str:
         """The address of a page with a selection."""
         return f"{self.prefix}{path}{selection.search()}"
+
+    def figure(
+        self,
+        name: str,
+        value: Decimal | int | None,
+        currency: str | None = None,
+        *,
+        selection: Selection | None = None,
+        reason: str | None = None,
+        shown: str | None = None,
+        without: Sequence[str] = (),
+        **own: str,
+    ) -> Component:
+        """A figure as a page shows it: its text, every digit in the title, and the way to why it is what it is.
+
+        ``selection`` is the query that it was read with, ``without`` the groups that its row has none of; ``shown`` is
+        a shorter way to write it. The address of the drawer is the query of ``/v1/explain``.
+        """
+        kind = FIGURES[name].kind
+        return html.A(
+            shown or text.figure(value, kind, currency),
+            href=self.why(name, currency, selection=selection, without=without, **own),
+            title=text.figure_exactly(value, kind, currency) if value is not None else reason or "not known",
+            className="why" if value is not None else "why absent",
+        )
+
+    def of_row(self, name: str, figures: Figures, *, selection: Selection | None = None, without: Sequence[str] = ()) -> Component:
+        """A figure of one row or total of the ledger's costs."""
+        return self.figure(name, getattr(figures, name), figures.currency, selection=selection, reason=figures.reasons.get(name), without=without)
+
+    def why(self, name: str, currency: str | None = None, *, selection: Selection | None = None, without: Sequence[str] = (), **own: str) -> str:
+        """The address that opens the drawer on a figure of this screen."""
+        chosen = selection or self.selection
+        period = chosen.period(self.now)
+        lacking = [*without, *(["currency"] if currency is None and name in UNCURRENCIED else [])]
+        if lacking:
+            own["without"] = ",".join(lacking)
+        whole = replace(
+            chosen,
+            begin=period.start,
+            end=period.end,
+            granularity="month" if period.end - period.start > _LONG else "day",
+            group_by=(),
+            currency=currency,
+            own=(),
+        )
+        return f"#why{whole.asking(figure=name, **own).search()}"
 
     @property
     def here(self) -> str:
@@ -251,7 +307,7 @@ def _ago(at: datetime | None, now: datetime) -> str:
     return f" ({text.ago(at, now)})" if at is not None else ""
 
 
-def tile(label: str, value: str, *, note: str | Component | Sequence[str | Component] = "", title: str = "", tone: str = "") -> Component:
+def tile(label: str, value: str | Component, *, note: str | Component | Sequence[str | Component] = "", title: str = "", tone: str = "") -> Component:
     """One headline figure."""
     return html.Div(
         [html.Div(label, className="tile-label"), html.Div(value, className="tile-value", title=title), html.Div(note, className="tile-note")],

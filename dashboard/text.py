@@ -13,6 +13,7 @@ from decimal import Decimal
 from typing import Any
 
 from models import money as exact
+from models.ledger import Kind
 from models.periods import DAY, Granularity, Period, day_start, rfc3339
 
 UNKNOWN = "unknown"
@@ -76,6 +77,30 @@ def percent(share: Decimal | None) -> str:
     if value == 0 and share > 0:
         return "<0.1 %"
     return f"{exact.text(value)} %"
+
+
+def figure(value: Decimal | int | None, kind: Kind, unit: str | None = None) -> str:
+    """A figure as its kind is written."""
+    if kind == "money":
+        return money(None if value is None else Decimal(value), unit)
+    if value is None:
+        return UNKNOWN
+    match kind:
+        case "tokens" | "count":
+            return count(int(value))
+        case "share":
+            return percent(Decimal(value))
+        case "hours":
+            return hours(Decimal(value))
+        case "rate":
+            return quantity(Decimal(value))
+
+
+def figure_exactly(value: Decimal | int | None, kind: Kind, unit: str | None = None) -> str:
+    """Every digit of a figure that is known."""
+    if kind == "money":
+        return money_exactly(None if value is None else Decimal(value), unit)
+    return UNKNOWN if value is None else exact.text(Decimal(value))
 
 
 def day(value: date) -> str:

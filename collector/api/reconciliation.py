@@ -6,21 +6,19 @@ import base64
 import binascii
 import re
 from datetime import date
-from decimal import Decimal
 from typing import Any
 
 from fastapi import APIRouter, Request
 
 from collector.api.deps import Caller, Now, Reading
 from collector.api.reads import FILTERS, amount, documented, filters_of, instant_of, period_of, refuse_unknown, whole_number
-from models import ledger, money
+from models import ledger
 from models.errors import Forbidden, InvalidInput
-from models.ledger import ComparisonRow, ReconciliationRow, ReconciliationTotal, WhatIf
+from models.ledger import ComparisonRow, ReconciliationRow, ReconciliationTotal
 from models.periods import Period, month_period, rfc3339, utc_day
 
 router = APIRouter(tags=["correlation"])
 _RECONCILIATION = ("month", "from", "to", "workspace", "deployment", "currency", "as_of", "limit", "cursor")
-_TWELVE = Decimal(1).scaleb(-12)
 _MONTH = re.compile(r"(\d{4})-(0[1-9]|1[0-2])", re.ASCII)
 
 
@@ -110,26 +108,13 @@ def comparison(request: Request, session: Reading, caller: Caller, now: Now) -> 
     refuse_unknown(request, _COMPARISON)
     said = request.query_params
     period = period_of(request, now=now)
-    rows = ledger.comparison(session, period, filters_of(request, caller), now=now, what_if=_what_if(request))
+    rows = ledger.comparison(session, period, filters_of(request, caller), now=now, what_if=ledger.what_if_from(said))
     return {
         "rows": [_comparison_row(row) for row in rows if said.get("currency") in (None, "", row.currency)],
         "next_cursor": None,
         "from": rfc3339(period.start),
         "to": rfc3339(min(period.end, now)),
     }
-
-
-def _what_if(request: Request) -> WhatIf | None:
-    said = request.query_params
-    asked = [name for name in ("sku", "instances", "hours_per_day") if said.get(name)]
-    if not asked:
-        return None
-    if len(asked) < 3:
-        raise InvalidInput("a what-if needs sku, instances and hours_per_day together")
-    hours = money.decimal_from(said["hours_per_day"], what="hours_per_day")
-    if not 0 < hours <= 24:
-        raise InvalidInput("hours_per_day must be above 0 and at most 24")
-    return WhatIf(said["sku"], whole_number(request, "instances", default=1, low=1, high=1000), hours)
 
 
 def _comparison_row(row: ComparisonRow) -> dict[str, Any]:
@@ -140,6 +125,11 @@ def _comparison_row(row: ComparisonRow) -> dict[str, Any]:
         "currency": row.currency,
         "serverless": {
             "effective_cost_per_1m": amount(serverless.effective_cost_per_1m),
+            "list_price_per_1m": {
+                "input": amount(serverless.list_input_per_1m),
+                "output": amount(serverless.list_output_per_1m),
+                "at_mix": amount(serverless.list_per_1m),
+            },
             "tokens": serverless.tokens,
             "cost": amount(serverless.cost),
             "feasible": serverless.feasible,
@@ -151,7 +141,7 @@ def _comparison_row(row: ComparisonRow) -> dict[str, Any]:
             "capacity_cost": amount(managed.capacity_cost),
             "allocated_cost": amount(managed.allocated_cost),
             "idle_cost": amount(managed.idle_cost),
-            "idle_cost_per_day": None if managed.idle_cost is None or not days else amount(money.QUOTIENT.divide(managed.idle_cost, days).quantize(_TWELVE)),
+            "idle_cost_per_day": amount(row.idle_cost_per_day),
             "utilisation": amount(managed.utilisation),
             "utilisation_method": managed.utilisation_method,
             "core_hours": amount(managed.core_hours),
@@ -162,6 +152,8 @@ def _comparison_row(row: ComparisonRow) -> dict[str, Any]:
         },
         "break_even_tokens_per_day": row.break_even_tokens_per_day,
         "break_even_reachable": row.break_even_reachable,
+        "mix_input_share": amount(row.mix_input_share),
+        "tokens_per_day": row.tokens_per_day,
         "cheaper": row.advice.cheaper,
         "saving_per_day": amount(row.advice.saving_per_day),
         # A length of time, not money: a number, whole where it is.

@@ -17,6 +17,12 @@
         });
     };
 
+    document.addEventListener("keydown", function (pressed) {
+        if (pressed.key === "Escape" && window.location.hash.indexOf("#why") === 0) {
+            window.location.hash = "closed";
+        }
+    });
+
     window.dash_clientside = Object.assign({}, window.dash_clientside, {
         meterbridge: {
             tick: function (intervals) {

@@ -8,6 +8,7 @@ from dash import dcc, html
 from dash.development.base_component import Component
 
 from dashboard import figures, tables, text
+from dashboard.pages import overview
 from dashboard.shell import Failure, View, age_line, card, empty_panel, failure_panel, tile
 from models.ledger import CostQuery, CostRow, CostTable, Figures, UsagePage
 from models.periods import DAY, Period
@@ -42,7 +43,7 @@ def layout(view: View) -> list[Component]:
         return [*head, empty_panel(view, age)]
     parts: list[Component] = []
     for total in by_period.totals:
-        parts += [_tiles(total), *_charts(view, by_period, total)]
+        parts += [_tiles(view, total), *_charts(view, by_period, total)]
     return [*head, *parts, *_witnesses(view, query), _events(view, events), _days(view, by_period)]
 
 
@@ -81,38 +82,30 @@ def _choose(view: View) -> Component:
     return card("Choose a deployment", html.Ul(items, className="choices"), note=note)
 
 
-def _tiles(total: Figures) -> Component:
+def _tiles(view: View, total: Figures) -> Component:
+    note: list[str | Component] = [
+        html.Span(total.status, className=f"pill {total.status}"),
+        " ",
+        total.reasons.get("cost", "estimate" if total.estimate else ""),
+    ]
+    tokens = [view.figure(name, getattr(total, name), total.currency, shown=text.tokens(getattr(total, name))) for name in ("input_tokens", "output_tokens")]
     tiles = [
-        tile(
-            "Spend in this period",
-            text.money(total.cost, total.currency),
-            title=text.money_exactly(total.cost, total.currency),
-            note=[html.Span(total.status, className=f"pill {total.status}"), " ", total.reasons.get("cost", "estimate" if total.estimate else "")],
-        ),
-        tile("Metered", text.money(total.metered_cost, total.currency), note=total.reasons.get("metered_cost", "what the requests should cost")),
-        tile("Billed", text.money(total.billed_cost, total.currency), note=total.reasons.get("billed_cost", "what Azure charged")),
+        tile("Spend in this period", view.of_row("cost", total), note=note),
+        tile("Metered", view.of_row("metered_cost", total), note=total.reasons.get("metered_cost", "what the requests should cost")),
+        tile("Billed", view.of_row("billed_cost", total), note=total.reasons.get("billed_cost", "what Azure charged")),
         tile(
             "Tokens in / out",
-            f"{text.tokens(total.input_tokens)} / {text.tokens(total.output_tokens)}",
-            title=f"{text.count(total.input_tokens)} in, {text.count(total.output_tokens)} out",
-            note=f"{text.tokens(total.cached_input_tokens)} of the input cached",
+            html.Span([tokens[0], " / ", tokens[1]]),
+            note=[
+                view.figure("cached_input_tokens", total.cached_input_tokens, total.currency, shown=text.tokens(total.cached_input_tokens)),
+                " of the input cached",
+            ],
         ),
-        tile("Requests", text.count(total.requests), note=_unknown(total)),
+        tile("Requests", view.of_row("requests", total), note=overview.gaps(view, total) or "all with known tokens"),
     ]
     if total.core_hours is not None:
-        tiles.append(tile("Core-hours", text.hours(total.core_hours), title=str(total.core_hours), note="of its instances, idle or not"))
+        tiles.append(tile("Core-hours", view.of_row("core_hours", total), note="of its instances, idle or not"))
     return html.Div(tiles, className="tiles")
-
-
-def _unknown(total: Figures) -> str:
-    gaps = []
-    if total.unknown_token_requests:
-        gaps.append(f"{text.count(total.unknown_token_requests)} with unknown tokens")
-    if total.estimated_token_requests:
-        gaps.append(f"{text.count(total.estimated_token_requests)} with estimated tokens")
-    if total.unpriced_tokens:
-        gaps.append(f"{text.tokens(total.unpriced_tokens)} tokens without a price")
-    return "; ".join(gaps) or "all with known tokens"
 
 
 def _charts(view: View, by_period: CostTable, total: Figures) -> list[Component]:
@@ -246,16 +239,11 @@ def _days(view: View, by_period: CostTable) -> Component:
     ]
 
     def cells(row: CostRow) -> list[tables.Cell]:
-        figure = row.figures
+        figure, own = row.figures, replace(view.selection, begin=row.period.start, end=row.period.end)
         return [
             text.bucket(row.period, granularity),
-            tables.amount(figure.cost, figure.currency, figure.reasons.get("cost")),
-            tables.amount(figure.metered_cost, figure.currency, figure.reasons.get("metered_cost")),
-            tables.amount(figure.billed_cost, figure.currency, figure.reasons.get("billed_cost")),
-            text.count(figure.input_tokens),
-            text.count(figure.output_tokens),
-            text.count(figure.requests),
-            text.hours(figure.core_hours) if figure.core_hours is not None else "",
+            *(view.of_row(name, figure, selection=own) for name in ("cost", "metered_cost", "billed_cost", "input_tokens", "output_tokens", "requests")),
+            view.of_row("core_hours", figure, selection=own) if figure.core_hours is not None else "",
             tables.standing(figure),
         ]
 

@@ -5,22 +5,23 @@ from __future__ import annotations
 import shlex
 from dataclasses import replace
 
-from dash import html
+from dash import dcc, html
 from dash.development.base_component import Component
 
 from dashboard import tables, text
 from dashboard.shell import Failure, View, age_line, card, empty_panel, failure_panel, tile
-from models.ledger import FORMULA, Explanation, MeteredLine, counted_in
+from models.ledger import FORMULA, Ask, Explanation, MeteredLine, Term, Why, counted_in
 
 PATH = "explain"
 NAME = "Why?"
-GROUP = "Money"
 GROUP = "Money"
 _MOST_LINES = 60
 
 
 def layout(view: View) -> list[Component]:
-    """One question to the ledger: the selection's figure, taken apart."""
+    """One question to the ledger: the selection's figure, taken apart; the cost, where the address names none."""
+    if view.selection.asked("figure") is not None:
+        return [html.Div(html.H1("Why this number?"), className="heading"), *_body(view)]
     selection = replace(view.selection, own=(), group_by=(), granularity="none")
     query = selection.query(now=view.now, visible=view.visible, granularity="none", group_by=())
     head: list[Component] = [
@@ -64,6 +65,67 @@ def layout(view: View) -> list[Component]:
         _metered(found),
         _billed(found),
     ]
+
+
+def drawer(view: View) -> list[Component]:
+    """The same beside the page that the figure stands on."""
+    whole = dcc.Link("As a page", href=view.link(PATH, view.selection), className="button")
+    return [html.Header([html.H2("Why this number?"), whole, html.A("Close", href="#closed", className="button", id="close")]), *_body(view)]
+
+
+def _body(view: View) -> list[Component]:
+    """A figure of any kind: how it comes about, what went into it, and the same question as a line for curl."""
+    selection = view.selection
+    query = replace(selection, granularity="none").query(now=view.now, visible=view.visible, granularity="none")
+    asked = Ask(selection.asked("figure") or "cost", query, dict(selection.own))
+    found = view.ask("the explanation", lambda: view.ledger.why(asked, now=view.now))
+    if isinstance(found, Failure):
+        return [failure_panel(found, view.here)]
+    exact = text.figure_exactly(found.value, found.kind, found.unit)
+    secret = "" if view.is_open else " -H 'Authorization: Bearer YOUR_KEY'"
+    said = [f"{text.span(query.period)}{_of(view)}"] + [
+        f"{text.words(key)} {text.visible(text.short(value, 60))}" for key, value in selection.own if key != "figure"
+    ]
+    lines = found.evidence
+    return [
+        html.Div(
+            [
+                html.Div(found.words, className="tile-label"),
+                html.Div(text.figure(found.value, found.kind, found.unit), className="tile-value", id="why-value", title=exact),
+                html.Div([exact, f" · {found.reason}" if found.reason else ""], className="tile-note"),
+                html.Div("; ".join(said), className="tile-note"),
+            ],
+            className="tile" if found.value is not None else "tile absent",
+        ),
+        card("Formula", html.P(f"{found.formula[:1].upper()}{found.formula[1:]}."), _terms(found), name="wide"),
+        *([rows] if (rows := _rows(found)) is not None else []),
+        *([_metered(lines)] if lines is not None and lines.metered else []),
+        *([_billed(lines)] if lines is not None and lines.billed else []),
+        card("The same from the API", html.Pre(f"curl{secret} {shlex.quote(view.origin + found.request)}"), name="wide"),
+        age_line(found.age, view.now),
+    ]
+
+
+def _terms(found: Why) -> Component | None:
+    if not found.terms:
+        return None
+    lines: list[list[tables.Cell]] = [[term.name, _written(term)] for term in found.terms]
+    return tables.table([tables.Column("Of"), tables.Column("Figure", is_number=True)], lines, caption="What the formula was filled in with")
+
+
+def _written(term: Term) -> Component:
+    return html.Span(text.figure(term.value, term.kind, term.unit), title=text.figure_exactly(term.value, term.kind, term.unit))
+
+
+def _rows(found: Why) -> Component | None:
+    if not found.rows:
+        return None
+    lines: list[list[tables.Cell]] = [[html.Span(text.visible(row.name), className="wrap"), _written(row)] for row in found.rows]
+    rest = f"; {text.count(found.more_rows)} smaller ones are left out" if found.more_rows else ""
+    note = f"Together they are the figure{rest}." if found.adds_up else f"What it is taken over{rest}."
+    return card(
+        "Rows behind it", tables.table([tables.Column("Row"), tables.Column("Figure", is_number=True)], lines, caption="Rows behind it"), note=note, name="wide"
+    )
 
 
 def _of(view: View) -> str:

@@ -104,16 +104,14 @@ def _tiles(view: View, totals: Sequence[Total], forecasts: list[Forecast] | Fail
             tiles.append(
                 tile(
                     f"Month to date{unit}",
-                    text.money(forecast.month_to_date, currency),
-                    title=text.money_exactly(forecast.month_to_date, currency),
+                    view.figure("month_to_date", forecast.month_to_date, currency),
                     note=f"{month.start:%B %Y}",
                 )
             )
             tiles.append(
                 tile(
                     f"Forecast to month end{unit}",
-                    text.money(forecast.month_end, currency),
-                    title=text.money_exactly(forecast.month_end, currency),
+                    view.figure("month_end", forecast.month_end, currency, reason=forecast.reason),
                     note=forecast.reason or f"from {text.count(forecast.complete_days)} complete days",
                     tone="absent" if forecast.month_end is None else "",
                 )
@@ -122,9 +120,9 @@ def _tiles(view: View, totals: Sequence[Total], forecasts: list[Forecast] | Fail
             tiles.append(tile(f"Forecast{unit}", "not available", note=forecasts.message, tone="absent"))
         total = next((one for one in totals if one.currency == currency), None)
         if total is not None:
-            tiles.append(_spend_tile(f"Spend in this period{unit}", total, why=view.link("explain", view.selection)))
-            tiles.append(_coverage_tile(f"Coverage{unit}", total))
-    others = [_uncurrencied_tile(total) for total in totals if total.currency is None]
+            tiles.append(_spend_tile(view, f"Spend in this period{unit}", total))
+            tiles.append(_coverage_tile(view, f"Coverage{unit}", total))
+    others = [_uncurrencied_tile(view, total) for total in totals if total.currency is None]
     if isinstance(age, DataAge):
         others.append(
             tile(
@@ -141,37 +139,50 @@ def _tiles(view: View, totals: Sequence[Total], forecasts: list[Forecast] | Fail
     return html.Div([html.Div(row, className="tiles") for row in rows], className="tile-rows")
 
 
-def _spend_tile(label: str, total: Total, *, why: str) -> Component:
-    said = f"billed {text.money(total.billed_cost, total.currency)}, metered {text.money(total.metered_cost, total.currency)}"
+def _spend_tile(view: View, label: str, total: Total) -> Component:
+    said: list[str | Component] = [
+        "billed ",
+        view.figure("billed_cost", total.billed_cost, total.currency, reason=total.reasons.get("billed_cost")),
+        ", metered ",
+        view.figure("metered_cost", total.metered_cost, total.currency, reason=total.reasons.get("metered_cost")),
+    ]
     reason = total.reasons.get("cost")
     return tile(
         label,
-        text.money(total.cost, total.currency),
-        title=text.money_exactly(total.cost, total.currency),
-        note=[html.Span(total.status, className=f"pill {total.status}"), " ", reason or said, " · ", dcc.Link("why?", href=why)],
+        view.figure("cost", total.cost, total.currency, reason=reason),
+        note=[html.Span(total.status, className=f"pill {total.status}"), " ", *([reason] if reason else said)],
         tone="absent" if total.cost is None else "",
     )
 
 
-def _coverage_tile(label: str, total: Total) -> Component:
-    gaps = []
-    if total.unknown_token_requests:
-        gaps.append(f"{text.count(total.unknown_token_requests)} requests with unknown tokens")
-    if total.estimated_token_requests:
-        gaps.append(f"{text.count(total.estimated_token_requests)} with estimated tokens")
-    if total.unpriced_tokens:
-        gaps.append(f"{text.tokens(total.unpriced_tokens)} tokens without a price")
-    note = "; ".join(gaps) or "of the billed amount was metered; no unknown tokens"
+def gaps(view: View, total: Total) -> list[str | Component]:
+    """What a total does not hold, each a figure; empty where nothing is missing."""
+    said: list[str | Component] = []
+    for name, value, words in (
+        ("unknown_token_requests", total.unknown_token_requests, "requests with unknown tokens"),
+        ("estimated_token_requests", total.estimated_token_requests, "with estimated tokens"),
+        ("unpriced_tokens", total.unpriced_tokens, "tokens without a price"),
+    ):
+        if value:
+            said += ["; " if said else "", view.figure(name, value, total.currency), f" {words}"]
+    return said
+
+
+def _coverage_tile(view: View, label: str, total: Total) -> Component:
+    missing = gaps(view, total)
+    note = missing or ["of the billed amount was metered; no unknown tokens"]
+    reason = "nothing billed to compare with yet"
     if total.coverage is None:
-        note = f"nothing billed to compare with yet{'; ' + note if gaps else ''}"
-    return tile(label, text.percent(total.coverage), title="the share of the billed amount that our instruments saw", note=note)
+        note = [reason, *(["; ", *missing] if missing else [])]
+    return tile(label, view.figure("coverage", total.coverage, total.currency, reason=reason), note=note)
 
 
-def _uncurrencied_tile(total: Total) -> Component:
+def _uncurrencied_tile(view: View, total: Total) -> Component:
+    tokens = total.input_tokens + total.output_tokens
     return tile(
         "Without a price",
-        f"{text.tokens(total.input_tokens + total.output_tokens)} tokens",
-        note=f"{text.count(total.requests)} requests for which neither a bill nor a price names a currency",
+        view.figure("tokens", tokens, None, shown=f"{text.tokens(tokens)} tokens"),
+        note=[view.figure("requests", total.requests, None), " requests for which neither a bill nor a price names a currency"],
         tone="absent",
     )
 
@@ -260,7 +271,7 @@ def _top(view: View, answer: CostTable) -> Component:
                         [
                             html.Div([_link(view, row), html.Span(tables.named(row.groups["workspace"], length=30), className="where")], className="bar-name"),
                             html.Div(html.Div(className="fill", style={"width": f"{width}%"}), className="track"),
-                            html.Div(tables.amount(row.figures.cost, row.figures.currency), className="number"),
+                            html.Div(_figures(view, row)("cost"), className="number"),
                         ]
                     )
                     for row, width in zip(rows, lengths, strict=True)
@@ -269,6 +280,18 @@ def _top(view: View, answer: CostTable) -> Component:
             )
         )
     return card("Top deployments", *lists, name="wide")
+
+
+def _figures(view: View, row: CostRow) -> Callable[[str], Component]:
+    """The figures of a deployment's row, each with the query that is its own."""
+    workspace, deployment = row.groups["workspace"], row.groups["deployment"]
+    narrowed = replace(
+        view.selection,
+        workspaces=(workspace,) if workspace is not None else view.selection.workspaces,
+        deployments=(deployment,) if deployment is not None else view.selection.deployments,
+    )
+    without = [name for name, value in row.groups.items() if value is None]
+    return lambda name: view.of_row(name, row.figures, selection=narrowed, without=without)
 
 
 def _table(view: View, answer: CostTable) -> Component:
@@ -287,19 +310,14 @@ def _table(view: View, answer: CostTable) -> Component:
     ]
     cells: list[list[tables.Cell]] = []
     for row in rows[:_MOST_ROWS]:
-        figure = row.figures
+        figure = _figures(view, row)
         cells.append(
             [
                 _link(view, row),
                 tables.named(row.groups["workspace"]),
-                tables.amount(figure.cost, figure.currency, figure.reasons.get("cost")),
-                tables.amount(figure.metered_cost, figure.currency, figure.reasons.get("metered_cost")),
-                tables.amount(figure.billed_cost, figure.currency, figure.reasons.get("billed_cost")),
-                text.count(figure.input_tokens),
-                text.count(figure.output_tokens),
-                text.count(figure.requests),
-                text.hours(figure.core_hours) if figure.core_hours is not None else "",
-                tables.standing(figure),
+                *(figure(name) for name in ("cost", "metered_cost", "billed_cost", "input_tokens", "output_tokens", "requests")),
+                figure("core_hours") if row.figures.core_hours is not None else "",
+                tables.standing(row.figures),
             ]
         )
     file = replace(view.selection, granularity="none", group_by=("workspace", "deployment"))

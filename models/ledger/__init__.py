@@ -7,7 +7,7 @@ pair of eyes is ``models.audit``, which shares no code with this package.
 from models.ledger.alerts import BudgetStanding, ReceiverStanding, alert_rules, alerts, budget_standings, receivers
 from models.ledger.closepack import ClosePack, close_pack
 from models.ledger.closing import Adjustment, ClosedMonth, adjustments, close_month, closed_months, reopen_month
-from models.ledger.comparison import ComparisonRow, WhatIf, comparison
+from models.ledger.comparison import ComparisonRow, WhatIf, comparison, what_if_from
 from models.ledger.costs import costs
 from models.ledger.deployments import Deployment, deployment, deployments, settings_known
 from models.ledger.events import receipt, usage_list
@@ -46,14 +46,20 @@ from models.ledger.values import (
 )
 from models.ledger.waste import WasteRow, waste
 from models.ledger.weekly import Change, CurrencyWeek, Line, Unit, Waterfall, Week, WeeklyReport, week_of, weekly
+from models.ledger.why import CAUSES, FIGURES, OWN, UNCURRENCIED, Ask, Kind, Term, Why, query_parameters, why
 from models.ledger.witnesses import WitnessRow, problems, witness_rows
 from models.ledger.worklist import WorklistItem, worklist, worklist_item
 
 __all__ = [
     "BASES",
+    "CAUSES",
+    "FIGURES",
     "FORMULA",
     "GROUPS",
+    "OWN",
+    "UNCURRENCIED",
     "Adjustment",
+    "Ask",
     "Basis",
     "BilledLine",
     "BudgetStanding",
@@ -77,6 +83,7 @@ __all__ = [
     "FocusMonth",
     "Forecast",
     "Invoice",
+    "Kind",
     "Lag",
     "Line",
     "MeteredLine",
@@ -94,6 +101,7 @@ __all__ = [
     "SourceAge",
     "Standing",
     "Unit",
+    "Term",
     "UsagePage",
     "UsageRecord",
     "WasteRow",
@@ -101,6 +109,7 @@ __all__ = [
     "Week",
     "WeeklyReport",
     "WhatIf",
+    "Why",
     "WitnessRow",
     "WorklistItem",
     "adjustments",
@@ -130,6 +139,7 @@ __all__ = [
     "pool_place",
     "postings",
     "problems",
+    "query_parameters",
     "quotas",
     "receipt",
     "receivers",
@@ -143,6 +153,8 @@ __all__ = [
     "waste",
     "week_of",
     "weekly",
+    "what_if_from",
+    "why",
     "witness_rows",
     "worklist",
     "worklist_item",

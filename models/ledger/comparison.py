@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from sqlmodel import Session
 
 from models import money, skus
-from models.breakeven import Advice, Load, Managed, Serverless, advise, allocated, break_even, per_million
+from models.breakeven import MILLION, Advice, Load, Managed, Serverless, advise, allocated, break_even, per_million
 from models.columns import to_microseconds
 from models.errors import InvalidInput
 from models.ledger.costs import Answer
@@ -33,6 +33,8 @@ _STANDINGS: tuple[Standing, ...] = ("provisional", "settling", "settled")
 _DEFAULT_TOKENS_PER_MINUTE = 400_000
 # The highest minute lies in one of the highest hours: as many are looked into.
 _HOURS_LOOKED_INTO = 5
+_MOST_INSTANCES = 1000
+_TWELVE = Decimal(1).scaleb(-12)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +64,9 @@ class ServerlessSide:
     effective_cost_per_1m: Decimal | None
     feasible: bool
     reason: str | None
+    list_input_per_1m: Decimal | None
+    list_output_per_1m: Decimal | None
+    list_per_1m: Decimal | None  # at the mix of the row
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +101,35 @@ class ComparisonRow:
     advice: Advice
     days: Decimal
     standing: Standing
+    mix_input_share: Decimal | None  # input's share of the tokens that the break-even goes by: the instances' own, else all
     what_if: WhatIfAnswer | None
+
+    @property
+    def tokens_per_day(self) -> int | None:
+        """What the model serves a day, both ways together."""
+        return None if not self.days else int(money.QUOTIENT.divide(Decimal(self.managed.tokens + self.serverless.tokens), self.days))
+
+    @property
+    def idle_cost_per_day(self) -> Decimal | None:
+        """What idle capacity burns a day."""
+        idle = self.managed.idle_cost
+        return None if idle is None or not self.days else money.QUOTIENT.divide(idle, self.days).quantize(_TWELVE)
+
+
+def what_if_from(said: Mapping[str, str]) -> WhatIf | None:
+    """The what-if of a query: ``sku``, ``instances`` and ``hours_per_day`` together, or none of them."""
+    asked = [said[name] for name in ("sku", "instances", "hours_per_day") if said.get(name)]
+    if not asked:
+        return None
+    if len(asked) < 3:
+        raise InvalidInput("a what-if needs sku (a size), instances and hours_per_day together")
+    sku, instances, hours = asked
+    if not (instances.isascii() and instances.isdigit() and len(instances) <= 4 and 1 <= int(instances) <= _MOST_INSTANCES):
+        raise InvalidInput(f"instances must be a whole number from 1 to {_MOST_INSTANCES:,}, not {instances[:20]!r}")
+    length = money.decimal_from(hours, what="hours_per_day")
+    if not 0 < length <= 24:
+        raise InvalidInput("hours_per_day must be above 0 and at most 24")
+    return WhatIf(sku, int(instances), length)
 
 
 def comparison(session: Session, period: Period, filters: Filters = Filters(), *, now: datetime, what_if: WhatIf | None = None) -> list[ComparisonRow]:  # noqa: B008 - a frozen value
@@ -323,6 +356,9 @@ class _Comparison:
                 effective_cost_per_1m=per_million(token_side.cost, token_side.tokens),
                 feasible=serverless.reason is None and can_carry,
                 reason=serverless.reason or (None if can_carry else "its highest minute is above the limit"),
+                list_input_per_1m=None if serverless.input_price is None else money.times(serverless.input_price, MILLION),
+                list_output_per_1m=None if serverless.output_price is None else money.times(serverless.output_price, MILLION),
+                list_per_1m=per_million(serverless.cost(mix.input_tokens, mix.output_tokens), mix.tokens),
             ),
             managed=ManagedSide(
                 tokens=own.tokens,
@@ -344,6 +380,7 @@ class _Comparison:
             advice=advise(whole, serverless, managed, self._days),
             days=self._days,
             standing=_STANDINGS[min(side.sums.standing for side in of.values())],
+            mix_input_share=None if not mix.tokens else money.truncated(money.QUOTIENT.divide(Decimal(mix.input_tokens), Decimal(mix.tokens)), 6),
             what_if=self._imagined(key, currency, mix, serverless),
         )
 

@@ -14,7 +14,7 @@ from models.charges import BillPart
 from models.ledger.costs import Answer
 from models.ledger.evidence import Evidence, Metered, MeteredKey
 from models.ledger.insight import data_age
-from models.ledger.values import CostQuery, DataAge, Figures
+from models.ledger.values import CostQuery, CostRow, DataAge, Figures
 from models.money import ZERO
 
 
@@ -60,6 +60,7 @@ class Explanation:
     """The figures of a question and everything that they were made of; the counted amounts of a currency add up to its cost."""
 
     query: CostQuery
+    rows: Sequence[CostRow]
     totals: Sequence[Figures]
     metered: Sequence[MeteredLine]
     billed: Sequence[BilledLine]
@@ -101,6 +102,7 @@ def explain(session: Session, query: CostQuery, *, now: datetime) -> Explanation
     used = {line.part_id for line in billed}
     return Explanation(
         query=query,
+        rows=table.rows,
         totals=table.totals,
         metered=sorted(metered, key=lambda line: (line.workspace or "", line.deployment or "", line.meter, line.price_version or "")),
         billed=sorted(billed, key=lambda line: (line.workspace or "", line.deployment or "", line.meter, line.part_id)),

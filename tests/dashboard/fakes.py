@@ -16,7 +16,9 @@ from models import money
 from models.alerts import Alert, AlertRule
 from models.errors import Forbidden
 from models.ledger import (
+    FIGURES,
     Adjustment,
+    Ask,
     BudgetStanding,
     Choices,
     ClosedMonth,
@@ -41,6 +43,7 @@ from models.ledger import (
     UsageRecord,
     WhatIf,
     WitnessRow,
+    Why,
 )
 from models.ledger.intake import Intake, SnapshotRecord
 from models.periods import DAY, Period, buckets, day_start
@@ -289,7 +292,28 @@ class FakeLedger:
 
     def explain(self, query: CostQuery, *, now: datetime) -> Explanation:
         self._called("explain")
-        return Explanation(query, [], [], [], [], self.data_age(visible=None, now=now))
+        return Explanation(query, [], [], [], [], [], self.data_age(visible=None, now=now))
+
+    def why(self, ask: Ask, *, now: datetime) -> Why:
+        self._called("why")
+        known = FIGURES[ask.figure]
+        return Why(
+            ask.figure,
+            known.words,
+            None,
+            known.kind,
+            "USD",
+            "made up",
+            known.formula,
+            [],
+            [],
+            0,
+            False,
+            None,
+            "/v1/costs",
+            [],
+            self.data_age(visible=None, now=now),
+        )
 
     def adjustments(self, month: date, filters: Filters, *, now: datetime) -> list[Adjustment]:
         del month, filters, now

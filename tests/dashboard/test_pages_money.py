@@ -72,7 +72,7 @@ class MoneyLedger(fakes.FakeLedger):
     def comparison(self, period: Period, filters: Any, *, now: datetime, what_if: WhatIf | None = None) -> list[ComparisonRow]:
         self._called("comparison")
         answer = None if what_if is None else WhatIfAnswer(Decimal(80), 40_000_000, None)
-        serverless = ServerlessSide(0, Decimal(0), None, True, None)
+        serverless = ServerlessSide(0, Decimal(0), None, True, None, Decimal("0.60"), Decimal("0.80"), Decimal("0.66"))
         managed = ManagedSide(
             300_000_000, Decimal(2400), Decimal(600), Decimal(1800), Decimal(8), Decimal(2), Decimal("0.25"), "observed", None, 40_000_000, 1, 1, None
         )
@@ -87,6 +87,7 @@ class MoneyLedger(fakes.FakeLedger):
                 Advice("serverless", Decimal(60), None),
                 Decimal(30),
                 "settled",
+                Decimal("0.7"),
                 answer,
             )
         ]

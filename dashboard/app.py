@@ -54,8 +54,8 @@ from models.ledger import (
     Source,
     UsagePage,
     WhatIf,
-    WitnessRow,
     Why,
+    WitnessRow,
 )
 from models.ledger.intake import Intake, SnapshotRecord, intake, report_snapshots
 from models.periods import GRANULARITIES, Period, parse_bound, utc_day
@@ -274,7 +274,7 @@ def _register(app: Dash, screens: _Screens) -> None:
             ClientsideFunction("meterbridge", function), Output(target, "data"), Input(source, prop), prevent_initial_call=True
         )
     app.callback(Output("page", "children"), Input("url", "pathname"), Input("url", "search"))(screens.page)
-    app.callback(Output("drawer", "children"), Input("url", "hash"))(screens.drawer)
+    app.callback(Output("drawer", "children"), Output("drawer", "data-of"), Input("url", "hash"))(screens.drawer)
     charts, parts = {"type": figures.CHART, "name": ALL}, {"type": PART, "name": ALL}
     app.callback(
         Output("page", "children", allow_duplicate=True),
@@ -386,11 +386,13 @@ class _Screens:
             [getattr(part, "data-digest") if name in changed else no_update for name, part in parts.items()],
         )
 
-    def drawer(self, fragment: str | None) -> list[Component]:
-        """Why the figure that the fragment names is what it is; empty where it names none."""
+    def drawer(self, fragment: str | None) -> tuple[list[Component], str]:
+        """Why the figure that the fragment names is what it is, and the fragment; empty where it names none."""
         doors.viewer()
         said = fragment or ""
-        return self._drawn(f"{self.prefix}{explain.PATH}", said.removeprefix(DRAWER), inside=explain.drawer) if said.startswith(f"{DRAWER}?") else []
+        if not said.startswith(f"{DRAWER}?"):
+            return [], ""
+        return self._drawn(f"{self.prefix}{explain.PATH}", said.removeprefix(DRAWER), inside=explain.drawer), said
 
     def _drawn(self, pathname: str | None, search: str | None, *, inside: Callable[[View], list[Component]] | None = None) -> list[Component]:
         visible, path = doors.viewer().workspaces, self._path(pathname)

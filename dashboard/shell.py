@@ -46,8 +46,8 @@ from models.ledger import (
     Source,
     UsagePage,
     WhatIf,
-    WitnessRow,
     Why,
+    WitnessRow,
 )
 from models.ledger.intake import Intake, SnapshotRecord
 from models.periods import Period, utc_day

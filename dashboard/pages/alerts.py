@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta
-from decimal import Decimal
 
 from dash import html
 from dash.development.base_component import Component
@@ -109,8 +108,8 @@ def _table(view: View, found: list[Alert]) -> Component:
             html.A(text.visible(one.rule), href=runbook, rel="noopener noreferrer") if runbook else tables.named(one.rule),
             tables.named(_subject(one)),
             html.Span(text.visible(one.why), className="wrap"),
-            _number(one.value),
-            _number(one.threshold),
+            view.figure("alert_value", one.value, alert=one.id) if one.value is not None else "",
+            view.figure("alert_threshold", one.threshold, alert=one.id) if one.threshold is not None else "",
             html.Span(f"{text.instant(since)} ({text.ago(since, view.now)})", title=text.exact_instant(since)),
             text.instant(one.resolved_at) if one.resolved_at else "",
             f"{text.visible(one.acknowledged_by)}, {text.instant(one.acknowledged_at)}" if one.acknowledged_at else "",
@@ -132,7 +131,3 @@ def _buttons(view: View, alert: Alert) -> list[Component]:
     title = "Tell nobody of this rule at this place for so long"
     said += [acts.form(view.prefix, "silence", f"Silence {hours} h", back=PATH, title=title, id=alert.id, hours=hours) for hours in ("4", "24")]
     return said
-
-
-def _number(value: Decimal | None) -> str:
-    return "" if value is None else f"{value:,f}".rstrip("0").rstrip(".") if "." in f"{value:f}" else f"{value:,f}"

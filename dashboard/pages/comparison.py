@@ -11,15 +11,12 @@ from dash.development.base_component import Component
 
 from dashboard import figures, tables, text
 from dashboard.shell import Failure, View, age_line, card, empty_panel, failure_panel, tile
-from models import money
 from models.errors import InvalidInput
-from models.ledger import ComparisonRow, WhatIf
+from models.ledger import ComparisonRow, WhatIf, what_if_from
 
 PATH = "comparison"
 NAME = "Comparison"
 GROUP = "Money"
-GROUP = "Money"
-_MOST_INSTANCES = 1000
 
 
 def layout(view: View) -> list[Component]:
@@ -33,7 +30,7 @@ def layout(view: View) -> list[Component]:
         age_line(age, view.now),
     ]
     try:
-        what_if = _what_if(view)
+        what_if = what_if_from(dict(view.selection.own))
     except InvalidInput as fault:
         return [*head, failure_panel(Failure("this what-if", fault.message, passes=False), view.link(PATH, replace(view.selection, own=()))), _form(view)]
     rows = view.ask("the comparison", lambda: view.ledger.comparison(period, view.selection.filters(view.visible), now=view.now, what_if=what_if))
@@ -42,22 +39,7 @@ def layout(view: View) -> list[Component]:
     if not rows:
         return [*head, empty_panel(view, age)]
     charts = [chart for row in rows if (chart := _chart(view, row)) is not None]
-    return [*head, _advice(view, rows), *charts, _table(view, rows), _form(view), *([_imagined(rows, what_if)] if what_if is not None else [])]
-
-
-def _what_if(view: View) -> WhatIf | None:
-    """The size, number and hours that the address asks about; all three or none."""
-    sku, instances, hours = (view.selection.asked(key) for key in ("sku", "instances", "hours_per_day"))
-    if sku is None and instances is None and hours is None:
-        return None
-    if sku is None or instances is None or hours is None:
-        raise InvalidInput("a what-if needs a size, a number of instances and hours a day together")
-    if not (instances.isascii() and instances.isdigit() and len(instances) <= 4 and 1 <= int(instances) <= _MOST_INSTANCES):
-        raise InvalidInput(f"instances must be a whole number from 1 to {_MOST_INSTANCES}, not {instances[:20]!r}")
-    length = money.decimal_from(hours, what="hours a day")
-    if not 0 < length <= 24:
-        raise InvalidInput("hours a day must be above 0 and at most 24")
-    return WhatIf(sku, int(instances), length)
+    return [*head, _advice(view, rows), *charts, _table(view, rows), _form(view), *([_imagined(view, rows, what_if)] if what_if is not None else [])]
 
 
 def _form(view: View) -> Component:
@@ -87,7 +69,7 @@ def _form(view: View) -> Component:
     )
 
 
-def _imagined(rows: list[ComparisonRow], asked: WhatIf) -> Component:
+def _imagined(view: View, rows: list[ComparisonRow], asked: WhatIf) -> Component:
     columns = [
         tables.Column("Model"),
         tables.Column("Cost a day", is_number=True),
@@ -101,14 +83,15 @@ def _imagined(rows: list[ComparisonRow], asked: WhatIf) -> Component:
         answer = row.what_if
         if answer is None:
             continue
-        even, seen = answer.break_even_tokens_per_day, _seen(row)
+        even, seen = answer.break_even_tokens_per_day, row.tokens_per_day
+        asking = {"sku": asked.sku, "instances": str(asked.instances), "hours_per_day": f"{asked.hours_per_day.normalize():f}"}
         cheaper = text.UNKNOWN if even is None or seen is None else "managed compute" if seen > even else "serverless"
         cells.append(
             [
                 tables.named(row.model),
-                tables.amount(answer.capacity_cost_per_day, row.currency, answer.reason),
-                text.tokens(even),
-                text.tokens(seen),
+                _figure(view, row, "what_if_cost_per_day", answer.capacity_cost_per_day, answer.reason, **asking),
+                _figure(view, row, "what_if_break_even", even, answer.reason or row.serverless.reason, **asking),
+                _figure(view, row, "tokens_per_day", seen),
                 cheaper,
                 html.Span(text.visible(answer.reason or ""), className="wrap"),
             ]
@@ -118,14 +101,10 @@ def _imagined(rows: list[ComparisonRow], asked: WhatIf) -> Component:
     return card(title, tables.table(columns, cells, caption="What if"), note=note, name="wide")
 
 
-def _seen(row: ComparisonRow) -> int | None:
-    """Tokens a day, both ways together."""
-    return None if not row.days else int(money.QUOTIENT.divide(Decimal(row.managed.tokens + row.serverless.tokens), row.days))
-
-
-def _idle(row: ComparisonRow) -> Decimal | None:
-    """What idle capacity costs a day."""
-    return None if row.managed.idle_cost is None or not row.days else money.QUOTIENT.divide(row.managed.idle_cost, row.days)
+def _figure(view: View, row: ComparisonRow, name: str, value: Decimal | int | None, reason: str | None = None, **own: str) -> Component:
+    """A figure of one model."""
+    shown = text.tokens(value) if isinstance(value, int) else None
+    return view.figure(name, value, row.currency, selection=replace(view.selection, models=(row.model,)), reason=reason, shown=shown, **own)
 
 
 def _advice(view: View, rows: list[ComparisonRow]) -> Component:
@@ -134,22 +113,21 @@ def _advice(view: View, rows: list[ComparisonRow]) -> Component:
         cheaper, saving = row.advice.cheaper, row.advice.saving_per_day
         if cheaper is None:
             continue
-        note = f"cheaper by {text.money(saving, row.currency)} a day; from {text.count(int(row.days))} days, {row.standing}"
-        tiles.append(tile(text.short(row.model, 40), text.words(cheaper), note=[note, " · ", _why(view, row)], title=row.model))
-    by_currency: dict[str | None, Decimal] = {}
+        note: list[str | Component] = ["cheaper by ", _figure(view, row, "saving_per_day", saving), f" a day; {_confidence(row)}"]
+        tiles.append(tile(text.short(row.model, 40), text.words(cheaper), note=note, title=row.model))
     for row in rows:
-        if idle := _idle(row):
-            by_currency[row.currency] = by_currency.get(row.currency, Decimal(0)) + idle
-    for currency, amount in sorted(by_currency.items(), key=lambda pair: pair[0] or ""):
-        tiles.append(tile("Idle burn a day", text.money(amount, currency), note="capacity that was paid for and served nothing"))
+        if row.idle_cost_per_day:
+            said: list[str | Component] = ["paid for and served nothing · ", tables.named(row.model, length=36)]
+            tiles.append(tile("Idle burn a day", _figure(view, row, "idle_cost_per_day", row.idle_cost_per_day), note=said))
     if not tiles:
         return html.P("No advice for this period: what is missing is said beside each model below.", className="notice")
     return html.Div(tiles, className="tiles")
 
 
-def _why(view: View, row: ComparisonRow) -> Component:
-    """The way to what the model's cost is made of."""
-    return dcc.Link("why?", href=view.link("explain", replace(view.selection, models=(row.model,), currency=row.currency, own=())))
+def _confidence(row: ComparisonRow) -> str:
+    """How many days speak, and how final they are."""
+    days = int(row.days)
+    return f"from {text.count(days)} {'day' if days == 1 else 'days'}, {row.standing}"
 
 
 def _chart(view: View, row: ComparisonRow) -> Component | None:
@@ -162,7 +140,7 @@ def _chart(view: View, row: ComparisonRow) -> Component | None:
     per_token = per_day / even if even else Decimal(0)
     instances = max(managed.instances, 1)
     step = managed.capacity_tokens_per_day // instances if managed.capacity_tokens_per_day else None
-    seen = _seen(row) or 0
+    seen = row.tokens_per_day or 0
     figure = figures.cost_lines(
         per_token=per_token, step_cost=per_day / instances, step_tokens=step, seen=seen, even=even, currency=row.currency, revision=view.here
     )
@@ -176,31 +154,41 @@ def _chart(view: View, row: ComparisonRow) -> Component | None:
 def _table(view: View, rows: list[ComparisonRow]) -> Component:
     columns = [
         tables.Column("Model"),
-        tables.Column("Serverless per 1M", is_number=True, title="what was paid for a million tokens"),
+        tables.Column("Serverless per 1M, paid", is_number=True, title="what was paid for a million tokens"),
+        tables.Column("Serverless per 1M, list", is_number=True, title="the list price at the mix of input and output"),
         tables.Column("Dedicated per 1M, all in", is_number=True, title="capacity cost ÷ tokens (allocation): reconciles to the bill"),
         tables.Column("Dedicated per 1M, used", is_number=True, title="allocated cost ÷ tokens (usage): without idle time"),
+        tables.Column("Capacity cost", is_number=True, title="allocated + idle, exactly"),
         tables.Column("Utilisation", is_number=True),
         tables.Column("Idle a day", is_number=True),
         tables.Column("Break-even tokens a day", is_number=True),
+        tables.Column("Tokens a day", is_number=True, title="both ways together"),
+        tables.Column("Instances", is_number=True, title="that run, and that the highest hour of the whole load needs"),
         tables.Column("Cheaper"),
+        tables.Column("From", title="how many days speak, and how final they are"),
         tables.Column("What is missing"),
-        tables.Column(""),
     ]
 
     def cells(row: ComparisonRow) -> list[tables.Cell]:
-        idle = _idle(row)
-        reasons = [row.advice.reason or "", row.managed.reason or "", row.serverless.reason or ""]
+        serverless, managed = row.serverless, row.managed
+        reasons = [row.advice.reason or "", managed.reason or "", serverless.reason or ""]
+        needed = "" if managed.instances_needed is None else f" of {text.count(managed.instances_needed)} needed"
+        none = "nothing ran this way in the period"
         return [
             tables.named(row.model),
-            tables.amount(row.serverless.effective_cost_per_1m, row.currency, row.serverless.reason),
-            tables.amount(row.managed.per_1m_allocation, row.currency, row.managed.reason),
-            tables.amount(row.managed.per_1m_usage, row.currency, row.managed.reason),
-            text.percent(row.managed.utilisation),
-            tables.amount(None if idle is None else money.truncated(idle, 6), row.currency, row.managed.reason),
-            text.tokens(row.break_even_tokens_per_day),
+            _figure(view, row, "serverless_per_1m", serverless.effective_cost_per_1m, serverless.reason or none),
+            _figure(view, row, "serverless_list_per_1m", serverless.list_per_1m, serverless.reason),
+            _figure(view, row, "allocation_per_1m", managed.per_1m_allocation, managed.reason or none),
+            _figure(view, row, "usage_per_1m", managed.per_1m_usage, managed.reason or none),
+            _figure(view, row, "capacity_cost", managed.capacity_cost, managed.reason or none),
+            html.Span(_figure(view, row, "utilisation", managed.utilisation, managed.reason), title=managed.utilisation_method or ""),
+            _figure(view, row, "idle_cost_per_day", row.idle_cost_per_day, managed.reason),
+            _figure(view, row, "break_even_tokens_per_day", row.break_even_tokens_per_day, serverless.reason or managed.reason),
+            _figure(view, row, "tokens_per_day", row.tokens_per_day),
+            f"{text.count(managed.instances)}{needed}" if managed.instances else "",
             text.words(row.advice.cheaper) if row.advice.cheaper else text.UNKNOWN,
+            _confidence(row),
             html.Span("; ".join(dict.fromkeys(reason for reason in reasons if reason)), className="wrap"),
-            _why(view, row),
         ]
 
     return card("Every model", tables.table(columns, [cells(row) for row in rows], caption="Serverless beside managed compute"), name="wide")

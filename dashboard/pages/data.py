@@ -37,13 +37,17 @@ def layout(view: View) -> list[Component]:
     audit = view.ask("the onboarding audit", lambda: view.ledger.onboarding(visible=view.visible, now=view.now))
     return [
         *head,
-        failure_panel(problems, view.here) if isinstance(problems, Failure) else _problems(problems),
+        failure_panel(problems, view.here) if isinstance(problems, Failure) else _problems(view, problems),
         *sources,
-        *([failure_panel(audit, view.here)] if isinstance(audit, Failure) else [_audit(audit)] if audit else []),
+        *([failure_panel(audit, view.here)] if isinstance(audit, Failure) else [_audit(view, audit)] if audit else []),
     ]
 
 
-def _audit(found: list[Problem]) -> Component:
+def _money(view: View, found: Problem) -> str | Component:
+    return "" if found.amount is None else view.figure("finding_amount", found.amount, found.currency, problem=found.kind, subject=found.subject)
+
+
+def _audit(view: View, found: list[Problem]) -> Component:
     columns = [tables.Column("What"), tables.Column("Where"), tables.Column("Detail"), tables.Column("What to do"), tables.Column("Amount", is_number=True)]
     rows: list[list[tables.Cell]] = [
         [
@@ -51,7 +55,7 @@ def _audit(found: list[Problem]) -> Component:
             html.Span(tables.named(one.subject, length=120), className="wrap"),
             html.Span(text.visible(one.detail), className="wrap"),
             html.Span(text.visible(one.remedy), className="wrap"),
-            tables.amount(one.amount, one.currency) if one.amount is not None else "",
+            _money(view, one),
         ]
         for one in found[:_MOST_PROBLEMS]
     ]
@@ -93,7 +97,7 @@ def _sources(view: View, age: DataAge) -> Component:
     )
 
 
-def _problems(problems: list[Problem]) -> Component:
+def _problems(view: View, problems: list[Problem]) -> Component:
     if not problems:
         return card("Problems", html.P("None: every charge has a place, every metered token a price."), name="wide")
     columns = [
@@ -110,7 +114,7 @@ def _problems(problems: list[Problem]) -> Component:
             html.Span(tables.named(problem.subject, length=120), className="wrap"),
             html.Span(text.visible(problem.detail), className="wrap"),
             html.Span(text.visible(problem.remedy), className="wrap"),
-            tables.amount(problem.amount, problem.currency) if problem.amount is not None else "",
+            _money(view, problem),
             text.count(problem.count) if problem.count is not None else "",
         ]
         for problem in problems[:_MOST_PROBLEMS]

@@ -168,7 +168,7 @@ def _senders(view: View, found: Intake) -> Component:
             tables.named(one.source, absent="(no name)"),
             text.count(one.workspaces),
             text.count(one.requests),
-            text.tokens(one.tokens),
+            view.figure("sender_tokens", one.tokens, shown=text.tokens(one.tokens), sender=one.source or ""),
             text.count(one.unknown_requests),
             text.percent(one.unknown_share),
             text.count(one.conflicts) if one.conflicts else "",

@@ -179,10 +179,15 @@ def _coverage_tile(view: View, label: str, total: Total) -> Component:
 
 def _uncurrencied_tile(view: View, total: Total) -> Component:
     tokens = total.input_tokens + total.output_tokens
+    missing = gaps(view, total)
     return tile(
         "Without a price",
         view.figure("tokens", tokens, None, shown=f"{text.tokens(tokens)} tokens"),
-        note=[view.figure("requests", total.requests, None), " requests for which neither a bill nor a price names a currency"],
+        note=[
+            view.figure("requests", total.requests, None),
+            " requests for which neither a bill nor a price names a currency",
+            *(["; ", *missing] if missing else []),
+        ],
         tone="absent",
     )
 

@@ -41,9 +41,9 @@ def layout(view: View) -> list[Component]:
         _tiles(view, pools),
         *([_chart(view, known[:_MOST_BARS])] if known else []),
         _room(view, pools),
-        _rates(sorted(rates, key=lambda pool: (-max(_share(pool.used, pool), _share(pool.peak, pool)), pool.id))),
+        _rates(view, sorted(rates, key=lambda pool: (-max(_share(pool.used, pool), _share(pool.peak, pool)), pool.id))),
         _throttled(pools),
-        *([_cores(cores)] if cores else []),
+        *([_cores(view, cores)] if cores else []),
     ]
 
 
@@ -123,8 +123,8 @@ def _room(view: View, pools: list[Pool]) -> Component:
             tables.named(tokens.model, absent="unknown"),
             tables.named(f"{tokens.deployment} · {tokens.workspace}", length=60),
             text.visible(tokens.region or ""),
-            text.count(tokens.headroom),
-            text.count(requests.headroom),
+            _figure(view, tokens, "headroom"),
+            _figure(view, requests, "headroom"),
         ]
         for tokens, requests in found[:_MOST_ROOM]
     ]
@@ -134,7 +134,7 @@ def _room(view: View, pools: list[Pool]) -> Component:
     return card("Room now", tables.table(columns, rows, caption="Deployments with room now"), note=note)
 
 
-def _rates(pools: list[Pool]) -> Component:
+def _rates(view: View, pools: list[Pool]) -> Component:
     columns = [
         tables.Column("Pool"),
         tables.Column(
@@ -159,14 +159,14 @@ def _rates(pools: list[Pool]) -> Component:
         left = f"{text.count(pool.left_said[0])} says Azure" if pool.left_said else ""
         return [
             _under(tables.named(_name(pool), length=60), *(html.Div(end, className="warn") for end in ends)),
-            _limit(pool),
-            _under(html.Span(text.count(pool.used), title=pool.counting or ""), html.Div(aside, className="absent") if aside else None),
+            _limit(view, pool),
+            _under(_figure(view, pool, "used"), html.Div(aside, className="absent") if aside else None),
             text.count(said["300s"]) if said else "",
             _under(
-                text.count(pool.headroom) if pool.headroom is not None else "",
+                _figure(view, pool, "headroom") if pool.headroom is not None else "",
                 html.Div(left, className="absent", title=text.exact_instant(pool.left_said[1])) if pool.left_said else None,
             ),
-            html.Span(text.count(pool.peak) if pool.peak is not None else "", title=text.exact_instant(pool.peak_at)),
+            _figure(view, pool, "peak") if pool.peak is not None else "",
             text.instant(pool.saturation_at) if pool.saturation_at else "",
             html.Span(", ".join(f"{text.visible(who)} {text.tokens(count)}" for who, count in list(pool.users)[:3]), className="wrap"),
         ]
@@ -179,16 +179,21 @@ def _rates(pools: list[Pool]) -> Component:
     )
 
 
+def _figure(view: View, pool: Pool, name: str) -> Component:
+    """A figure of a pool, with the way to why it is what it is."""
+    return view.figure(f"quota_{name}", getattr(pool, name), reason=pool.reason or "nothing is known of it", pool=pool.id)
+
+
 def _under(first: str | Component, *others: Component | None) -> Component:
     """A cell of several lines."""
     return html.Div([first, *(other for other in others if other is not None)])
 
 
-def _limit(pool: Pool) -> Component:
+def _limit(view: View, pool: Pool) -> Component:
     """The limit over who says it."""
     if pool.limit is None:
         return html.Span("nobody limits it" if pool.mode == "managed_compute" else text.UNKNOWN, className="absent", title=pool.reason or "")
-    return _under(html.Span(text.count(pool.limit)), _says(pool))
+    return _under(_figure(view, pool, "limit"), _says(pool))
 
 
 def _says(pool: Pool) -> Component:
@@ -226,7 +231,7 @@ def _throttled(pools: list[Pool]) -> Component:
     return card("Throttled in the last hour", tables.table(columns, rows[:40], caption="Throttled calls by who threw and who called"), note=note)
 
 
-def _cores(pools: list[Pool]) -> Component:
+def _cores(view: View, pools: list[Pool]) -> Component:
     columns = [
         tables.Column("Family"),
         tables.Column("Region"),
@@ -246,9 +251,9 @@ def _cores(pools: list[Pool]) -> Component:
             tables.named(pool.family, length=50),
             text.visible(pool.region or ""),
             {"ml": "Machine Learning", "compute": "Compute"}.get(pool.source or "", pool.source or ""),
-            text.count(pool.limit) if pool.limit is not None else "no limit",
-            text.count(pool.used),
-            text.count(pool.headroom) if pool.headroom is not None else text.UNKNOWN,
+            _figure(view, pool, "limit") if pool.limit is not None else "no limit",
+            _figure(view, pool, "used"),
+            _figure(view, pool, "headroom"),
             text.count(reserved) if reserved is not None else "",
             html.Span(text.count(left), className="warn" if left < 0 else "") if left is not None else "",
             text.instant(pool.seen_at) if pool.seen_at else "",

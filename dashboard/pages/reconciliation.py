@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import date, timedelta
 from decimal import Decimal
+from typing import Any
 
 from dash import dcc, html
 from dash.development.base_component import Component
 
 from dashboard import figures, tables, text
+from dashboard.filters import Selection
 from dashboard.shell import Failure, View, age_line, card, empty_panel, failure_panel, switch, tile
 from models import money
 from models.errors import InvalidInput
@@ -68,17 +71,18 @@ def layout(view: View) -> list[Component]:
         cause, day = _cause(view), _day(view)
     except InvalidInput as fault:
         return [*head, failure_panel(Failure("this part of the address", fault.message, passes=False), view.link(PATH, replace(view.selection, own=())))]
-    parts: list[Component] = [*_row(view, found.rows, day)] if day is not None else []
+    whole = replace(view.selection, begin=period.start, end=period.end)
+    parts: list[Component] = [*_row(view, whole, found.rows, day)] if day is not None else []
     for total in sorted(found.totals, key=lambda one: -abs(one.billed)):
         rows = [row for row in found.rows if row.currency == total.currency]
         several = len(found.totals) > 1
         parts += [
-            _tiles(view, total, several=several),
+            _tiles(view, whole, total, several=several),
             _chart(view, total, several=several),
-            _by_cause(view, rows, total, cause),
-            _by_deployment(view, rows, total),
+            _by_cause(view, whole, rows, total, cause),
+            _by_deployment(view, whole, rows, total),
         ]
-    return [*head, *parts, _lines(view, found.rows, cause), *_adjusted(view, period, finals)]
+    return [*head, *parts, _lines(view, whole, found.rows, cause), *_adjusted(view, period, finals)]
 
 
 def _cause(view: View) -> Cause | None:
@@ -117,34 +121,26 @@ def _whole_days(view: View) -> Period:
     return Period(max(start, end - _LONGEST), end)
 
 
-def _tiles(view: View, total: ReconciliationTotal, *, several: bool) -> Component:
-    expected, billed = (view.link("explain", replace(view.selection, basis=basis, currency=total.currency, own=())) for basis in ("metered", "billed"))
+def _tiles(view: View, whole: Selection, total: ReconciliationTotal, *, several: bool) -> Component:
     unit = f" ({total.currency or 'no currency'})" if several else ""
     currency = total.currency
+
+    def figure(name: str, value: Decimal | None) -> Component:
+        return view.figure(name, value, currency, selection=whole, reason="nothing is billed")
+
     return html.Div(
         [
             tile(
                 f"Unexplained{unit}",
-                text.money(total.unexplained, currency),
-                title=text.money_exactly(total.unexplained, currency),
+                figure("unexplained", total.unexplained),
                 note=[
                     "the figure to drive to zero · ",
                     dcc.Link("which rows", href=view.link(PATH, view.selection.asking(cause=Cause.UNEXPLAINED.value, day=None, meter=None))),
                 ],
             ),
-            tile(f"Coverage{unit}", text.percent(total.coverage), note="of the billed amount was seen by our instruments"),
-            tile(
-                f"Expected{unit}",
-                text.money(total.expected, currency),
-                title=text.money_exactly(total.expected, currency),
-                note=["metered quantities × price · ", dcc.Link("why?", href=expected)],
-            ),
-            tile(
-                f"Billed{unit}",
-                text.money(total.billed, currency),
-                title=text.money_exactly(total.billed, currency),
-                note=[f"variance {text.money(total.variance, currency)} · ", dcc.Link("why?", href=billed)],
-            ),
+            tile(f"Coverage{unit}", figure("bill_coverage", total.coverage), note="of the billed amount was seen by our instruments"),
+            tile(f"Expected{unit}", figure("expected", total.expected), note="metered quantities × price"),
+            tile(f"Billed{unit}", figure("billed", total.billed), note=["variance ", figure("variance", total.variance)]),
         ],
         className="tiles",
     )
@@ -162,7 +158,7 @@ def _chart(view: View, total: ReconciliationTotal, *, several: bool) -> Componen
     )
 
 
-def _by_deployment(view: View, rows: list[ReconciliationRow], total: ReconciliationTotal) -> Component:
+def _by_deployment(view: View, whole: Selection, rows: list[ReconciliationRow], total: ReconciliationTotal) -> Component:
     grouped: dict[tuple[str | None, str | None], list[ReconciliationRow]] = {}
     for row in rows:
         grouped.setdefault((row.workspace, row.deployment), []).append(row)
@@ -173,19 +169,19 @@ def _by_deployment(view: View, rows: list[ReconciliationRow], total: Reconciliat
         for row in of:
             for cause, amount in row.causes.items():
                 causes[cause] = money.plus(causes.get(cause, ZERO), amount)
-        told = [f"{_WORDS[cause]} {text.money(amount, total.currency)}" for cause, amount in sorted(causes.items(), key=lambda pair: -abs(pair[1])) if amount]
-        narrowed = replace(view.selection, workspaces=(workspace,) if workspace else (), deployments=(deployment,) if deployment else ())
+        narrowed = _narrowed(whole, workspace, deployment)
+        without = _without(workspace, deployment)
         lines.append(
             (
                 abs(money.minus(billed, expected)),
                 [
                     tables.named(workspace),
                     html.A(tables.named(deployment), href=view.link(PATH, narrowed)) if deployment else tables.named(deployment),
-                    tables.amount(expected, total.currency),
-                    tables.amount(billed, total.currency),
-                    tables.amount(money.minus(billed, expected), total.currency),
-                    html.Span("; ".join(told[:4]) or "none", className="wrap"),
-                    html.A("why?", href=view.link("explain", replace(narrowed, basis="billed"))),
+                    *(
+                        view.figure(name, value, total.currency, selection=narrowed, without=without)
+                        for name, value in (("expected", expected), ("billed", billed), ("variance", money.minus(billed, expected)))
+                    ),
+                    html.Span(_told(view, causes, total.currency, selection=narrowed, without=without)[:7] or "none", className="wrap"),
                 ],
             )
         )
@@ -196,14 +192,13 @@ def _by_deployment(view: View, rows: list[ReconciliationRow], total: Reconciliat
         tables.Column("Billed", is_number=True),
         tables.Column("Variance", is_number=True, title="billed less expected"),
         tables.Column("Causes"),
-        tables.Column(""),
     ]
     ordered = [cells for _, cells in sorted(lines, key=lambda pair: -pair[0])]
     heading = f"By deployment ({total.currency or 'no currency'})"
     return card(heading, tables.table(columns, ordered[:_MOST_ROWS], caption=heading), name="wide")
 
 
-def _by_cause(view: View, rows: list[ReconciliationRow], total: ReconciliationTotal, chosen: Cause | None) -> Component:
+def _by_cause(view: View, whole: Selection, rows: list[ReconciliationRow], total: ReconciliationTotal, chosen: Cause | None) -> Component:
     """The causes with their amounts; each is a way to its rows."""
     lines: list[list[tables.Cell]] = []
     for cause, amount in sorted(total.causes.items(), key=lambda pair: -abs(pair[1])):
@@ -212,7 +207,7 @@ def _by_cause(view: View, rows: list[ReconciliationRow], total: ReconciliationTo
         lines.append(
             [
                 html.Strong(link) if cause == chosen else link,
-                tables.amount(amount, total.currency),
+                view.figure("cause", amount, total.currency, selection=whole, cause=cause.value),
                 text.count(len(of)),
                 html.Span(", ".join(sorted({text.name(row.deployment) for row in of})[:4]), className="wrap"),
             ]
@@ -225,7 +220,7 @@ def _by_cause(view: View, rows: list[ReconciliationRow], total: ReconciliationTo
     return card(heading, tables.table(columns, lines, caption=heading), note="A cause shows its rows below.", aside=clear, name="wide")
 
 
-def _lines(view: View, found: list[ReconciliationRow], cause: Cause | None) -> Component:
+def _lines(view: View, whole: Selection, found: list[ReconciliationRow], cause: Cause | None) -> Component:
     """The rows themselves: those of a cause, or those that differ; largest first."""
     rows = [row for row in found if (row.causes.get(cause) if cause is not None else row.variance)]
     rows.sort(key=lambda row: (-abs(row.causes[cause] if cause is not None else row.variance), row.day, row.deployment or "", row.meter))
@@ -249,10 +244,11 @@ def _lines(view: View, found: list[ReconciliationRow], cause: Cause | None) -> C
             tables.named(row.workspace, length=24),
             tables.named(row.deployment, length=28),
             text.words(row.meter),
-            tables.amount(row.expected, row.currency, row.reasons.get("expected")),
-            tables.amount(row.billed, row.currency),
-            tables.amount(row.variance, row.currency),
-            html.Span("; ".join(f"{_WORDS[one]} {text.money(amount, row.currency)}" for one, amount in row.causes.items() if amount), className="wrap"),
+            *(
+                view.figure(name, getattr(row, name), row.currency, selection=_narrowed(whole, row.workspace, row.deployment), **_own(row))
+                for name in ("expected", "billed", "variance")
+            ),
+            html.Span(_told(view, row.causes, row.currency, selection=_narrowed(whole, row.workspace, row.deployment), **_own(row)), className="wrap"),
             html.Span(row.state, className=f"pill {_PILLS[row.state]}"),
         ]
         for row in rows[:_MOST_ROWS]
@@ -266,19 +262,41 @@ def _lines(view: View, found: list[ReconciliationRow], cause: Cause | None) -> C
     )
 
 
-def _address(view: View, row: ReconciliationRow) -> str:
-    narrowed = replace(
-        view.selection,
-        workspaces=(row.workspace,) if row.workspace else (),
-        deployments=(row.deployment,) if row.deployment else (),
+def _narrowed(selection: Selection, workspace: str | None, deployment: str | None) -> Selection:
+    """The selection of one place; what a place has no name for stays as wide as it was."""
+    return replace(
+        selection,
+        workspaces=(workspace,) if workspace else selection.workspaces,
+        deployments=(deployment,) if deployment else selection.deployments,
     )
-    return view.link(PATH, narrowed.asking(day=row.day.isoformat(), meter=row.meter, cause=None))
+
+
+def _without(workspace: str | None, deployment: str | None) -> list[str]:
+    return [name for name, value in (("workspace", workspace), ("deployment", deployment)) if value is None]
+
+
+def _own(row: ReconciliationRow) -> dict[str, Any]:
+    """What a row is narrowed by beside its place."""
+    return {"meter": row.meter, "day": row.day.isoformat(), "without": _without(row.workspace, row.deployment)}
+
+
+def _told(view: View, causes: Mapping[Cause, Decimal], currency: str | None, **narrowed: Any) -> list[str | Component]:
+    """The causes in words, the largest first, each amount a figure."""
+    said: list[str | Component] = []
+    for cause, amount in sorted(causes.items(), key=lambda pair: -abs(pair[1])):
+        if amount:
+            said += [f"{'; ' if said else ''}{_WORDS[cause]} ", view.figure("cause", amount, currency, cause=cause.value, **narrowed)]
+    return said
+
+
+def _address(view: View, row: ReconciliationRow) -> str:
+    return view.link(PATH, _narrowed(view.selection, row.workspace, row.deployment).asking(day=row.day.isoformat(), meter=row.meter, cause=None))
 
 
 # -- one row ----------------------------------------------------------------------------------------
 
 
-def _row(view: View, found: list[ReconciliationRow], day: date) -> list[Component]:
+def _row(view: View, whole: Selection, found: list[ReconciliationRow], day: date) -> list[Component]:
     """What is behind a row: its price lines, the bill's landings, and the newest of the day's requests."""
     meter = view.selection.asked("meter")
     rows = [row for row in found if row.day == day and meter in (None, row.meter)]
@@ -320,12 +338,15 @@ def _row(view: View, found: list[ReconciliationRow], day: date) -> list[Componen
             ["billed", tables.named(bill.deployment), said, html.Span(text.visible(source), className="wrap"), tables.amount(bill.amount, bill.currency)]
         )
     columns = [tables.Column("Side"), tables.Column("Deployment"), tables.Column("From"), tables.Column("Source"), tables.Column("Amount", is_number=True)]
-    causes = "; ".join(f"{_WORDS[cause]} {text.money(amount, row.currency)}" for row in rows for cause, amount in row.causes.items() if amount)
+    causes: list[str | Component] = []
+    for row in rows:
+        told = _told(view, row.causes, row.currency, selection=_narrowed(whole, row.workspace, row.deployment), **_own(row))
+        causes += ["; " if causes and told else "", *told]
     standing = ", ".join(sorted({row.state for row in rows}))
     return [
         card(
             heading,
-            html.P(f"{standing.capitalize()}. {'Differs by: ' + causes if causes else 'It was billed as it was metered'}."),
+            html.P([f"{standing.capitalize()}. ", *(["Differs by: ", *causes] if causes else ["It was billed as it was metered"]), "."]),
             tables.table(columns, lines, caption=heading) if lines else html.P("Neither a request nor a charge is known for it."),
             aside=back,
             name="wide",
@@ -399,7 +420,17 @@ def _adjusted(view: View, period: Period, closed: list[ClosedMonth]) -> list[Com
             text.words(one.meter),
             one.side,
             text.words(one.cause),
-            tables.amount(one.amount, one.currency),
+            view.figure(
+                "adjustment",
+                one.amount,
+                one.currency,
+                selection=_narrowed(replace(view.selection, begin=period.start, end=period.end), one.workspace, one.deployment),
+                without=_without(one.workspace, one.deployment),
+                day=one.day.isoformat(),
+                meter=one.meter,
+                side=one.side,
+                cause=one.cause,
+            ),
         ]
 
     ordered = sorted(found, key=lambda one: -abs(one.amount))[:_MOST_ROWS]

@@ -61,15 +61,19 @@ def _budgets(view: View, found: Sequence[BudgetStanding]) -> Component:
 
     def cells(one: BudgetStanding) -> list[tables.Cell]:
         budget, outlook = one.budget, one.outlook
-        band = ""
+
+        def figure(name: str, value: Decimal | None, unit: str | None = budget.currency) -> Component:
+            return view.figure(name, value, unit, budget=budget.id)
+
+        band: list[str | Component] = []
         if outlook.low is not None and outlook.high is not None:
-            band = f"{text.money(outlook.low, budget.currency)} – {text.money(outlook.high, budget.currency)}"
+            band = [figure("budget_low", outlook.low), " – ", figure("budget_high", outlook.high)]
         return [
             html.Span([tables.named(budget.name), " (hard)" if budget.is_hard else ""]),
             text.span(one.spend.period),
-            tables.amount(one.spend.amount, budget.currency),
-            tables.amount(budget.amount, budget.currency),
-            [_bar(one), f" {text.percent(one.share)}"],
+            figure("budget_spent", one.spend.amount),
+            figure("budget_amount", budget.amount),
+            [_bar(one), " ", figure("budget_share", one.share, None)],
             band or (outlook.reason or text.UNKNOWN),
             f"±{outlook.error_percent:.0f} % in {outlook.trials} tries" if outlook.error_percent is not None else "",
             ", ".join(f"{step} %" for step in budget.steps),

@@ -165,7 +165,11 @@ def _narrowed(ask: Ask) -> list[tuple[str, str]]:
 
 def _without(ask: Ask) -> tuple[str, ...]:
     """What the figure has none of: the unallocated row's deployment, say."""
-    return tuple(name for name in ask.own.get("without", "").split(",") if name)
+    return tuple(name for name in ask.own.get("without", "").split(",") if name and name != "currency")
+
+
+def _has_no_currency(ask: Ask) -> bool:
+    return "currency" in ask.own.get("without", "").split(",")
 
 
 def _as_of(ask: Ask) -> list[tuple[str, str]]:
@@ -176,13 +180,12 @@ def _as_of(ask: Ask) -> list[tuple[str, str]]:
 
 
 def _of_costs(session: Session, ask: Ask, now: datetime) -> _Found:
-    groups = tuple(name for name in _without(ask) if name != "currency")
-    wanted = None if "currency" in _without(ask) else ask.query.currency
+    groups, wanted = _without(ask), ask.query.currency
     basis: Basis = "metered" if ask.figure == "metered_cost" else "billed" if ask.figure == "billed_cost" else ask.query.basis
     whole = explain(session, replace(ask.query, group_by=groups, basis=basis), now=now)
 
     def is_meant(figures: Figures) -> bool:
-        return figures.currency == wanted if wanted is not None or "currency" in _without(ask) else True
+        return figures.currency == wanted or (wanted is None and not _has_no_currency(ask))
 
     meant = [row.figures for row in whole.rows if not any(row.groups.values())] if groups else list(whole.totals)
     figures = next((one for one in meant if is_meant(one)), None)
@@ -265,6 +268,8 @@ def _of_forecast(session: Session, ask: Ask, now: datetime) -> _Found:
         unit=found.currency,
         reason=found.reason,
         formula=FIGURES[ask.figure].formula,
+        route="/v1/explain",
+        parameters=[*_narrowed(ask), ("figure", ask.figure)],
         terms=[Term("month to date", found.month_to_date, "money", found.currency), Term("complete days to go by", found.complete_days, "count")],
         adds_up=False,
     )
@@ -276,6 +281,8 @@ def _of_forecast(session: Session, ask: Ask, now: datetime) -> _Found:
 def _of_reconciliation(session: Session, ask: Ask, now: datetime) -> _Found:
     period, day, meter = ask.query.period, _day(ask), ask.own.get("meter")
     found = reconciliation(session, period, ask.query.filters, now=now, as_of=ask.query.as_of)
+    if ask.query.currency is None and not _has_no_currency(ask) and found.totals:
+        ask = replace(ask, query=replace(ask.query, currency=found.totals[0].currency))
     rows = [row for row in found.rows if _is_asked(row, ask, day=day, meter=meter)]
     cause = Cause.UNEXPLAINED if ask.figure == "unexplained" else _cause(ask)
     read: Callable[[ReconciliationRow], Decimal] = {
@@ -385,7 +392,7 @@ def _of_adjustment(session: Session, ask: Ask, now: datetime) -> _Found:
 def _of_comparison(session: Session, ask: Ask, now: datetime) -> _Found:
     what_if = what_if_from(ask.own)
     rows = comparison(session, ask.query.period, ask.query.filters, now=now, what_if=what_if)
-    row = next((one for one in rows if one.currency == ask.query.currency), None)
+    row = next((one for one in rows if ask.query.currency in (None, one.currency)), None)
     if row is None:
         raise NotFound("no such model was run in this period, in this currency")
     value, terms = _COMPARED[ask.figure](row)

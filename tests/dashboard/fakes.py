@@ -42,8 +42,8 @@ from models.ledger import (
     UsagePage,
     UsageRecord,
     WhatIf,
-    WitnessRow,
     Why,
+    WitnessRow,
 )
 from models.ledger.intake import Intake, SnapshotRecord
 from models.periods import DAY, Period, buckets, day_start

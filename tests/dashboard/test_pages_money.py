@@ -34,7 +34,7 @@ DAY = date(2026, 11, 3)
 def said(part: Any) -> str:
     """Every word of a part of a page, in order."""
     if isinstance(part, (list, tuple)):
-        return " ".join(said(one) for one in part)
+        return " ".join(" ".join(said(one) for one in part).split())
     if isinstance(part, Component):
         return said(getattr(part, "children", None))
     return "" if part is None else str(part)
@@ -183,9 +183,9 @@ def test_a_what_if_is_in_the_address(ledger: MoneyLedger) -> None:
 @pytest.mark.parametrize(
     ("search", "words"),
     [
-        ("?sku=Standard_X", "a what-if needs a size, a number of instances and hours a day together"),
-        ("?sku=X&instances=0&hours_per_day=8", "instances must be a whole number from 1 to 1000, not '0'"),
-        ("?sku=X&instances=1&hours_per_day=25", "hours a day must be above 0 and at most 24"),
+        ("?sku=Standard_X", "a what-if needs sku (a size), instances and hours_per_day together"),
+        ("?sku=X&instances=0&hours_per_day=8", "instances must be a whole number from 1 to 1,000, not '0'"),
+        ("?sku=X&instances=1&hours_per_day=25", "hours_per_day must be above 0 and at most 24"),
     ],
 )
 def test_a_what_if_that_cannot_be_meant_is_refused_in_words(ledger: MoneyLedger, search: str, words: str) -> None:

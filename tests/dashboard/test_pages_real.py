@@ -109,7 +109,7 @@ def drawn(store: Store, page: ModuleType, *, visible: frozenset[str] | None = No
 
 def test_reconciliation_leads_from_expected_to_billed(store: Store) -> None:
     page = drawn(store, reconciliation)
-    for words in ("Unexplained", "Coverage", "calls past the instruments", "not yet billed", "From expected to billed", "llama-foundry", "explain?"):
+    for words in ("Unexplained", "Coverage", "calls past the instruments", "not yet billed", "From expected to billed", "llama-foundry", "figure=unexplained"):
         assert words in page
     assert "40.00 USD" in page  # 4.00 a day past the instruments, on ten days
 

@@ -59,6 +59,7 @@ def test_comparison_has_the_fields_of_the_contract(service: Service) -> None:
     assert row["model"] == make.MODEL
     assert row["serverless"] == {
         "effective_cost_per_1m": "1.090909090909",
+        "list_price_per_1m": {"input": "1", "output": "2", "at_mix": "1.090909090909"},
         "tokens": 1_100_000,
         "cost": "1.2",
         "feasible": False,

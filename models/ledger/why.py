@@ -26,7 +26,7 @@ from models.ledger.explain import FORMULA, Explanation, explain
 from models.ledger.insight import data_age, forecast
 from models.ledger.intake import intake
 from models.ledger.onboarding import onboarding
-from models.ledger.quotas import pool_place, quotas
+from models.ledger.quotas import quotas
 from models.ledger.reconciliation import ReconciliationRow, reconciliation
 from models.ledger.values import Basis, CostQuery, DataAge, Figures, Filters
 from models.ledger.witnesses import problems
@@ -457,10 +457,7 @@ _COMPARED: Mapping[str, Callable[[ComparisonRow], tuple[Number | None, list[Term
 
 def _of_pool(session: Session, ask: Ask, now: datetime) -> _Found:
     asked = ask.own.get("pool", "")
-    place = pool_place(asked)
-    visible = ask.query.filters.visible
-    filters = Filters(visible=visible) if place is None else Filters(workspaces=(place[0],), deployments=(place[1],), visible=visible)
-    pool = next((one for one in quotas(session, filters, now=now) if one.id == asked), None)
+    pool = next((one for one in quotas(session, Filters(visible=ask.query.filters.visible), now=now) if one.id == asked), None)
     if pool is None:
         raise NotFound(f"there is no pool {asked[:120]!r}")
     value: int | None = getattr(pool, ask.figure.removeprefix("quota_"))
@@ -476,7 +473,7 @@ def _of_pool(session: Session, ask: Ask, now: datetime) -> _Found:
         ],
         rows=[Term(f"used by {who}", number, "count") for who, number in pool.users] if ask.figure == "quota_used" else [],
         route="/v1/quotas",
-        parameters=[] if place is None else [("workspace", place[0]), ("deployment", place[1])],
+        parameters=[("workspace", pool.workspace), ("deployment", pool.deployment)] if pool.workspace and pool.deployment else [],
     )
 
 

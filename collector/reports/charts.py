@@ -70,10 +70,10 @@ class Bar:
     color: str
 
 
-def bars(title: str, says: str, given: Sequence[Bar], *, unit: str, legend: tuple[tuple[str, str], ...] = ()) -> Chart:
-    """Vertical bars on one axis, with zero on it."""
-    low = min(0.0, *(min(bar.start, bar.end) for bar in given)) if given else 0.0
-    high = max(0.0, *(max(bar.start, bar.end) for bar in given)) if given else 0.0
+def bars(title: str, says: str, given: Sequence[Bar], *, unit: str, legend: tuple[tuple[str, str], ...] = (), base: float = 0.0) -> Chart:
+    """Vertical bars on one axis, with zero on it, or with ``base`` where what is below that says nothing."""
+    low = min(base, *(min(max(bar.start, base), max(bar.end, base)) for bar in given)) if given else 0.0
+    high = max(base, *(max(bar.start, bar.end) for bar in given)) if given else 0.0
     if high == low:
         high = low + 1.0
     step = _round_step((high - low) / _GRID)
@@ -91,12 +91,12 @@ def bars(title: str, says: str, given: Sequence[Bar], *, unit: str, legend: tupl
     room = (WIDTH - _MARGIN_LEFT - _MARGIN_RIGHT) / max(1, len(given))
     for index, bar in enumerate(given):
         left = _MARGIN_LEFT + room * index + room * 0.16
-        upper, lower = y(max(bar.start, bar.end)), y(min(bar.start, bar.end))
+        upper, lower = y(max(bar.start, bar.end)), y(max(min(bar.start, bar.end), bottom))
         shapes.append(Box(left, upper, room * 0.68, max(lower - upper, 0.8), bar.color))
         if bar.note:
             shapes.append(Words(left + room * 0.34, upper - 4, bar.note, size=9, anchor="middle", color=INK))
         shapes.append(Words(left + room * 0.34, HEIGHT - _MARGIN_BOTTOM + 15, bar.label, anchor="middle"))
-    shapes.append(Stroke(_MARGIN_LEFT, y(0), WIDTH - _MARGIN_RIGHT, y(0), QUIET))
+    shapes.append(Stroke(_MARGIN_LEFT, y(max(0.0, bottom)), WIDTH - _MARGIN_RIGHT, y(max(0.0, bottom)), QUIET))
     return Chart(title, says, tuple(shapes), legend)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from fpdf import FPDF
 from fpdf.enums import MethodReturnValue, XPos, YPos
 
-from collector.reports import closepack, words
+from collector.reports import closepack, context, words
 from collector.reports.charts import HEIGHT, INK, LINE, QUIET, WIDTH, Box, Chart, Stroke
 
 _FONTS = Path(__file__).parent.parent / "data" / "fonts"
@@ -19,6 +19,9 @@ _SCALE = _PAGE_WIDTH / WIDTH
 _ROW = 5.2
 # A deployment list may be long; the file of a report with thousands of rows is CSV.
 _MOST_ROWS = 400
+_FIRST_MOVERS = 5
+# Of text in tables: the first that fits, so that names are broken only where they must be.
+_SIZES = (7.5, 7.0, 6.4)
 
 
 class _Paper(FPDF):
@@ -65,23 +68,34 @@ def pdf(body: Mapping[str, Any]) -> bytes:
     paper.line_of(words.title_of(body), 17, style="B", gap=1)
     zone = body["time_zone"]
     paper.line_of(f"{words.instant(body['from'], zone)} to {words.instant(body['to'], zone)}", 8.5, color=QUIET, gap=3)
+    paper.set_y(paper.get_y() - 2)
+    paper.line_of(words.age(body), 8.5, color=QUIET, gap=3)
     if not body["totals"]:
         paper.line_of(f"Nothing was used and nothing was billed in this {words.unit(body)} or the one before.", 11)
     for total in body["totals"]:
         paper.line_of(words.headline(body, total), 11.5, gap=2)
-    for line in body.get("restatement") or ():
-        place = " / ".join(words.name(line[key]) for key in ("workspace", "deployment"))
-        paper.line_of(f"Restated: {place}: {words.amount(line['was'], line['currency'])} is now {words.amount(line['is'], line['currency'])}", 8.5, color=QUIET)
-    for total, one in zip(body["totals"], body["currencies"], strict=True):
-        _currency(paper, body, total, one)
-    age = body["data_age"]
+    for said in (words.restated(body), words.missing_days(body), *context.sentences(body)):
+        if said:
+            paper.line_of(f"\N{BULLET} {said}", 9, gap=0.5)
+    both = list(zip(body["totals"], body["currencies"], strict=True))
+    for total, one in both:
+        _first(paper, body, total, one, has_charts=len(both) == 1)
+    paper.add_page()
+    paper.line_of("Detail", 15, style="B", gap=1)
+    restated = [
+        [
+            *(words.name(line[key]) for key in ("workspace", "deployment")),
+            *(words.amount(line[key], line["currency"]) for key in ("was", "is")),
+            words.signed(line["delta"], line["currency"]),
+        ]
+        for line in body.get("restatement") or ()
+    ]
+    _table(paper, "What this restatement changes", ["Workspace", "Deployment", "#Was", "#Is", "#Difference"], restated)
+    for total, one in both:
+        _detail(paper, body, total, one, has_charts=len(both) > 1)
+    _tables(paper, context.tables(body))
     paper.ln(3)
-    paper.line_of(
-        f"Basis best: billed where the bill reaches, metered after it. Metered until {words.instant(age['metered_until'], zone)}, "
-        f"billed until {words.instant(age['billed_until'], zone)}.",
-        8,
-        color=QUIET,
-    )
+    paper.line_of("Basis best: billed where the bill reaches, metered after it.", 8, color=QUIET)
     return bytes(paper.output())
 
 
@@ -90,14 +104,54 @@ def _close(paper: _Paper, body: Mapping[str, Any]) -> None:
     paper.line_of(f"{words.instant(body['from'], 'UTC')} to {words.instant(body['to'], 'UTC')}", 8.5, color=QUIET, gap=3)
     for said in closepack.leads(body):
         paper.line_of(said, 9.5, gap=1)
-    for table in closepack.tables(body):
-        _table(paper, table.title, table.heads, table.rows)
+    _tables(paper, closepack.tables(body))
+
+
+def _tables(paper: _Paper, tables: Sequence[closepack.Table]) -> None:
+    for table in tables:
+        if table.rows:
+            _table(paper, table.title, table.heads, table.rows)
+        else:
+            paper.ln(2)
+            paper.line_of(table.title, 9, color=QUIET, style="B", gap=0.5)
         if table.note:
             paper.ln(1)
             paper.line_of(table.note, 8, color=QUIET)
 
 
-def _currency(paper: _Paper, body: Mapping[str, Any], total: Mapping[str, Any], one: Mapping[str, Any]) -> None:
+def _first(paper: _Paper, body: Mapping[str, Any], total: Mapping[str, Any], one: Mapping[str, Any], *, has_charts: bool) -> None:
+    """What stands on the first page of one currency."""
+    code = one["currency"]
+    if total["cost"] is None:
+        return
+    paper.ln(2)
+    paper.line_of(code or "No currency", 13, style="B", gap=1)
+    _tiles(paper, words.tiles_of(body, total, one))
+    if said := words.not_certain(total):
+        paper.line_of(said, 8, color=QUIET, gap=1)
+    heads, steps = words.steps_of(body, one)
+    if has_charts:
+        for chart in words.charts_of(body, one):
+            _chart(paper, chart)
+    elif steps:
+        _table(paper, f"From last {words.unit(body)} to this one", heads, [steps])
+    _movers(paper, one, most=_FIRST_MOVERS)
+    if said := words.matched(one):
+        paper.ln(1)
+        paper.line_of(f"Bill against metering. {said}", 8, color=QUIET)
+
+
+def _movers(paper: _Paper, one: Mapping[str, Any], *, most: int | None = None) -> None:
+    code = one["currency"]
+    rows = [
+        [words.name(line["workspace"]), words.name(line["deployment"]), words.signed(line["change"], code), words.amount(line["cost"], code), line["reason"]]
+        for line in one["movers"][:most]
+    ]
+    _table(paper, "What moved most", ["Workspace", "Deployment", "#Change", "#Now", "Why"], rows)
+
+
+def _detail(paper: _Paper, body: Mapping[str, Any], total: Mapping[str, Any], one: Mapping[str, Any], *, has_charts: bool) -> None:
+    """Everything of one currency."""
     code, unit = one["currency"], words.unit(body)
     paper.ln(2)
     paper.line_of(code or "Without a price", 13, style="B", gap=1)
@@ -108,22 +162,12 @@ def _currency(paper: _Paper, body: Mapping[str, Any], total: Mapping[str, Any], 
         ]
         _table(paper, "What it was", ["Workspace", "Deployment", "Model", "#Tokens without a price", "#Requests"], rows)
         return
-    _tiles(
-        paper,
-        [
-            (words.amount(total["cost"], code), "cost"),
-            (words.percent(total["change_percent"]), f"against the {unit} before"),
-            (words.amount(total["billed_cost"], code), "of it billed"),
-            (words.count(total["input_tokens"] + total["output_tokens"]), "tokens"),
-            (words.hours(total["core_hours"]), "core-hours"),
-        ],
-    )
-    for chart in words.charts_of(body, one):
-        _chart(paper, chart)
-    names = ("workspace", "deployment", "model")
+    if has_charts:
+        for chart in words.charts_of(body, one):
+            _chart(paper, chart)
     for title, key, columns, absent in (
         ("By workspace", "workspaces", ("workspace",), "unallocated"),
-        ("By deployment", "deployments", names, "unallocated"),
+        ("By deployment", "deployments", ("workspace", "deployment", "model"), "unallocated"),
         ("By mode", "modes", ("mode",), "unknown"),
         ("By team", "teams", ("team",), "no team"),
     ):
@@ -133,37 +177,39 @@ def _currency(paper: _Paper, body: Mapping[str, Any], total: Mapping[str, Any], 
                 words.amount(line["cost"], code),
                 words.amount(line[f"last_{unit}_cost"], code),
                 words.percent(line["change_percent"]),
+                line["status"] + (", est." if line["estimate"] else ""),
             ]
             for line in one[key]
         ]
-        _table(paper, title, [*(name.capitalize() for name in columns), f"#This {unit}", f"#Last {unit}", "#Change"], rows)
-    movers = [[words.name(line["workspace"]), words.name(line["deployment"]), words.signed(line["change"], code), line["reason"]] for line in one["movers"]]
-    _table(paper, "What moved most", ["Workspace", "Deployment", "#Change", "Why"], movers)
+        _table(paper, title, [*(name.capitalize() for name in columns), f"#This {unit}", f"#Last {unit}", "#Change", "Standing"], rows)
+    if len(one["movers"]) > _FIRST_MOVERS:
+        _movers(paper, one)
     matched = one["reconciliation"]
-    if matched is not None:
+    if matched is not None and matched["causes"]:
         causes = [[cause.replace("_", " "), words.signed(share, code)] for cause, share in matched["causes"].items()]
-        causes.append(["expected, billed", f"{words.amount(matched['expected'], code)}, {words.amount(matched['billed'], code)}"])
         _table(paper, "Bill against metering", ["Cause", "#Amount"], causes)
 
 
 def _tiles(paper: _Paper, tiles: Sequence[tuple[str, str]]) -> None:
-    width = _PAGE_WIDTH / len(tiles)
+    """Rows of four boxes: a figure, and what it is in up to two lines."""
+    width, height = _PAGE_WIDTH / 4, 15.0
     top = paper.get_y()
     for index, (figure, label) in enumerate(tiles):
-        left = _LEFT + index * width
+        left, above = _LEFT + index % 4 * width, top + index // 4 * (height + 2)
         paper.set_draw_color(*_rgb(LINE))
-        paper.rect(left, top, width - 2, 13)
+        paper.set_line_width(0.2)
+        paper.rect(left, above, width - 2, height)
         size = 11.0
         paper.ink(INK, size, "B")
         while paper.get_string_width(figure) > width - 6 and size > 6:
             size -= 0.5
             paper.ink(INK, size, "B")
-        paper.set_xy(left + 2, top + 1.5)
-        paper.cell(width - 6, 6, figure)
-        paper.ink(QUIET, 7)
-        paper.set_xy(left + 2, top + 7.5)
-        paper.cell(width - 6, 4, label)
-    paper.set_xy(_LEFT, top + 16)
+        paper.set_xy(left + 1, above + 1)
+        paper.cell(width - 4, 6, figure)
+        paper.ink(QUIET, 6.5)
+        paper.set_xy(left + 1, above + 7)
+        paper.multi_cell(width - 4, 3, label, align="L")
+    paper.set_xy(_LEFT, top + -(-len(tiles) // 4) * (height + 2) + 1)
 
 
 def _chart(paper: _Paper, chart: Chart) -> None:
@@ -203,35 +249,39 @@ def _table(paper: _Paper, title: str, heads: Sequence[str], rows: Sequence[Seque
     paper.ln(2)
     paper.line_of(title, 9, color=QUIET, style="B", gap=0.5)
     numeric = [head.startswith("#") for head in heads]
-    paper.ink(INK, 7.5, "B")
-    wanted = [
-        max(paper.get_string_width(text) + 3.5 for text in (head.removeprefix("#"), *(row[at] for row in rows[:_MOST_ROWS]))) for at, head in enumerate(heads)
-    ]
+    for size in _SIZES:
+        paper.ink(INK, size, "B")
+        wanted = [
+            max(paper.get_string_width(text) + 3.5 for text in (head.removeprefix("#"), *(row[at] for row in rows[:_MOST_ROWS])))
+            for at, head in enumerate(heads)
+        ]
+        if sum(wanted) <= _PAGE_WIDTH:
+            break
     # Numbers get the room they need; names share the rest by how long they are.
     fixed = sum(width for width, is_number in zip(wanted, numeric, strict=True) if is_number)
     named = sum(width for width, is_number in zip(wanted, numeric, strict=True) if not is_number)
     widths = [width if is_number else width / named * (_PAGE_WIDTH - fixed) for width, is_number in zip(wanted, numeric, strict=True)]
     named_heads = [head.removeprefix("#") for head in heads]
-    _row(paper, named_heads, widths, numeric, style="B", color=QUIET)
+    _row(paper, named_heads, widths, numeric, size=size, style="B", color=QUIET)
     for row in rows[:_MOST_ROWS]:
         if paper.will_page_break(2 * _ROW):
             # A page of a long table says for itself what its columns are.
             paper.add_page()
-            _row(paper, named_heads, widths, numeric, style="B", color=QUIET)
-        _row(paper, row, widths, numeric)
+            _row(paper, named_heads, widths, numeric, size=size, style="B", color=QUIET)
+        _row(paper, row, widths, numeric, size=size)
     if len(rows) > _MOST_ROWS:
         paper.line_of(f"and {len(rows) - _MOST_ROWS:,} more: they are in the CSV of this snapshot", 8, color=QUIET)
 
 
-def _row(paper: _Paper, cells: Sequence[str], widths: Sequence[float], numeric: Sequence[bool], *, style: str = "", color: str = INK) -> None:
+def _row(paper: _Paper, cells: Sequence[str], widths: Sequence[float], numeric: Sequence[bool], *, size: float, style: str = "", color: str = INK) -> None:
     """A row as high as its longest cell, never cut by a page's end."""
-    paper.ink(color, 7.5, style)
+    paper.ink(color, size, style)
     # Nearly every cell is one line: measured once and written as it is, which laying out costs ten times.
     lines = [1 if _fits(paper, cell, width) else _lines_of(paper, cell, width) for cell, width in zip(cells, widths, strict=True)]
     height = max(_ROW, 3.6 * max(lines) + 1.4)
     if paper.will_page_break(height):
         paper.add_page()
-        paper.ink(color, 7.5, style)
+        paper.ink(color, size, style)
     left, top = _LEFT, paper.get_y()
     for cell, width, is_number, count in zip(cells, widths, numeric, lines, strict=True):
         paper.set_xy(left, top + 0.7)

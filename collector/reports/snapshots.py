@@ -14,6 +14,7 @@ from typing import Any
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import Session, col, select
 
+from collector.reports import context
 from collector.reports.closepack import close_body, close_difference
 from models import ledger, money
 from models.closing import closes_known
@@ -49,12 +50,14 @@ def close_snapshot(store: Store, month: date, filters: Filters, *, now: datetime
 
 def weekly_draft(session: Session, week: ledger.Week, filters: Filters, *, now: datetime) -> Draft:
     """The week's figures, not kept yet; ``filters`` may limit them to a team."""
-    body = weekly_body(ledger.weekly(session, week, filters, now=now)) | _limited(filters)
+    report = ledger.weekly(session, week, filters, now=now)
+    kind, scope = KINDS[week.unit], _scope(filters)
+    beside = ledger.context(session, week, filters, used=report.used, told_as=(kind, scope), now=now)
+    body = weekly_body(report) | context.parts_of(beside) | _limited(filters)
     if week.unit == "month":
         body["standing"] = _standing(session, week, now=now)
-    return Draft(
-        body, _Named(body["kind"], week.name, week.time_zone, _scope(filters)), _difference, f"the {week.unit} is not over yet" if week.period.end > now else ""
-    )
+    unkept = f"the {week.unit} is not over yet" if week.period.end > now else ""
+    return Draft(body, _Named(kind, week.name, week.time_zone, scope), _difference, unkept)
 
 
 def _standing(session: Session, month: ledger.Week, *, now: datetime) -> str:
@@ -132,7 +135,7 @@ def keep(session: Session, draft: Draft, *, now: datetime) -> dict[str, Any]:
         .where(col(row.kind) == named.kind, col(row.period) == named.period, col(row.time_zone) == named.time_zone, col(row.scope) == named.scope)
         .order_by(col(row.number))
     ).all()
-    if known and known[-1].figures_sha256 == digest:
+    if known and digest in (known[-1].figures_sha256, _digest(known[-1].body)):
         return known[-1].body
     if len(known) >= MOST_RESTATEMENTS:
         raise Conflict(f"the {named.kind} report of {named.period} was restated {MOST_RESTATEMENTS} times; something changes its figures in circles")
@@ -282,9 +285,17 @@ def _number(text: str | None) -> Decimal:
     return Decimal(text or 0)
 
 
+# What a body says beside its figures: that may change without anything having been restated. The steps from last time and
+# what moved are other ways of saying both times' figures.
+_BESIDE = frozenset({"snapshot", "restatement", "data_age", *context.PARTS})
+_BESIDE_MONEY = frozenset({"forecast", "waterfall", "movers"})
+
+
 def _digest(body: dict[str, Any]) -> str:
-    """Of the figures: how old the data is and what the rest of the month may bring are no part of the week."""
-    figures = {**body, "data_age": None, "currencies": [{**one, "forecast": None} for one in body["currencies"]]} if body["kind"] != "close" else body
+    """Of the figures alone."""
+    figures = {name: value for name, value in body.items() if name not in _BESIDE}
+    if body["kind"] != "close":
+        figures["currencies"] = [{name: value for name, value in one.items() if name not in _BESIDE_MONEY} for one in body["currencies"]]
     return hashlib.sha256(json.dumps(figures, sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode()).hexdigest()
 
 

@@ -14,11 +14,13 @@ from models.ledger import Unit
 
 # The reports of a day, a week and a month are one report of another period.
 UNITS: Mapping[str, Unit] = {"daily": "day", "weekly": "week", "monthly": "month"}
-STEPS = {"volume": "volume", "mix": "mix", "price": "price", "capacity": "capacity", "corrections": "corrections"}
+STEPS = {"volume": "volume", "mix": "mix", "price": "price", "capacity": "capacity", "idle": "idle", "corrections": "corrections"}
 CAUSES_SHOWN = 8
 _MOST_NAMED = 3
 # More bars than these have no room for their figures: the axis says them.
 _MOST_NOTED = 12
+_MOST_NAMED = 7
+_SMALL_STEPS = 0.25
 
 
 def amount(text: str | None, currency: str | None) -> str:
@@ -41,6 +43,11 @@ def signed(text: str | None, currency: str | None) -> str:
 def percent(text: str | None) -> str:
     """``+12.3 %``; a dash where there is nothing to compare with."""
     return "–" if text is None else f"{Decimal(text).quantize(Decimal('0.1')):+,f} %"
+
+
+def plain_percent(text: str | None) -> str:
+    """``87.5 %``, of a limit or a budget; a dash where there is none."""
+    return "–" if text is None else f"{Decimal(text):,f} %"
 
 
 def share(text: str | None) -> str:
@@ -113,6 +120,75 @@ def headline(body: Mapping[str, Any], total: Mapping[str, Any]) -> str:
     return said + "."
 
 
+def day(text: str, zone: str) -> str:
+    """The day of an instant in the report's zone."""
+    return f"{datetime.fromisoformat(text).astimezone(ZoneInfo(zone)):%d %b %Y}"
+
+
+def missing_days(body: Mapping[str, Any]) -> str:
+    """The days that no bill has reached, by name; '' where there are none."""
+    days = [date.fromisoformat(one) for one in body["provisional_days"]]
+    if not days:
+        return ""
+    said = ", ".join(f"{one:%a %d %b}" for one in days[:_MOST_NAMED]) + (f" and {len(days) - _MOST_NAMED} more" if len(days) > _MOST_NAMED else "")
+    return f"Not billed yet: {said}. Metered figures stand in, so that there the change compares metered with billed."
+
+
+def restated(body: Mapping[str, Any]) -> str:
+    """What a restatement comes to; '' of a first report."""
+    lines = body.get("restatement") or ()
+    if not body["snapshot"]["number"]:
+        return ""
+    sums: dict[str | None, Decimal] = {}
+    for line in lines:
+        sums[line["currency"]] = money.plus(sums.get(line["currency"], money.ZERO), Decimal(line["delta"] or 0))
+    said = ", ".join(signed(money.text(total), currency) for currency, total in sorted(sums.items(), key=str))
+    return f"Restatement {body['snapshot']['number']} of this report: {f'{said} in {count(len(lines))} lines, below' if lines else 'no cost changed'}."
+
+
+def matched(one: Mapping[str, Any]) -> str:
+    """Bill against metering in a sentence."""
+    of, code = one["reconciliation"], one["currency"]
+    if of is None:
+        return ""
+    return (
+        f"Expected {amount(of['expected'], code)}, billed {amount(of['billed'], code)}: a gap of "
+        f"{signed(of['variance'], code)}, of which {amount(of['unexplained'], code)} is unexplained."
+    )
+
+
+def tiles_of(body: Mapping[str, Any], total: Mapping[str, Any], one: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The few figures that stand first, each with what it is."""
+    code, of = one["currency"], unit(body)
+    found = [
+        (amount(total["cost"], code), "cost, basis best"),
+        (percent(total["change_percent"]), f"against {amount(total[f'last_{of}']['cost'], code)} the {of} before"),
+        (amount(total["billed_cost"], code), "of it billed"),
+        (count(total["input_tokens"] + total["output_tokens"]), f"tokens in {count(total['requests'])} requests"),
+    ]
+    if total["core_hours"] is not None and Decimal(total["core_hours"]):
+        found.append((hours(total["core_hours"]), "core-hours"))
+    found.append((share(total["coverage"]), "of the bill was metered"))
+    ahead = one["forecast"]
+    if ahead is not None and ahead["month_end"] is not None:
+        found.append((amount(ahead["month_end"], code), f"expected this month; {amount(ahead['month_to_date'], code)} so far"))
+    return found
+
+
+def not_certain(total: Mapping[str, Any]) -> str:
+    """What is in no figure here, or not certain; '' where there is nothing."""
+    said = [
+        f"{count(total[key])} {label}"
+        for key, label in (
+            ("unpriced_tokens", "tokens have no price"),
+            ("unknown_token_requests", "requests did not say their tokens"),
+            ("estimated_token_requests", "requests have estimated tokens"),
+        )
+        if total[key]
+    ]
+    return f"Not in these figures or not certain: {'; '.join(said)}." if said else ""
+
+
 def instant(text: str | None, zone: str) -> str:
     """An instant in the report's zone, to the minute."""
     if text is None:
@@ -148,13 +224,36 @@ def charts_of(body: Mapping[str, Any], one: Mapping[str, Any]) -> list[Chart]:
         at = float(fall[f"last_{of}"])
         given = [Bar(f"last {of}", 0.0, at, _short(fall[f"last_{of}"]), FIRM)]
         for key, label in STEPS.items():
+            if fall.get(key) is None:
+                continue  # not known apart: another step has it
             step = float(fall[key])
             given.append(Bar(label, at, at + step, _short(fall[key], with_sign=True), UP if step > 0 else DOWN))
             at += step
         given.append(Bar(f"this {of}", 0.0, float(fall[f"this_{of}"]), _short(fall[f"this_{of}"]), FIRM))
         says = "; ".join(f"{bar.label}: {bar.note} {currency}" for bar in given)
-        found.append(bars(f"From last {of} to this one ({currency})", says, given, unit=currency, legend=((UP, "more"), (DOWN, "less"))))
+        levels = [level for bar in given for level in (bar.start, bar.end) if level]
+        # Small steps from one large bar to the other could not be seen from zero.
+        low, high = min(levels, default=0.0), max(levels, default=0.0)
+        base = low - 2 * (high - low) if low > 0 and high - low < low * _SMALL_STEPS else 0.0
+        title = f"From last {of} to this one ({currency}){', the axis does not begin at zero' if base else ''}"
+        found.append(bars(title, says, given, unit=currency, legend=((UP, "more"), (DOWN, "less")), base=base))
     return found
+
+
+def steps_of(body: Mapping[str, Any], one: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """The way from last time to this one as heads and figures; both empty where it is not known."""
+    fall, code, of = one["waterfall"], one["currency"], unit(body)
+    if fall is None:
+        return [], []
+    steps = [(label, fall[key]) for key, label in STEPS.items() if fall.get(key) is not None]
+    heads = [f"#Last {of}", *(f"#{label.capitalize()}" for label, _ in steps), f"#This {of}"]
+    return heads, [amount(fall[f"last_{of}"], code), *(signed(step, code) for _, step in steps), amount(fall[f"this_{of}"], code)]
+
+
+def age(body: Mapping[str, Any]) -> str:
+    """How old the data is."""
+    said = body["data_age"]
+    return f"Metered until {instant(said['metered_until'], body['time_zone'])}, billed until {instant(said['billed_until'], body['time_zone'])}."
 
 
 def _short(text: str, *, with_sign: bool = False) -> str:

@@ -8,6 +8,7 @@ from models.ledger.alerts import BudgetStanding, ReceiverStanding, alert_rules, 
 from models.ledger.closepack import ClosePack, close_pack
 from models.ledger.closing import Adjustment, ClosedMonth, adjustments, close_month, closed_months, reopen_month
 from models.ledger.comparison import ComparisonRow, WhatIf, comparison, what_if_from
+from models.ledger.context import AlertSeen, BudgetLine, CloseCall, Context, TrueUp, context
 from models.ledger.costs import costs
 from models.ledger.deployments import Deployment, deployment, deployments, settings_known
 from models.ledger.events import receipt, usage_list
@@ -59,16 +60,20 @@ __all__ = [
     "OWN",
     "UNCURRENCIED",
     "Adjustment",
+    "AlertSeen",
     "Ask",
     "Basis",
     "BilledLine",
+    "BudgetLine",
     "BudgetStanding",
     "Change",
     "Choices",
+    "CloseCall",
     "ClosePack",
     "ClosedMonth",
     "ComparisonRow",
     "ConflictRecord",
+    "Context",
     "CostQuery",
     "CostRow",
     "CostTable",
@@ -101,6 +106,7 @@ __all__ = [
     "SourceAge",
     "Standing",
     "Term",
+    "TrueUp",
     "Unit",
     "UsagePage",
     "UsageRecord",
@@ -122,6 +128,7 @@ __all__ = [
     "closed_months",
     "comparison",
     "conflicts",
+    "context",
     "costs",
     "counted_in",
     "data_age",

@@ -44,7 +44,7 @@ def alerts(session: Session, *, since: datetime, visible: frozenset[str] | None)
     """Open alerts and those that ended after an instant, the newest first."""
     row = Alert
     asked = select(row).where(sa.or_(col(row.state) != AlertState.RESOLVED, col(row.resolved_at) >= since)).order_by(col(row.seq).desc()).limit(_MOST)
-    return [one for one in session.exec(asked) if _may_see(one.scope, visible)]
+    return [one for one in session.exec(asked) if may_see(one.scope, visible)]
 
 
 def alert_rules(session: Session, *, visible: frozenset[str] | None) -> list[AlertRule]:
@@ -53,7 +53,7 @@ def alert_rules(session: Session, *, visible: frozenset[str] | None) -> list[Ale
     return [
         one
         for one in session.exec(select(row).where(col(row.deleted_at).is_(None)).order_by(col(row.name), col(row.id)))
-        if visible is None or _may_see(one.scope, visible)
+        if visible is None or may_see(one.scope, visible)
     ]
 
 
@@ -62,7 +62,7 @@ def budget_standings(session: Session, *, visible: frozenset[str] | None, now: d
     row = Budget
     found: list[BudgetStanding] = []
     for budget in session.exec(select(row).where(col(row.deleted_at).is_(None)).order_by(col(row.name), col(row.id))):
-        if not _may_see(budget.scope, visible):
+        if not may_see(budget.scope, visible):
             continue
         spent = spend_of(session, budget, now=now)
         found.append(
@@ -94,7 +94,8 @@ def receivers(session: Session, *, most: int = 5) -> list[ReceiverStanding]:
     return found
 
 
-def _may_see(scope: Mapping[str, Any], visible: frozenset[str] | None) -> bool:
+def may_see(scope: Mapping[str, Any], visible: frozenset[str] | None) -> bool:
+    """Whether a reader of some workspaces may see what has this scope: only what is of theirs alone."""
     if visible is None:
         return True
     said = scope.get("workspace")

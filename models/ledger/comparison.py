@@ -14,6 +14,7 @@ from models import money, skus
 from models.breakeven import MILLION, Advice, Load, Managed, Serverless, advise, allocated, break_even, per_million
 from models.columns import to_microseconds
 from models.errors import InvalidInput
+from models.ledger.billed import Reading
 from models.ledger.costs import Answer
 from models.ledger.deployments import settings_known
 from models.ledger.hours import instance_hours, stretches
@@ -132,13 +133,21 @@ def what_if_from(said: Mapping[str, str]) -> WhatIf | None:
     return WhatIf(sku, int(instances), length)
 
 
-def comparison(session: Session, period: Period, filters: Filters = Filters(), *, now: datetime, what_if: WhatIf | None = None) -> list[ComparisonRow]:  # noqa: B008 - a frozen value
+def comparison(
+    session: Session,
+    period: Period,
+    filters: Filters = Filters(),  # noqa: B008 - a frozen value
+    *,
+    now: datetime,
+    what_if: WhatIf | None = None,
+    reading: Reading | None = None,
+) -> list[ComparisonRow]:
     """Every model with usage or capacity in the period, in order of name and currency."""
     end = min(period.end, now)
     if end <= period.start:
         raise InvalidInput("the period has not begun yet")
     query = CostQuery(Period(period.start, end), "none", ("workspace", "deployment", "model", "mode"), "best", filters)
-    answer = Answer(session, query, now=now)
+    answer = Answer(session, query, now=now, reading=reading)
     answer.gather()
     return _Comparison(session, answer, now=now, what_if=what_if).rows()
 

@@ -138,7 +138,7 @@ def quotas(session: Session, filters: Filters = Filters(), *, now: datetime) -> 
 _Place = tuple[str, str]
 
 
-def _places(world: World, filters: Filters, *, now: datetime) -> tuple[dict[_Place, list[int]], dict[_Place, Identity]]:
+def places(world: World, filters: Filters, *, now: datetime) -> tuple[dict[_Place, list[int]], dict[_Place, Identity]]:
     """The deployments that are used or that inventory has: their series, and what they are."""
     lens = Lens(world, filters)
     series: dict[_Place, list[int]] = {}
@@ -202,10 +202,10 @@ def _windows(session: Session, world: World, places: Mapping[_Place, Sequence[in
 
 
 def _deployments(session: Session, filters: Filters, world: World, *, now: datetime) -> list[Pool]:
-    series, about = _places(world, filters, now=now)
+    series, about = places(world, filters, now=now)
     limits = limits_known(session, now)
     windows = _windows(session, world, series, about, now=now)
-    peaks = _Peaks(session, now=now)
+    peaks = Peaks(session, now=now)
     throttled = _throttled(session, world, places=series, now=now)
     left = _left(session, places=series, now=now)
     deleting = {(one.workspace.casefold(), one.endpoint.casefold()): one.deletes_at for one in endpoints(session, known=now) if one.deletes_at is not None}
@@ -290,17 +290,17 @@ def _left(session: Session, *, places: Mapping[_Place, Sequence[int]], now: date
     return found
 
 
-class _Peaks:
+class Peaks:
     """The highest minute of the last days, exactly, without reading every minute of them.
 
     A minute never holds more than its quarter hour: quarters are looked into from the fullest one down, until what is
     left could not hold a higher minute.
     """
 
-    def __init__(self, session: Session, *, now: datetime) -> None:
+    def __init__(self, session: Session, *, now: datetime, since: datetime | None = None) -> None:
         self._session = session
         self._now = to_microseconds(now) // 1_000_000
-        self._start = self._now - PEAK_DAYS * 86_400
+        self._start = self._now - PEAK_DAYS * 86_400 if since is None else to_microseconds(since) // 1_000_000
         self._quarters: dict[str, dict[int, dict[int, int]]] = {}
         self._found: dict[tuple[tuple[int, ...], str], tuple[int | None, datetime | None]] = {}
 

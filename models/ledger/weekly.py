@@ -13,12 +13,14 @@ from sqlmodel import Session
 from models import money
 from models.errors import InvalidInput
 from models.ledger.billed import Reading
+from models.ledger.comparison import comparison
 from models.ledger.costs import costs_together
 from models.ledger.insight import data_age, forecast
 from models.ledger.reconciliation import ReconciliationTotal, reconciliation
 from models.ledger.values import CostQuery, CostRow, DataAge, Figures, Filters, Forecast
 from models.money import ZERO
 from models.periods import DAY, Granularity, Period, day_start, floor, following, utc_day, zone_from
+from models.resources import Mode
 
 _MOST_MOVERS = 10
 _DEPLOYMENTS = ("workspace", "deployment", "model", "mode")
@@ -65,8 +67,9 @@ class Waterfall:
     """Last week's cost to this week's: the steps add up to the difference exactly.
 
     ``volume``: more or fewer tokens at last week's mix and prices; ``mix``: other deployments and meters; ``price``: other
-    prices per token; ``capacity``: instance-hours, used or idle; ``corrections``: what no usage stands behind (credits,
-    adjustments, restatements, money without a deployment).
+    prices per token; ``capacity``: instance-hours that served tokens, and all of those of which what they could serve is not
+    known; ``idle``: instance-hours that served none (None where that is known of no instance); ``corrections``: what no usage
+    stands behind (credits, adjustments, restatements, money without a deployment).
     """
 
     before: Decimal
@@ -74,12 +77,14 @@ class Waterfall:
     mix: Decimal
     price: Decimal
     capacity: Decimal
+    idle: Decimal | None
     corrections: Decimal
     now: Decimal
 
     @property
-    def steps(self) -> Mapping[str, Decimal]:
-        return {name: getattr(self, name) for name in ("volume", "mix", "price", "capacity", "corrections")}
+    def steps(self) -> Mapping[str, Decimal | None]:
+        """By name, in order; those that are not known are part of another one."""
+        return {name: getattr(self, name) for name in ("volume", "mix", "price", "capacity", "idle", "corrections")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +125,12 @@ class WeeklyReport:
     currencies: Sequence[CurrencyWeek]
     provisional_days: Sequence[date]
     age: DataAge
+
+    @property
+    def used(self) -> frozenset[tuple[str, str]]:
+        """Workspace and deployment of everything that it has a line of."""
+        lines = (line for one in self.currencies for line in one.by_deployment)
+        return frozenset((workspace, name) for line in lines if (workspace := line.names["workspace"]) and (name := line.names["deployment"]))
 
 
 def week_of(name: str | None, *, now: datetime, time_zone: str = "UTC") -> Week:
@@ -173,6 +184,7 @@ class _Maker:
         meters = [rows[_METERS] for rows in asked]
         forecasts = {one.currency: one for one in forecast(self.session, self.filters, now=self.now, reading=self.reading)}
         matched = self._reconciled()
+        idle = self._idle(lines[_DEPLOYMENTS])
         found: list[CurrencyWeek] = []
         for currency in sorted(this.keys() | last.keys(), key=lambda code: (code is None, code or "")):
             total = this.get(currency) or _nothing(last[currency])
@@ -185,7 +197,7 @@ class _Maker:
                     total=total,
                     cost=cost,
                     billed=Change(total.billed_cost, ZERO if earlier is None else earlier.billed_cost),
-                    waterfall=_waterfall(cost, *([row for row in rows if row.figures.currency == currency] for rows in meters)),
+                    waterfall=_waterfall(cost, *([row for row in rows if row.figures.currency == currency] for rows in meters), idle=idle.get(currency)),
                     by_day=[row for row in self.days if row.figures.currency == currency],
                     by_mode=[line for line in lines["mode",] if line.figures.currency == currency],
                     by_workspace=[line for line in lines["workspace",] if line.figures.currency == currency],
@@ -196,6 +208,30 @@ class _Maker:
                     reconciliation=matched.get(currency),
                 )
             )
+        return found
+
+    def _idle(self, deployments: Sequence[Line]) -> Mapping[str | None, Decimal]:
+        """What instances cost that served nothing, this period's less the last one's, by currency: of the models of which both are known."""
+        managed = [line for line in deployments if line.names["mode"] == Mode.MANAGED_COMPUTE and line.names["deployment"] and line.names["model"]]
+        if not managed:
+            return {}
+        shares = [
+            {
+                (row.model.casefold(), row.currency): (row.managed.idle_cost, row.managed.capacity_cost)
+                for row in comparison(self.session, period, self.filters, now=self.now, reading=self.reading)
+            }
+            for period in (self.before, self.week.period)
+        ]
+        amounts: dict[tuple[str, str | None], list[Decimal]] = {}
+        for line in managed:
+            of = amounts.setdefault(((line.names["model"] or "").casefold(), line.figures.currency), [ZERO, ZERO])
+            for index, figures in enumerate((line.before, line.figures)):
+                of[index] = money.plus(of[index], ZERO if figures is None else figures.cost or ZERO)
+        found: dict[str | None, Decimal] = {}
+        for (model, currency), costed in amounts.items():
+            idle = [_idle_part(amount, known.get((model, currency))) for amount, known in zip(costed, shares, strict=True)]
+            if idle[0] is not None and idle[1] is not None:
+                found[currency] = money.plus(found.get(currency, ZERO), money.minus(idle[1], idle[0]))
         return found
 
     def _reconciled(self) -> Mapping[str | None, ReconciliationTotal]:
@@ -246,7 +282,15 @@ def _nothing(like: Figures) -> Figures:
     )
 
 
-def _waterfall(cost: Change, this: Sequence[CostRow], last: Sequence[CostRow]) -> Waterfall | None:
+def _idle_part(cost: Decimal, known: tuple[Decimal | None, Decimal | None] | None) -> Decimal | None:
+    """The idle part of what instances cost, as (idle, capacity) of their model say; None where they do not."""
+    if not cost:
+        return ZERO
+    idle, capacity = known or (None, None)
+    return None if idle is None or not capacity else _cut(money.QUOTIENT.divide(money.times(cost, idle), capacity))
+
+
+def _waterfall(cost: Change, this: Sequence[CostRow], last: Sequence[CostRow], *, idle: Decimal | None) -> Waterfall | None:
     """The steps from last week's cost to this week's; None where either is not known."""
     if cost.now is None or cost.before is None:
         return None
@@ -267,9 +311,9 @@ def _waterfall(cost: Change, this: Sequence[CostRow], last: Sequence[CostRow]) -
         at_old_prices = money.plus(at_old_prices, old)
     mix = money.minus(at_old_prices, money.plus(spent[0], volume))
     price = money.minus(spent[1], at_old_prices)
-    capacity = money.minus(hours[1], hours[0])
-    explained = money.add((volume, mix, price, capacity))
-    return Waterfall(cost.before, volume, mix, price, capacity, money.minus(money.minus(cost.now, cost.before), explained), cost.now)
+    capacity = money.minus(money.minus(hours[1], hours[0]), idle or ZERO)
+    explained = money.add((volume, mix, price, capacity, idle or ZERO))
+    return Waterfall(cost.before, volume, mix, price, capacity, idle, money.minus(money.minus(cost.now, cost.before), explained), cost.now)
 
 
 def _by_tokens(rows: Sequence[CostRow]) -> dict[tuple[str | None, ...], tuple[int, Decimal]]:
@@ -315,8 +359,8 @@ def _reason(line: Line, unit: Unit) -> str:
 def _moved(now: Decimal, before: Decimal) -> str:
     if not before:
         return "where there were none"
-    percent = money.QUOTIENT.divide((now - before) * 100, before).quantize(Decimal(1))
-    return f"{percent:+} %"
+    percent = money.QUOTIENT.divide((now - before) * 100, before)
+    return f"{percent.quantize(Decimal(1) if abs(percent) >= 1 else Decimal('0.1')):+} %"
 
 
 def _cut(amount: Decimal) -> Decimal:

@@ -14,6 +14,7 @@ from models.errors import InvalidInput
 from models.ledger import CostQuery
 from models.periods import Period
 from models.prices import PriceMeter
+from models.resources import DeploymentSetting
 from models.store import Store
 from tests import factories as make
 
@@ -77,8 +78,9 @@ def test_the_steps_between_two_weeks_add_up(store: Store) -> None:
     assert week.waterfall is not None
     steps = week.waterfall.steps
     # Twice the tokens at the old price; the new deployment has no old price (10 - 5); 15 million at 1.00 more.
-    assert steps == {"volume": Decimal(10), "mix": Decimal(5), "price": Decimal(15), "capacity": Decimal(0), "corrections": Decimal("-0.5")}
-    assert money.plus(week.waterfall.before, money.add(steps.values())) == week.waterfall.now
+    # Nobody knows what the instance could serve: none of it is said to be idle.
+    assert steps == {"volume": Decimal(10), "mix": Decimal(5), "price": Decimal(15), "capacity": Decimal(0), "idle": None, "corrections": Decimal("-0.5")}
+    assert money.plus(week.waterfall.before, money.add(step or Decimal(0) for step in steps.values())) == week.waterfall.now
     assert week.cost.percent == Decimal("16.57")
     for lines in (week.by_mode, week.by_workspace, week.by_deployment, week.by_team):
         assert money.add(line.figures.cost or Decimal(0) for line in lines) == week.total.cost
@@ -90,6 +92,30 @@ def test_the_steps_between_two_weeks_add_up(store: Store) -> None:
     assert week.reconciliation is not None
     assert week.reconciliation.billed == Decimal("-0.5")
     assert len(report.provisional_days) == 7
+
+
+def test_instances_that_served_less_are_idle_money(store: Store) -> None:
+    """One instance of 100 an hour, told to serve 1,000 tokens a minute: 10,080,000 a week. It served half of them, then a quarter."""
+    with store.write() as session:
+        make.managed(session, "llama-online/blue", valid_from=at(2, 0), valid_to=at(16, 0), instance_count=1)
+        make.price(session, PriceMeter.INSTANCE_HOURS, "100.00", unit="1 hour", sku="Standard_NC24ads_A100_v4", model="")
+        session.add(DeploymentSetting(workspace="ws-east", name="llama-online/blue", capacity_tokens_per_minute=1000, known_from=make.LONG_AGO))
+        series = make.series(session, deployment="llama-online/blue")
+        make.event(session, series, time=at(3), input_tokens=5_040_000, output_tokens=0)
+        make.event(session, series, time=at(10), input_tokens=2_520_000, output_tokens=0)
+    with store.read() as session:
+        report = ledger.weekly(session, ledger.week_of("2026-W46", now=NOW), now=NOW)
+    (week,) = report.currencies
+    assert week.waterfall is not None
+    assert (week.cost.now, week.cost.before) == (Decimal(16800), Decimal(16800))
+    assert week.waterfall.steps == {
+        "volume": Decimal(0),
+        "mix": Decimal(0),
+        "price": Decimal(0),
+        "capacity": Decimal(-4200),
+        "idle": Decimal(4200),
+        "corrections": Decimal(0),
+    }
 
 
 def test_a_week_without_anything_after_one_with_something(sqlite_store: Store) -> None:

@@ -204,5 +204,5 @@ def test_report_and_costs_agree_in_any_world(tmp_path_factory: pytest.TempPathFa
     for one in body["currencies"]:
         fall = one["waterfall"]
         if fall is not None:
-            steps = money.add(Decimal(fall[name]) for name in ("last_week", "volume", "mix", "price", "capacity", "corrections"))
+            steps = money.add(Decimal(fall[name] or 0) for name in ("last_week", "volume", "mix", "price", "capacity", "idle", "corrections"))
             assert steps == Decimal(fall["this_week"])

@@ -1,0 +1,37 @@
+"""The words of a PDF of ours, sheet by sheet: what a reader of it would copy out."""
+
+from __future__ import annotations
+
+import re
+import zlib
+
+_STREAM = re.compile(rb"stream\n(.*?)\nendstream", re.DOTALL)
+_SHOWN = re.compile(rb"/F(\d+) [\d.]+ Tf|\(((?:[^()\\]|\\.)*)\) Tj", re.DOTALL)
+_ESCAPED = re.compile(rb"\\(.)", re.DOTALL)
+_SIGNS = {b"n": b"\n", b"r": b"\r", b"t": b"\t", b"b": b"\b", b"f": b"\f"}
+
+
+def sheets(pdf: bytes) -> list[str]:
+    """The text of each page in the order in which it was drawn, a space between what was drawn apart."""
+    streams: list[bytes] = []
+    for found in _STREAM.findall(pdf):
+        try:
+            streams.append(zlib.decompress(found))
+        except zlib.error:
+            streams.append(found)
+    # Fonts stand in the file in the order of their numbers, each with its table from codes to signs.
+    tables = [dict(re.findall(rb"^<([0-9A-Fa-f]{4})> <([0-9A-Fa-f]+)>$", one, re.MULTILINE)) for one in streams if b"beginbfchar" in one]
+    fonts = [{int(code, 16): bytes.fromhex(text.decode()).decode("utf-16-be") for code, text in table.items()} for table in tables]
+    pages: list[str] = []
+    for one in streams:
+        if b") Tj" not in one:
+            continue
+        font, said = 0, []
+        for number, text in _SHOWN.findall(one):
+            if number:
+                font = int(number) - 1
+                continue
+            plain = _ESCAPED.sub(lambda match: _SIGNS.get(match[1], match[1]), text)
+            said.append("".join(fonts[font].get(int.from_bytes(plain[at : at + 2], "big"), "?") for at in range(0, len(plain), 2)))
+        pages.append(" ".join(" ".join(said).split()))
+    return pages

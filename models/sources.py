@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import date, datetime, timedelta
 from enum import StrEnum
+from typing import Literal
 
 import sqlalchemy as sa
 from sqlalchemy import Column, Date, Index, Text
@@ -12,6 +13,14 @@ from sqlmodel import Field, Session, SQLModel, col, select
 
 from models.columns import BigInt, EnumText, Instant
 
+# How often each source is pulled from Azure: bills twice a day, as Azure asks to be asked once.
+PULLED_EVERY: Mapping[Literal["costs", "inventory", "quotas", "prices", "metrics"], timedelta] = {
+    "costs": timedelta(hours=12),
+    "inventory": timedelta(hours=1),
+    "quotas": timedelta(minutes=15),
+    "prices": timedelta(days=1),
+    "metrics": timedelta(hours=1),
+}
 # Runs older than this are removed, but for the last of each source and scope.
 _KEPT = timedelta(days=100)
 

@@ -9,7 +9,7 @@ failed after 5, 15 and 45 minutes; when that is stands in the job's lease, so th
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 
@@ -26,15 +26,9 @@ from models.store import Store
 
 logger = logging.getLogger(__name__)
 
-COSTS_EVERY = timedelta(hours=12)
+EVERY: Mapping[sync.What, timedelta] = sources.PULLED_EVERY
+COSTS_EVERY = EVERY["costs"]
 WATCHED_EVERY = timedelta(days=7)
-EVERY: dict[sync.What, timedelta] = {
-    "costs": COSTS_EVERY,
-    "inventory": timedelta(hours=1),
-    "quotas": timedelta(minutes=15),
-    "prices": timedelta(days=1),
-    "metrics": timedelta(hours=1),
-}
 # An hour of Azure Monitor is whole a quarter past; asked sooner, it would come an hour late.
 _OFFSETS: dict[sync.What, timedelta] = {"metrics": timedelta(minutes=17)}
 _NONE = timedelta(0)

@@ -21,6 +21,7 @@ from models.alerts import AlertRule, Kind
 from models.columns import from_microseconds, to_microseconds
 from models.ledger import budgets, rates, taken_back
 from models.ledger.costs import costs
+from models.ledger.sources import due
 from models.ledger.values import CostQuery, Filters
 from models.ledger.world import Lens, World
 from models.lifecycle import context_tokens, retires_at
@@ -365,7 +366,7 @@ def _spend_anomaly(sight: Sight, rule: AlertRule) -> list[Reading]:
 
 
 def _stale_source(sight: Sight, rule: AlertRule) -> list[Reading]:
-    """Minutes since a source's newest call, for each source that sent something in the last 30 days."""
+    """Minutes since a sender's newest call, for each that sent something in the last 30 days; and those since which a bill or pull is late."""
     since = to_microseconds(sight.now - _FORGOTTEN) // 1_000_000
     passing = {one for place in sight.places(rule) for one in place.series}
     latest: dict[tuple[str, str], int] = {}
@@ -396,6 +397,12 @@ def _stale_source(sight: Sight, rule: AlertRule) -> list[Reading]:
         at = from_microseconds(second * 1_000_000)
         minutes = max(0, int((sight.now - at).total_seconds() // 60))
         found.append(_reading(rule, {"workspace": workspace, "source": source}, Decimal(minutes), "minutes since its newest call", newest=rfc3339(at)))
+    if rule.scope:
+        return found  # bills and pulls are of subscriptions: of no workspace, deployment or team
+    for one in due(sight.session, now=sight.now):
+        late = 0 if one.late_since is None else int((sight.now - one.late_since).total_seconds() // 60)
+        last = None if one.last is None else rfc3339(one.last)
+        found.append(_reading(rule, {"source": one.name}, Decimal(late), f"minutes late; {one.said}", newest=last))
     return found
 
 

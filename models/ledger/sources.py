@@ -10,7 +10,62 @@ from sqlmodel import Session, col, select
 from models import sources as pulls
 from models.leases import JobLease, pull_job
 from models.ledger.insight import data_age
+from models.ledger.lags import lags
+from models.periods import DAY, day_start
 from models.sources import PullState
+
+
+@dataclass(frozen=True, slots=True)
+class Due:
+    """A source that is expected to bring something: since when it is late (None: it is not), and what it last brought."""
+
+    name: str
+    late_since: datetime | None
+    said: str
+    last: datetime | None
+
+
+# A source that has not been asked for this long is given up, not late.
+_GIVEN_UP = timedelta(days=30)
+
+
+def due(session: Session, *, now: datetime) -> list[Due]:
+    """Which pulls and bills are late, of all that are expected.
+
+    A pull on the schedule is late once its next run should have brought something; one that was asked for by hand only where it
+    failed and nobody asked again. A bill is late by the lag that its route usually has (``models.ledger.lags``). Exports are
+    read by the pull of costs, and late with it.
+    """
+    found: list[Due] = []
+    scheduled = set(session.exec(select(JobLease.name)))
+    for (source, scope), run in _last_pulls(session).items():
+        if run.started_at < now - _GIVEN_UP:
+            continue
+        success = run if run.state == PullState.DONE else pulls.last_success(session, source, scope)
+        last = None if success is None else success.finished_at
+        every = {str(name): interval for name, interval in pulls.PULLED_EVERY.items()}.get(source)
+        if every is not None and pull_job(source, scope) in scheduled:
+            # Of a run that is put off until a known time Azure has asked for patience; the data grow old all the same.
+            expected = (last if last is not None else run.started_at) + every
+        else:
+            expected = now if run.state in (PullState.DONE, PullState.RUNNING) else run.started_at
+        name = f"{source} · {scope}" if scope else source
+        said = f"its last run {run.state.value}" + (f": {run.message[:200]}" if run.message and run.state != PullState.DONE else "")
+        found.append(Due(name, expected if expected < now else None, said, last))
+    for lag in lags(session, now=now):
+        said = f"the bill reaches {lag.reaches:%Y-%m-%d}"
+        found.append(Due(f"bill · {lag.route} · {lag.subscription}", lag.overdue_since, said, day_start(lag.reaches + DAY)))
+    return sorted(found, key=lambda one: one.name)
+
+
+def _last_pulls(session: Session) -> dict[tuple[str, str], pulls.SourcePull]:
+    """The last run of each source and scope, whatever month it was of."""
+    last: dict[tuple[str, str], pulls.SourcePull] = {}
+    for run in pulls.last_runs(session):
+        key = (run.source, run.scope)
+        if key not in last or (run.started_at, run.id or 0) > (last[key].started_at, last[key].id or 0):
+            last[key] = run
+    return last
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,11 +104,7 @@ def sources(session: Session, *, visible: frozenset[str] | None, now: datetime) 
 
 def _pulled(session: Session, now: datetime) -> list[Source]:
     """The last run of each source and scope; of bills that of the newest month."""
-    last: dict[tuple[str, str], pulls.SourcePull] = {}
-    for run in pulls.last_runs(session):
-        key = (run.source, run.scope)
-        if key not in last or (run.started_at, run.id or 0) > (last[key].started_at, last[key].id or 0):
-            last[key] = run
+    last = _last_pulls(session)
     leases = {lease.name: lease for lease in session.exec(select(JobLease))}
     found: list[Source] = []
     for (source, scope), run in last.items():

@@ -14,7 +14,9 @@ from sqlmodel import Session, col, select
 from collector import rulebook
 from collector.rulebook import Author, BudgetBody, RuleBody, SilenceBody
 from collector.watch import Watcher
+from models import leases
 from models.alerts import Alert, AlertRule, AlertState, Budget, Kind
+from models.sources import PULLED_EVERY, PullState, begin, finish
 from models.store import Store
 from models.usage import Status
 from tests import factories
@@ -420,6 +422,47 @@ def test_a_source_that_went_quiet_is_stale_after_its_minutes(lite: Watched) -> N
     assert lite.alerts()[0].scope == {"workspace": "ws-east", "source": "gateway"}
     lite.use(source_name="gateway")
     assert lite.run(SECOND) == [("alert.resolved", "rule", None)]
+
+
+def pulled(watch: Watched, source: str, at: datetime, state: PullState = PullState.DONE, *, scope: str = "", message: str = "", scheduled: bool = True) -> None:
+    with watch.store.write() as session:
+        if scheduled:
+            every = PULLED_EVERY[source]  # type: ignore[index]  # one of them
+            leases.take(session, leases.pull_job(source, scope), every=every, holder="tests", now=at, lasts=HOUR)
+        run = begin(session, source, scope, now=at)
+        finish(session, run.id or 0, state, now=at, message=message)
+
+
+def test_a_pull_that_is_due_and_a_bill_that_is_late_are_stale_too(watch: Watched) -> None:
+    for source, ago in (("inventory", 90 * MINUTE), ("quotas", 10 * MINUTE), ("prices", 20 * HOUR)):
+        pulled(watch, source, NOW - ago)
+    pulled(watch, "costs", NOW - 24 * HOUR, scope="subscriptions/s1")
+    pulled(watch, "costs", NOW - HOUR, PullState.FAILED, scope="subscriptions/s1", message="403 AuthorizationFailed")
+    with watch.store.write() as session:
+        factories.bill_part(session, reaches={"foundry": "2026-11-10"}, landed_at=NOW - 7 * DAY)
+    watch.use(source_name="gateway")
+    watch.rule(kind="stale_source", threshold=30)
+    watch.run()
+    found = {alert.scope["source"]: (alert.value, alert.why) for alert in watch.alerts()}
+    # Inventory comes every hour, quotas every quarter, prices once a day; the last good pull of costs is a day old, due twice a day.
+    # Without landings to learn from, a bill may lag by 72 hours; the day after the 10th was due a day after that, on the 16th.
+    assert {name: value for name, (value, _) in found.items()} == {
+        "inventory": Decimal(30),
+        "costs · subscriptions/s1": Decimal(12 * 60),
+        f"bill · foundry · {factories.SUBSCRIPTION}": Decimal((4 * 24 + 10) * 60),
+    }
+    assert "its last run failed: 403 AuthorizationFailed" in found["costs · subscriptions/s1"][1]
+    pulled(watch, "inventory", NOW + MINUTE)
+    assert watch.run(2 * MINUTE) == [("alert.resolved", "rule", None)]
+
+
+def test_a_pull_by_hand_is_expected_again_only_if_it_failed(lite: Watched) -> None:
+    pulled(lite, "inventory", NOW - 3 * DAY, scheduled=False)
+    pulled(lite, "prices", NOW - 2 * HOUR, PullState.FAILED, scheduled=False, message="no route to host")
+    pulled(lite, "quotas", NOW - 31 * DAY, PullState.FAILED, scheduled=False)
+    lite.rule(kind="stale_source", threshold=60)
+    lite.run()
+    assert [(alert.scope, alert.value) for alert in lite.alerts()] == [({"source": "prices"}, Decimal(120))]
 
 
 def test_tokens_without_a_price_are_counted_over_a_day(lite: Watched) -> None:

@@ -34,6 +34,7 @@ class Kind(StrEnum):
     MODEL_RETIREMENT = "model_retirement"
     DOUBLE_SOURCE = "double_source"
     UNREACHED_RECEIVER = "unreached_receiver"
+    REPORT_DELIVERY = "report_delivery"
     HEARTBEAT = "heartbeat"
     # A budget's own alerts, and those that other systems send us; no rule has these kinds.
     BUDGET = "budget"

@@ -18,6 +18,7 @@ from collector.reports import closepack, words
 from collector.reports.charts import FIRM, INK, LINE, OPEN, QUIET
 
 _MOST_ROWS = 12
+_MOST_MOVERS = 5
 _MOST_CURRENCIES = 6
 _NAME = 60
 _FONT = "font-family:Arial,Helvetica,sans-serif"
@@ -118,7 +119,7 @@ def _currency(body: Mapping[str, Any], total: Mapping[str, Any], one: Mapping[st
     if expected is not None and expected["month_end"] is not None:
         facts.append(["The month so far", words.amount(expected["month_to_date"], code)])
         facts.append(["Expected for the month", words.amount(expected["month_end"], code)])
-    yield Rows(f"In {code}", ["", words.amount(total["cost"], code)], facts)
+    yield Rows(f"In {code}", [f"Cost of the {unit}", words.amount(total["cost"], code)], facts)
     missing = [
         f"{words.count(total[key])} {label}"
         for key, label in (
@@ -142,7 +143,7 @@ def _currency(body: Mapping[str, Any], total: Mapping[str, Any], one: Mapping[st
         ]
         if len(rows) > 1 or key == "deployments":
             yield _listed(title, [title.removeprefix("By ").capitalize(), "Cost", "Change"], rows)
-    rows = [[f"{_place(line)}\n{words.name(line['reason'])}", words.signed(line["change"], code)] for line in one["movers"]]
+    rows = [[f"{_place(line)}\n{words.name(line['reason'])}", words.signed(line["change"], code)] for line in one["movers"][:_MOST_MOVERS]]
     yield _listed("What moved most, and why", ["Deployment", "Change"], rows)
     matched = one["reconciliation"]
     if matched is not None:
@@ -260,7 +261,7 @@ def _block(block: Block) -> str:
 
 def _said(block: Said) -> str:
     color = QUIET if block.is_quiet else INK
-    style = f"margin:0 0 10px;font-size:{block.size}px;line-height:1.4;color:{color};overflow-wrap:anywhere;word-break:break-word"
+    style = f"margin:10px 0;font-size:{block.size}px;line-height:1.4;color:{color};overflow-wrap:anywhere;word-break:break-word"
     tag = "h1" if block.is_title else "p"
     text = escape(block.text)
     if block.link:

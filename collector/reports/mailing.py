@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from collector.reports.formats import FORMATS, written
+from collector.reports.formats import Format, written
 from collector.reports.letter import letter
 from collector.webhooks.formats import line
 from collector.webhooks.sending import Enclosed, Page
@@ -13,7 +13,7 @@ from models.reports import ReportSnapshot
 from models.store import Store
 
 # What a mail may enclose; HTML is the mail itself.
-ENCLOSABLE = ("pdf", "csv")
+ENCLOSABLE: tuple[Format, ...] = ("pdf", "csv")
 
 
 class Writer:
@@ -29,7 +29,7 @@ class Writer:
             body = None if snapshot is None else snapshot.body
         if body is None:
             return None
-        forms = [form for form in FORMATS if form in told.get("attach", ()) and form in ENCLOSABLE]
+        forms = [form for form in ENCLOSABLE if form in (told.get("attach") or ())]
         files: list[Enclosed] = []
         for form in forms:
             made = written(body, form)

@@ -22,7 +22,7 @@ _LONGEST_DAYS = 92 * DAY
 _SLICE = timedelta(hours=6)
 MOST_FIRINGS = 1000
 # These are only known for the present: their history is not kept.
-_PRESENT_ONLY = frozenset({Kind.HEARTBEAT, Kind.STALE_SOURCE, Kind.UNREACHED_RECEIVER})
+_PRESENT_ONLY = frozenset({Kind.HEARTBEAT, Kind.STALE_SOURCE, Kind.UNREACHED_RECEIVER, Kind.REPORT_DELIVERY})
 
 
 @dataclass(frozen=True, slots=True)

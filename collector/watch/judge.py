@@ -797,6 +797,7 @@ _BUILTINS: Mapping[str, rulebook.RuleBody] = {
     "builtin-requests-95": _builtin("Requests at 95 % of the limit", Kind.REQUESTS_PER_MINUTE, Severity.CRITICAL, percent=95, clear=85),
     "builtin-throttled": _builtin("Requests are throttled (429)", Kind.THROTTLED_REQUESTS, Severity.WARNING),
     "builtin-receivers": _UNREACHED,
+    "builtin-reports": rulebook.RuleBody(name="A report was not delivered", kind=Kind.REPORT_DELIVERY, threshold=Decimal(1), severity=Severity.ERROR),
 }
 
 

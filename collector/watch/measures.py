@@ -13,6 +13,7 @@ import sqlalchemy as sa
 from sqlmodel import Session, col, select
 
 from collector.alerting import Piece
+from collector.reports.delivery import unreached
 from collector.rulebook import number
 from collector.webhooks.formats import line
 from collector.webhooks.schedule import BREAKS_AFTER
@@ -485,6 +486,21 @@ def _double_source(sight: Sight, rule: AlertRule) -> list[Reading]:
     ]
 
 
+def _report_delivery(sight: Sight, rule: AlertRule) -> list[Reading]:
+    """What of each schedule's newest reports went wrong: not made, not taken by a receiver, not written."""
+    return [
+        _reading(
+            rule,
+            {"schedule": one.schedule.id},
+            Decimal(len(one.faults)),
+            f"parts of the reports of {line(one.schedule.name, 80)} went wrong" + (f": {line('; '.join(one.faults), 600)}" if one.faults else ""),
+            schedule=one.schedule.name,
+            faults=list(one.faults[:20]),
+        )
+        for one in unreached(sight.session)
+    ]
+
+
 def _unreached_receiver(sight: Sight, rule: AlertRule) -> list[Reading]:
     """Attempts in a row that a receiver did not take; one that ended itself (410) is as bad as one that is left alone."""
     receivers = sight.session.exec(select(Receiver).where(col(Receiver.deleted_at).is_(None)).order_by(col(Receiver.id)))
@@ -534,7 +550,10 @@ MEASURES: Mapping[Kind, Measure] = {
     Kind.MODEL_RETIREMENT: _model_retirement,
     Kind.DOUBLE_SOURCE: _double_source,
     Kind.UNREACHED_RECEIVER: _unreached_receiver,
+    Kind.REPORT_DELIVERY: _report_delivery,
     Kind.HEARTBEAT: _heartbeat,
 }
 # These ask the ledger for sums over days; they are measured when something changed, and not more often than they are quick.
-SLOW_KINDS = frozenset({Kind.SPEND_ANOMALY, Kind.UNMETERED_USAGE, Kind.IDLE_DEPLOYMENT, Kind.UNPRICED_USAGE, Kind.DOUBLE_SOURCE, Kind.CORE_QUOTA})
+SLOW_KINDS = frozenset(
+    {Kind.SPEND_ANOMALY, Kind.UNMETERED_USAGE, Kind.IDLE_DEPLOYMENT, Kind.UNPRICED_USAGE, Kind.DOUBLE_SOURCE, Kind.CORE_QUOTA, Kind.REPORT_DELIVERY}
+)

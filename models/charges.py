@@ -17,6 +17,7 @@ from sqlalchemy import BigInteger, Boolean, Column, Date, Index, LargeBinary, Te
 from sqlmodel import Field, SQLModel
 
 from models.columns import BigInt, EnumText, ExactDecimal, Instant, JsonText
+from models.periods import BillingPeriod
 
 
 class ChargeClass(StrEnum):
@@ -55,7 +56,11 @@ class BillPart(SQLModel, table=True):
     landing_id: str = Field(sa_column=Column(Text, nullable=False, index=True))  # one file or pull
     subscription_id: str = Field(sa_column=Column(Text, nullable=False))  # lower case; '' = billing-account level rows
     billing_account: str = Field(default="", sa_column=Column(Text, nullable=False))
-    period_start: date = Field(sa_column=Column(Date, nullable=False))  # first day of the billing month
+    # First day of the month: the billing month; of a bill for other days (pay-as-you-go) the calendar month that its charges are of.
+    period_start: date = Field(sa_column=Column(Date, nullable=False))
+    # The days [billed_from, billed_to) that the bill is for where they are no calendar month; a part of each month it touches then.
+    billed_from: date | None = Field(default=None, sa_column=Column(Date))
+    billed_to: date | None = Field(default=None, sa_column=Column(Date))
     source: str = Field(sa_column=Column(Text, nullable=False))  # cost_details_ea | cost_details_mca | focus | query …
     file_name: str = Field(sa_column=Column(Text, nullable=False))
     file_sha256: str = Field(sa_column=Column(Text, nullable=False))
@@ -74,6 +79,13 @@ class BillPart(SQLModel, table=True):
     superseded_at: datetime | None = Field(default=None, sa_column=Column(Instant))
 
     __table_args__ = (Index("ix_bill_part_scope", "subscription_id", "period_start"),)
+
+    @property
+    def billed(self) -> BillingPeriod:
+        """The days that its bill is for."""
+        return (
+            BillingPeriod.of_month(self.period_start) if self.billed_from is None or self.billed_to is None else BillingPeriod(self.billed_from, self.billed_to)
+        )
 
 
 class ChargeItem(SQLModel, table=True):

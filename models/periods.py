@@ -106,9 +106,53 @@ def next_month(day: date) -> date:
     return (day.replace(day=28) + timedelta(days=4)).replace(day=1)
 
 
+def same_day_next_month(day: date) -> date:
+    """The day of that number in the following month, its last one where it has no such day."""
+    following = next_month(day)
+    return min(following.replace(day=1) + timedelta(days=day.day - 1), next_month(following) - DAY)
+
+
 def month_period(day: date) -> Period:
     """The UTC calendar month that holds the day."""
     return Period(day_start(month_start(day)), day_start(next_month(day)))
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class BillingPeriod:
+    """The UTC days that one bill is for, from ``start`` up to and without ``end``: a calendar month, but for pay-as-you-go."""
+
+    start: date
+    end: date
+
+    def __post_init__(self) -> None:
+        if not DAY <= self.end - self.start <= _LONGEST_BILLED:
+            raise InvalidInput(f"a bill from {self.start} to {self.end - DAY} is not one of a month")
+
+    @classmethod
+    def of_month(cls, day: date) -> BillingPeriod:
+        """The calendar month that holds the day."""
+        return cls(month_start(day), next_month(day))
+
+    @property
+    def is_month(self) -> bool:
+        """Whether it is a calendar month."""
+        return self.start.day == 1 and self.end == next_month(self.start)
+
+    @property
+    def settles_at(self) -> datetime:
+        """When its figures stop moving by themselves."""
+        return day_start(self.end) + SETTLES_AFTER
+
+    def overlaps(self, other: BillingPeriod) -> bool:
+        """Whether a day lies in both."""
+        return self.start < other.end and other.start < self.end
+
+    def __str__(self) -> str:
+        return f"{self.start:%Y-%m}" if self.is_month else f"{self.start} to {self.end - DAY}"
+
+
+# A first bill may be for more than a month.
+_LONGEST_BILLED = timedelta(days=62)
 
 
 def settles_at(day: date) -> datetime:

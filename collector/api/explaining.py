@@ -123,6 +123,7 @@ def _lines(found: ledger.Explanation, caller: Principal) -> dict[str, Any]:
                 "id": str(part.id),
                 "subscription": part.subscription_id or None,
                 "month": f"{part.period_start:%Y-%m}",
+                "billed_for": str(part.billed),
                 "source": part.source,
                 "file": part.file_name,
                 "landed_at": instant(part.landed_at),

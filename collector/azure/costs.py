@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,19 +21,25 @@ from typing import Any
 from urllib.parse import quote
 
 import sqlalchemy as sa
-from sqlmodel import col
+from sqlmodel import col, select
 
 from collector import billing
 from collector.azure.client import Azure, Expired, Queried, Refusal, Rescheduled
 from models import money, sources
 from models.charges import BillPart
-from models.errors import DomainError, NotFound, UpstreamError
-from models.periods import DAY, day_start, month_start, next_month, settles_at, utc_day
+from models.errors import DomainError, Forbidden, InvalidInput, NotFound, UpstreamError
+from models.periods import DAY, BillingPeriod, day_start, month_start, next_month, same_day_next_month, settles_at, utc_day
 from models.sources import PullState
 from models.store import Store
 
 SOURCE = "costs"
 AUTHOR = "azure"
+_SUBSCRIPTION_VERSION = "2022-12-01"
+# The only one that has them; it knows subscriptions bought at the portal and no others (Microsoft, Billing Periods, read 2026-11).
+_BILLS_VERSION = "2018-03-01-preview"
+# Starts of subscriptionPolicies.quotaId; those of agreements are billed by the calendar.
+_AT_THE_PORTAL = ("payasyougo", "msdn", "freetrial", "monetarycredit", "mpn", "sponsored")
+_A_SUBSCRIPTION = re.compile(r"subscriptions/[^/]+", re.IGNORECASE)
 # azure-mgmt-costmanagement 5.0 speaks this version; the shapes read here are of it.
 API_VERSION = "2025-03-01"
 # A report that was ordered is kept for half a day; one that old is ordered anew.
@@ -60,31 +67,118 @@ Progress = Callable[[int, int | None], None]
 
 @dataclass(frozen=True, slots=True)
 class Pulled:
-    """What a pull of one scope's month did; ``rows`` None where there is no data for it."""
+    """What a pull of one scope's bill did; ``rows`` None where there is no data for it."""
 
     scope: str
-    month: date
+    billed: BillingPeriod
     rows: int | None
     message: str
 
 
-def months_due(store: Store, scope: str, *, now: datetime) -> list[date]:
-    """The months to pull without being told: the open one, and the one before until a pull after it settled has landed."""
-    this = month_start(utc_day(now))
-    before = month_start(this - DAY)
+@dataclass(frozen=True, slots=True)
+class Bills:
+    """How a scope's days are cut into bills: by the calendar, or by the bills that Azure names (``told``, in order of time)."""
+
+    told: tuple[BillingPeriod, ...] = ()
+
+    def of(self, day: date) -> BillingPeriod:
+        """The bill that a day is on; before and after what Azure named, bills go on month by month."""
+        if not self.told:
+            return BillingPeriod.of_month(day)
+        found = next((one for one in self.told if one.start <= day < one.end), None)
+        if found is not None:
+            return found
+        if day < self.told[0].start:
+            end = self.told[0].start
+            while day < (start := _same_day_last_month(end)):
+                end = start
+            return BillingPeriod(start, end)
+        start = self.told[-1].end
+        while day >= (end := same_day_next_month(start)):
+            start = end
+        return BillingPeriod(start, end)
+
+    def touching(self, month: date, *, until: date) -> list[BillingPeriod]:
+        """The bills that hold days of a month, as far as they have begun."""
+        found = [self.of(month)]
+        while found[-1].end < next_month(month) and found[-1].end <= until:
+            found.append(self.of(found[-1].end))
+        return found
+
+
+def _same_day_last_month(day: date) -> date:
+    last = month_start(day) - DAY
+    return last.replace(day=min(day.day, last.day))
+
+
+def bills_of(store: Store, azure: Azure, scope: str, *, now: Callable[[], datetime]) -> Bills:
+    """The bills of a scope. A subscription bought at the portal (pay-as-you-go) is billed from the day on which it began, all others by the calendar."""
+    if not _A_SUBSCRIPTION.fullmatch(scope):
+        return Bills()
+    try:
+        return _bills_named(store, azure, scope)
+    except DomainError as fault:
+        state, until = (PullState.RESCHEDULED, fault.until) if isinstance(fault, Rescheduled) else (PullState.FAILED, None)
+        with store.write() as session:
+            run = sources.begin(session, SOURCE, scope, now=now()).id or 0
+            sources.finish(session, run, state, now=now(), message=fault.message, next_at=until)
+        raise
+
+
+def _bills_named(store: Store, azure: Azure, scope: str) -> Bills:
+    try:
+        policies = azure.arm_get(f"/{scope}", api_version=_SUBSCRIPTION_VERSION).get("subscriptionPolicies") or {}
+    except (NotFound, Forbidden):
+        return Bills()  # the pull itself says what is not allowed
+    if not str(policies.get("quotaId") or "").casefold().startswith(_AT_THE_PORTAL):
+        return Bills()
+    try:
+        listed = azure.arm_list(f"/{scope}/providers/Microsoft.Billing/billingPeriods", api_version=_BILLS_VERSION)
+    except (NotFound, Forbidden) as fault:
+        if _has_bills_of_other_days(store, scope):
+            # By the calendar they would count twice.
+            raise Forbidden(
+                f"{fault.message}; its bills are not of calendar months, and which days they are for must be read: assign the role Billing Reader on /{scope}"
+            ) from fault
+        return Bills()
+    told = []
+    for one in listed:
+        said = one.get("properties") or {}
+        try:
+            told.append(BillingPeriod(_day(said["billingPeriodStartDate"]), _day(said["billingPeriodEndDate"]) + DAY))
+        except (KeyError, ValueError, InvalidInput) as fault:
+            raise UpstreamError(f"{scope}: Azure named a bill without its days: {one.get('name')}", retryable=True) from fault
+    return Bills(tuple(sorted(told)))
+
+
+def _day(said: object) -> date:
+    return date.fromisoformat(str(said)[:10])
+
+
+def _has_bills_of_other_days(store: Store, scope: str) -> bool:
+    row = BillPart
+    asked = sa.select(col(row.id)).where(col(row.subscription_id) == scope.rpartition("/")[2].casefold(), col(row.billed_from).is_not(None))
     with store.read() as session:
-        last = sources.last_success(session, SOURCE, scope, month=before)
-        is_settled = last is not None and last.started_at >= settles_at(before)
+        return session.scalar(asked.limit(1)) is not None
+
+
+def due(store: Store, scope: str, bills: Bills, *, now: datetime) -> list[BillingPeriod]:
+    """The bills to pull without being told: the open one, and the one before until a pull after it settled has landed."""
+    this = bills.of(utc_day(now))
+    before = bills.of(this.start - DAY)
+    with store.read() as session:
+        last = sources.last_success(session, SOURCE, scope, month=before.start)
+        is_settled = last is not None and last.started_at >= before.settles_at
     return [this] if is_settled else [before, this]
 
 
-def pull(store: Store, azure: Azure, scope: str, month: date, *, now: Callable[[], datetime], say: Say, progress: Progress) -> Pulled:
-    """Pull a month of a scope and land it. A fault is written down with its reason and raised; then nothing has changed."""
+def pull(store: Store, azure: Azure, scope: str, billed: BillingPeriod, *, now: Callable[[], datetime], say: Say, progress: Progress) -> Pulled:
+    """Pull a bill of a scope and land it. A fault is written down with its reason and raised; then nothing has changed."""
     begun = now()
     calls, throttles = azure.tally.calls, azure.tally.throttles
     with store.write() as session:
-        operation = sources.unfinished_operation(session, SOURCE, scope, month, since=begun - _OPERATION_LIVES)
-        run = sources.begin(session, SOURCE, scope, month=month, now=begun).id or 0
+        operation = sources.unfinished_operation(session, SOURCE, scope, billed.start, since=begun - _OPERATION_LIVES)
+        run = sources.begin(session, SOURCE, scope, month=billed.start, now=begun).id or 0
         if operation:
             sources.remember_operation(session, run, operation)
 
@@ -96,7 +190,7 @@ def pull(store: Store, azure: Azure, scope: str, month: date, *, now: Callable[[
 
     try:
         _refuse_beyond_budget(store, azure, now=begun)
-        landing = _Pull(store, azure, scope, month, run=run, operations=_operations(operation), now=now, say=say, progress=progress).landed()
+        landing = _Pull(store, azure, scope, billed, run=run, operations=_operations(operation), now=now, say=say, progress=progress).landed()
     except Rescheduled as fault:
         ended(PullState.RESCHEDULED, fault.message, next_at=fault.until)
         raise
@@ -107,13 +201,13 @@ def pull(store: Store, azure: Azure, scope: str, month: date, *, now: Callable[[
         ended(PullState.FAILED, f"the report could not be kept on disk: {fault.strerror or fault}")
         raise
     if landing is None:
-        message = f"{scope} has no charges in {month:%Y-%m}"
+        message = f"{scope} has no charges in {billed}"
         ended(PullState.DONE, message, rows=0)
-        return Pulled(scope, month, None, message)
+        return Pulled(scope, billed, None, message)
     reaches = [date.fromisoformat(day) for part in landing.parts for day in part.reaches.values()]
     message = landing.summary().splitlines()[0] if landing.unchanged else "\n".join(landing.summary().splitlines())
     ended(PullState.DONE, message.replace("\n", ";"), rows=landing.rows, data_until=day_start(max(reaches) + DAY) if reaches else None)
-    return Pulled(scope, month, landing.rows, message)
+    return Pulled(scope, billed, landing.rows, message)
 
 
 def _refuse_beyond_budget(store: Store, azure: Azure, *, now: datetime) -> None:
@@ -151,7 +245,7 @@ class _Pull:
         store: Store,
         azure: Azure,
         scope: str,
-        month: date,
+        billed: BillingPeriod,
         *,
         run: int,
         operations: dict[str, str],
@@ -159,10 +253,10 @@ class _Pull:
         say: Say,
         progress: Progress,
     ) -> None:
-        self._store, self._azure, self._scope, self._month, self._run = store, azure, scope, month, run
+        self._store, self._azure, self._scope, self._billed, self._run = store, azure, scope, billed, run
         self._now, self._say, self._progress = now, say, progress
         self._operations = operations
-        self._name = f"{scope.rpartition('/')[2]}-{month:%Y-%m}"
+        self._name = f"{scope.rpartition('/')[2]}-{str(billed).replace(' ', '-')}"
 
     def landed(self) -> billing.Landing | None:
         """The landing; None where there is nothing to land."""
@@ -206,7 +300,7 @@ class _Pull:
             # A commitment that was bought and does not count for any day yet leaves the report without data; usage would be in both.
             is_told = bool(paths) or not any(row.billed_cost and row.charge_type.casefold() == "usage" for row in actual.rows())
         if not is_told:
-            self._say(f"{self._scope}: no amortized cost is to be had for {self._month:%Y-%m}; it is taken to be the actual one")
+            self._say(f"{self._scope}: no amortized cost is to be had for {self._billed}; it is taken to be the actual one")
             return actual
         return billing.amortized(actual, _read(paths) if paths else None)
 
@@ -229,13 +323,13 @@ class _Pull:
             self._remember(metric, "")
             operation = ""
             if ordered == _MOST_ORDERS - 1:
-                raise UpstreamError(f"Cost Management could not make the report of {self._scope} for {self._month:%Y-%m}: {reason}", retryable=True)
+                raise UpstreamError(f"Cost Management could not make the report of {self._scope} for {self._billed}: {reason}", retryable=True)
         raise AssertionError("the loop ends by itself")
 
     def _ordered(self, metric: str) -> str | None:
         """Order the report; its place, or None where there is nothing to report."""
-        last = min(next_month(self._month) - DAY, max(utc_day(self._now()), self._month))
-        body = {"metric": metric, "timePeriod": {"start": self._month.isoformat(), "end": last.isoformat()}}
+        last = min(self._billed.end - DAY, max(utc_day(self._now()), self._billed.start))
+        body = {"metric": metric, "timePeriod": {"start": self._billed.start.isoformat(), "end": last.isoformat()}}
         operation, seconds = self._azure.begin_report(self._scope, body, api_version=API_VERSION)
         if operation is not None:
             self._remember(metric, operation)
@@ -260,7 +354,7 @@ class _Pull:
             waited += max(step, _SHORTEST_POLL)
             self._azure.wait(step)
         raise UpstreamError(
-            f"the report of {self._scope} for {self._month:%Y-%m} was not ready after {_LONGEST_REPORT.seconds // 60} minutes; the next run asks for it again",
+            f"the report of {self._scope} for {self._billed} was not ready after {_LONGEST_REPORT.seconds // 60} minutes; the next run asks for it again",
             retryable=True,
         )
 
@@ -330,7 +424,7 @@ class _Pull:
         for run in self._azure.export_runs(self._scope, name, api_version=API_VERSION):
             said = run.get("properties") or {}
             manifest = str(said.get("manifestFile") or "")
-            if said.get("status") == "Completed" and f"/{self._month:%Y%m%d}-" in manifest:
+            if said.get("status") == "Completed" and f"/{self._billed.start:%Y%m%d}-" in manifest:
                 yield str(said.get("processingEndTime") or said.get("submittedTime") or ""), manifest
 
     def _exported(self, container: str, manifest: str, folder: Path) -> billing.BillFile:
@@ -343,7 +437,7 @@ class _Pull:
             blobs = [(str(blob["blobName"]), int(blob["byteCount"]), int(blob["dataRowCount"])) for blob in told["blobs"]]
         except (ValueError, KeyError, TypeError) as fault:
             raise UpstreamError(f"the manifest {manifest} of the export is not one; nothing of it was taken", retryable=True) from fault
-        if starts != self._month.isoformat() or len(blobs) != int(told.get("blobCount", len(blobs))) or not blobs:
+        if starts != self._billed.start.isoformat() or len(blobs) != int(told.get("blobCount", len(blobs))) or not blobs:
             raise UpstreamError(f"the manifest {manifest} names {len(blobs)} blobs from {starts}, which is not what it counts or was asked for", retryable=True)
         paths: list[Path] = []
         for number, (name, size, _) in enumerate(blobs):
@@ -357,11 +451,11 @@ class _Pull:
     def _by_query(self, folder: Path, why: str) -> billing.BillFile | None:
         """The month by day, resource and meter, as a file in FOCUS's columns."""
         self._refuse_to_know_less(why)
-        last = min(next_month(self._month) - DAY, utc_day(self._now()))
+        last = min(self._billed.end - DAY, utc_day(self._now()))
         definition = {
             "type": "ActualCost",
             "timeframe": "Custom",
-            "timePeriod": {"from": f"{self._month}T00:00:00+00:00", "to": f"{last}T23:59:59+00:00"},
+            "timePeriod": {"from": f"{self._billed.start}T00:00:00+00:00", "to": f"{last}T23:59:59+00:00"},
             "dataset": {
                 "granularity": "Daily",
                 "aggregation": {"totalCost": {"name": "Cost", "function": "Sum"}},
@@ -388,7 +482,7 @@ class _Pull:
             if not why:
                 return told
         raise UpstreamError(
-            f"{self._scope}: the bill of {self._month:%Y-%m} changed while its pages were read, {_MOST_READS} times ({why}); nothing of it was taken",
+            f"{self._scope}: the bill of {self._billed} changed while its pages were read, {_MOST_READS} times ({why}); nothing of it was taken",
             retryable=True,
         )
 
@@ -404,17 +498,14 @@ class _Pull:
     def _refuse_to_know_less(self, why: str) -> None:
         """What a report or an export told is not replaced by an answer that says less."""
         row = BillPart
-        asked = sa.select(col(row.file_name)).where(
-            col(row.subscription_id) == self._scope.rpartition("/")[2].casefold(),
-            col(row.period_start) == self._month,
-            col(row.landed_at).is_not(None),
-            col(row.superseded_at).is_(None),
+        asked = select(row).where(
+            col(row.subscription_id) == self._scope.rpartition("/")[2].casefold(), col(row.landed_at).is_not(None), col(row.superseded_at).is_(None)
         )
         with self._store.read() as session:
-            names: list[str] = list(session.scalars(asked))
+            names = [part.file_name for part in session.exec(asked) if part.billed.overlaps(self._billed)]
         if any(not name.endswith(_OF_QUERY) for name in names):
             raise UpstreamError(
-                f"{self._scope}: {why} for {self._month:%Y-%m}, which has a bill with tags and units ({names[0]}); it stays as it is", retryable=True
+                f"{self._scope}: {why} for {self._billed}, which has a bill with tags and units ({names[0]}); it stays as it is", retryable=True
             )
 
     def _focus_row(self, row: Mapping[str, Any]) -> Sequence[str]:
@@ -427,8 +518,8 @@ class _Pull:
             "BilledCost": cost,
             "EffectiveCost": cost,
             "BillingCurrency": str(row["Currency"]),
-            "BillingPeriodStart": f"{self._month}T00:00:00Z",
-            "BillingPeriodEnd": f"{next_month(self._month)}T00:00:00Z",
+            "BillingPeriodStart": f"{self._billed.start}T00:00:00Z",
+            "BillingPeriodEnd": f"{self._billed.end}T00:00:00Z",
             "ChargePeriodStart": f"{day:%Y-%m-%d}T00:00:00Z",
             "ChargePeriodEnd": f"{day + DAY:%Y-%m-%d}T00:00:00Z",
             "ChargeCategory": "Usage",
@@ -493,7 +584,7 @@ def _category(resource: str) -> str:
 
 
 def watched_months(store: Store, *, now: datetime) -> list[date]:
-    """The settled months that have a bill, newest first: they are looked at now and then, as Azure may still change its mind."""
+    """The settled calendar months that have a bill, newest first: they are looked at now and then, as Azure may still change its mind."""
     row = BillPart
     with store.read() as session:
         found: list[date] = list(session.scalars(sa.select(col(row.period_start)).where(col(row.landed_at).is_not(None)).distinct()))

@@ -9,7 +9,7 @@ failed after 5, 15 and 45 minutes; when that is stands in the job's lease, so th
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 
@@ -112,14 +112,12 @@ class _Slots:
 def _pulling(asked: AzureSettings, what: sync.What, slots: _Slots) -> Callable[[Store, datetime], None]:
     def run(store: Store, now: datetime) -> None:
         _wait_if_told(store, what, now=now)
-        months = None
+        there: set[date | None] = set()
         if what == "costs":
             # A run that is taken up again in its slot asks only for what did not come.
-            (scope,) = asked.scopes
             with store.read() as session:
-                there, _ = sources.ended_since(session, what, scope, slots.began(now))
-            months = [month for month in costs.months_due(store, scope, now=now) if month not in there]
-        _pull(store, asked, what, months, slots)
+                there, _ = sources.ended_since(session, what, asked.scopes[0], slots.began(now))
+        _pull(store, asked, what, slots, besides=there)
 
     return run
 
@@ -132,14 +130,16 @@ def _watching(asked: AzureSettings, slots: _Slots) -> Callable[[Store, datetime]
         if months:
             _wait_if_told(store, "costs", now=now)
             week = now.isocalendar().week
-            _pull(store, asked, "costs", [months[week % len(months)]], slots)
+            _pull(store, asked, "costs", slots, months=[months[week % len(months)]])
 
     return run
 
 
-def _pull(store: Store, asked: AzureSettings, what: sync.What, months: list[date] | None, slots: _Slots) -> None:
+def _pull(
+    store: Store, asked: AzureSettings, what: sync.What, slots: _Slots, *, months: list[date] | None = None, besides: Collection[date | None] = ()
+) -> None:
     with Azure(asked, now=_clock) as azure:
-        failures = sync.pull(store, azure, what, months=months, now=_clock, say=logger.info, progress=lambda _done, _of: None)
+        failures = sync.pull(store, azure, what, months=months, besides=besides, now=_clock, say=logger.info, progress=lambda _done, _of: None)
     if not failures:
         return
     now = _clock()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
 from typing import Any, Literal
@@ -94,12 +94,24 @@ def run(store: Store, asked: Sync, *, now: Callable[[], datetime], say: Say, pro
 
 
 def pull(
-    store: Store, azure: Azure, what: What, *, months: Sequence[date] | None = None, now: Callable[[], datetime], say: Say, progress: Progress
+    store: Store,
+    azure: Azure,
+    what: What,
+    *,
+    months: Sequence[date] | None = None,
+    besides: Container[date | None] = (),
+    now: Callable[[], datetime],
+    say: Say,
+    progress: Progress,
 ) -> list[Failure]:
-    """Pull one kind of thing from everywhere it is; gives what failed, each with its reason. One scope's fault does not stop the others."""
+    """Pull one kind of thing from everywhere it is; gives what failed, each with its reason. One scope's fault does not stop the others.
+
+    ``months`` are the calendar months whose bills are asked for (None: those that are due), ``besides`` the first days of
+    bills that are there already.
+    """
     match what:
         case "costs":
-            return _costs(store, azure, months, now=now, say=say, progress=progress)
+            return _costs(store, azure, months, besides, now=now, say=say, progress=progress)
         case "inventory":
             return _kept(store, azure, what, lambda: _inventory(store, azure, now=now, say=say), now=now, say=say)
         case "quotas":
@@ -110,18 +122,31 @@ def pull(
             return _kept(store, azure, what, lambda: _metrics(store, azure, now=now, progress=progress), now=now, say=say)
 
 
-def _costs(store: Store, azure: Azure, months: Sequence[date] | None, *, now: Callable[[], datetime], say: Say, progress: Progress) -> list[Failure]:
+def _costs(
+    store: Store, azure: Azure, months: Sequence[date] | None, besides: Container[date | None], *, now: Callable[[], datetime], say: Say, progress: Progress
+) -> list[Failure]:
     failures: list[Failure] = []
+    today = utc_day(now())
     for scope in azure.asked.scopes:
-        for month in months if months is not None else costs.months_due(store, scope, now=now()):
-            say(f"{scope}: asking for {month:%Y-%m}")
+        try:
+            bills = costs.bills_of(store, azure, scope, now=now)
+        except Rescheduled as fault:
+            return [*failures, Failure.of(fault, where=scope)]
+        except DomainError as fault:
+            failures.append(Failure.of(fault, where=scope))
+            continue
+        asked = costs.due(store, scope, bills, now=now()) if months is None else [one for month in months for one in bills.touching(month, until=today)]
+        for billed in sorted(set(asked)):
+            if billed.start in besides:
+                continue
+            say(f"{scope}: asking for {billed}")
             try:
-                done = costs.pull(store, azure, scope, month, now=now, say=say, progress=progress)
+                done = costs.pull(store, azure, scope, billed, now=now, say=say, progress=progress)
             except Rescheduled as fault:
                 # It is the tenant that is throttled: the other scopes would only make it worse.
-                return [*failures, Failure.of(fault, where=f"{scope} {month:%Y-%m}")]
+                return [*failures, Failure.of(fault, where=f"{scope} {billed}")]
             except DomainError as fault:
-                failures.append(Failure.of(fault, where=f"{scope} {month:%Y-%m}"))
+                failures.append(Failure.of(fault, where=f"{scope} {billed}"))
                 continue
             for line in done.message.splitlines():
                 say(line)

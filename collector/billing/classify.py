@@ -28,6 +28,7 @@ class Dimensions(NamedTuple):
     subscription: str
     billing_account: str
     period_start: str
+    period_end: str
     resource_id: str
     resource_type: str
     resource_group: str

@@ -27,7 +27,7 @@ from typing import Any, Literal, NamedTuple
 from collector.billing.classify import Dimensions, Item, charge_type_of, classify
 from models import money
 from models.errors import InvalidInput
-from models.periods import month_start
+from models.periods import DAY, BillingPeriod, month_start, same_day_next_month
 
 Source = Literal["cost_details_ea", "cost_details_mca", "focus"]
 
@@ -42,6 +42,7 @@ _COST_DETAILS: Mapping[str, tuple[str, ...]] = {
     "subscription": ("subscriptionid", "subscriptionguid"),
     "billing_account": ("billingaccountid",),
     "period_start": ("billingperiodstartdate",),
+    "period_end": ("billingperiodenddate",),
     "resource_id": ("resourceid", "instanceid"),
     "resource_group": ("resourcegroupname", "resourcegroup"),
     "publisher_type": ("publishertype",),
@@ -80,6 +81,7 @@ _FOCUS: Mapping[str, tuple[str, ...]] = {
     "subscription": ("subaccountid",),
     "billing_account": ("x_billingaccountid", "billingaccountid"),
     "period_start": ("billingperiodstart",),
+    "period_end": ("billingperiodend",),
     "resource_id": ("resourceid",),
     "resource_type": ("x_resourcetype", "resourcetype"),
     "resource_group": ("x_resourcegroupname",),
@@ -134,7 +136,10 @@ _CACHE_ROWS = 10_000  # the texts of a row take some 3 kB
 
 
 class BillRow(NamedTuple):
-    """One billed row, read. ``period_start`` is the first day of its billing month; ``line`` counts the header as 1."""
+    """One billed row, read. ``period_start`` is the first day of its billing month; ``line`` counts the header as 1.
+
+    Of a bill for days that are no calendar month ``billed`` says them, and ``period_start`` is of the charge's own month.
+    """
 
     line: int
     period_start: date
@@ -152,6 +157,7 @@ class BillRow(NamedTuple):
     invoice_id: str | None
     exchange_rate: Decimal | None
     exchange_rate_on: date | None
+    billed: BillingPeriod | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -454,9 +460,10 @@ def _difference(differences: dict[tuple[object, ...], _Difference], row: BillRow
 
 
 class _Known(NamedTuple):
-    """What rows with the same texts share."""
+    """What rows with the same texts share; ``period_start`` None: the month of the row's own day."""
 
     period_start: date | None
+    billed: BillingPeriod | None
     billing_account: str
     item: Item
     charge_type: str
@@ -535,6 +542,7 @@ class _Rows:
                     record[invoice] or None,
                     known.exchange_rate,
                     known.exchange_rate_on,
+                    known.billed,
                 ),
             )
 
@@ -574,8 +582,10 @@ class _Rows:
         pricing = self._currency(row.pricing_currency, line, "pricing_currency") if row.pricing_currency else None
         rate = self._number(row.exchange_rate, line, "exchange_rate") if row.exchange_rate else None
         charge_type = charge_type_of(row, is_negative=is_negative)
+        month, billed = self._billed(row, line)
         return _Known(
-            month_start(self._day(row.period_start, line, "period_start")) if row.period_start else None,
+            month,
+            billed,
             row.billing_account,
             classify(row, charge_type=charge_type),
             charge_type,
@@ -584,6 +594,23 @@ class _Rows:
             rate if rate is not None and rate > 0 else None,
             self._day(row.exchange_rate_on, line, "exchange_rate_on") if row.exchange_rate_on else None,
         )
+
+    def _billed(self, row: Dimensions, line: int) -> tuple[date | None, BillingPeriod | None]:
+        """The row's billing month, or the days that are none: those that do not begin with a month, as Azure says of pay-as-you-go."""
+        if not row.period_start:
+            return None, None
+        start = self._day(row.period_start, line, "period_start")
+        if start.day == 1:
+            return start, None
+        if not row.period_end:
+            return None, BillingPeriod(start, same_day_next_month(start))
+        end = self._day(row.period_end, line, "period_end")
+        # FOCUS says the day after the last one, cost details the last.
+        end = end if self._schema is _FOCUS else end + DAY
+        try:
+            return None, BillingPeriod(start, end)
+        except InvalidInput as fault:
+            raise self._refusal(line, "period_end", f"and its start do not fit together: {fault.message}") from fault
 
     def _number(self, text: str, line: int, name: str) -> Decimal:
         # A plain number needs no closer look.

@@ -26,6 +26,7 @@ from collector.billing.formats import BillFile, BillRow
 from models import money
 from models.charges import IN_SCOPE, BillPart, Charge, ChargeClass, ChargeDay, ChargeItem, MeterKind
 from models.errors import Conflict, Unavailable
+from models.periods import DAY, BillingPeriod
 from models.resources import DeploymentFact, Mode, Route, Workspace, WorkspaceFact
 from models.store import Store, unavailable_as_such
 
@@ -57,6 +58,7 @@ class LandedPart:
 
     subscription_id: str
     period_start: date
+    billed: BillingPeriod  # the month, or what else the bill is for
     rows: int
     totals: Mapping[str, Decimal]
     in_scope_totals: Mapping[str, Decimal]
@@ -101,8 +103,8 @@ class Landing:
         """A few plain lines for the command line."""
         if self.unchanged:
             return f"{self.file_name}: unchanged, these {self.rows} rows are already the current bill; nothing was written"
-        months = sorted({part.period_start for part in self.parts})
-        when = f"{months[0]:%Y-%m}" if len(months) == 1 else f"{months[0]:%Y-%m} to {months[-1]:%Y-%m}"
+        periods = sorted({part.billed for part in self.parts})
+        when = str(periods[0]) if len(periods) == 1 else f"{periods[0].start:%Y-%m} to {periods[-1].end - DAY:%Y-%m}"
         subscriptions = len({part.subscription_id for part in self.parts})
         lines = [
             f"{self.file_name}: landed {self.rows} rows of {subscriptions} subscription{'' if subscriptions == 1 else 's'} for {when} ({self.source})",
@@ -195,6 +197,7 @@ class _Part:
     subscription_id: str
     billing_account: str
     period_start: date
+    billed: BillingPeriod
     days: dict[_DayKey, _Sum] = field(default_factory=dict)
     rates: dict[str, set[tuple[date, Decimal]]] = field(default_factory=dict)
 
@@ -209,11 +212,11 @@ class _Staging:
     def __init__(self, connection: sa.Connection, bill: BillFile, *, landing_id: str, author: str) -> None:
         self._connection, self._bill, self._author = connection, bill, author
         self.landing_id = landing_id
-        self.parts: dict[tuple[str, date, str], _Part] = {}
+        self.parts: dict[_PartKey, _Part] = {}
         self.items: dict[bytes, Item] = {}
         self._ids: dict[bytes, int] = {}
         # What a row says of its part -> that part: spellings of one account are one part.
-        self._said: dict[tuple[str, date, str], tuple[str, date, str]] = {}
+        self._said: dict[tuple[object, ...], _PartKey] = {}
         self._days: dict[tuple[object, ...], tuple[_Part, _Sum, int, str]] = {}
 
     def run(self, progress: Callable[[int, int | None], None] | None) -> None:
@@ -231,9 +234,9 @@ class _Staging:
 
     def _stage(self, batch: list[BillRow]) -> None:
         fresh = {row.item.digest: row.item for row in batch if row.item.digest not in self._ids}
-        unseen: dict[tuple[str, date, str], BillRow] = {}
+        unseen: dict[_PartKey, BillRow] = {}
         for row in batch:
-            said = (row.subscription_id, row.period_start, row.billing_account)
+            said = (row.subscription_id, row.period_start, row.billing_account, row.billed)
             if said not in self._said:
                 self._said[said] = _part_key(row)
                 unseen.setdefault(self._said[said], row)
@@ -254,8 +257,26 @@ class _Staging:
         days = self._days
         made: list[tuple[Any, ...]] = []
         for row in batch:
-            (line, period, subscription, account, item, day, charge_type, quantity, unit_price, billed, effective, currency, pricing, invoice, rate, _) = row
-            key = (subscription, period, account, item.digest, day, charge_type, currency)
+            (
+                line,
+                period,
+                subscription,
+                account,
+                item,
+                day,
+                charge_type,
+                quantity,
+                unit_price,
+                billed,
+                effective,
+                currency,
+                pricing,
+                invoice,
+                rate,
+                _,
+                billed_for,
+            ) = row
+            key = (subscription, period, account, billed_for, item.digest, day, charge_type, currency)
             known = days.get(key)
             if known is None:
                 known = days[key] = self._day_of(row)
@@ -291,7 +312,7 @@ class _Staging:
     def _day_of(self, row: BillRow) -> tuple[_Part, _Sum, int, str]:
         """The part and the day's sum that such rows count into."""
         digest = row.item.digest
-        part = self.parts[self._said[row.subscription_id, row.period_start, row.billing_account]]
+        part = self.parts[self._said[row.subscription_id, row.period_start, row.billing_account, row.billed]]
         total = part.days.setdefault(_DayKey(row.charged_on, digest, row.charge_type, row.currency), _Sum())
         return part, total, self._ids[digest], row.charged_on.isoformat()
 
@@ -303,6 +324,8 @@ class _Staging:
                 "subscription_id": row.subscription_id,
                 "billing_account": row.billing_account,
                 "period_start": row.period_start,
+                "billed_from": None if row.billed is None else row.billed.start,
+                "billed_to": None if row.billed is None else row.billed.end,
                 "source": self._bill.source,
                 "file_name": self._bill.name,
                 "file_sha256": self._bill.sha256,
@@ -316,7 +339,8 @@ class _Staging:
             },
         )
         (part_id,) = written.inserted_primary_key or (0,)
-        return _Part(int(part_id), row.subscription_id, row.billing_account, row.period_start)
+        billed = row.billed or BillingPeriod.of_month(row.period_start)
+        return _Part(int(part_id), row.subscription_id, row.billing_account, row.period_start, billed)
 
     def _day(self, part: _Part, key: _DayKey, total: _Sum) -> dict[str, Any]:
         return {
@@ -332,9 +356,13 @@ class _Staging:
         }
 
 
-def _part_key(row: BillRow) -> tuple[str, date, str]:
+_PartKey = tuple[str, date, str, BillingPeriod]
+
+
+def _part_key(row: BillRow) -> _PartKey:
     # Charges of no subscription belong to their billing account; elsewhere the account does not matter.
-    return row.subscription_id, row.period_start, "" if row.subscription_id else _account_key(row.billing_account)
+    account = "" if row.subscription_id else _account_key(row.billing_account)
+    return row.subscription_id, row.period_start, account, row.billed or BillingPeriod.of_month(row.period_start)
 
 
 # The columns of a charge in the order of ``_Staging._charges``.
@@ -390,7 +418,7 @@ def _flip(connection: sa.Connection, bill: BillFile, staging: _Staging, *, now: 
     there = connection.scalar(sa.select(sa.func.count()).select_from(table).where(table.c.landing_id == staging.landing_id))
     if there != len(staging.parts):
         raise Unavailable(f"{bill.name}: what was staged is gone (another process cleaned it up); import the file again")
-    replaced = {key: _current(connection, part) for key, part in staging.parts.items()}
+    replaced = _replaced(connection, bill, staging.parts, replace=replace)
     # Never before what it replaces, even if a clock was set back: a reader's "as of" must see one of the two.
     landed_at = max([now, *(old.landed_at for olds in replaced.values() for old in olds)])
     landed: list[LandedPart] = []
@@ -416,7 +444,15 @@ def _flip(connection: sa.Connection, bill: BillFile, staging: _Staging, *, now: 
             connection.execute(sa.update(table).where(table.c.id.in_([old.id for old in replaced[key]])).values(superseded_at=landed_at))
         landed.append(
             LandedPart(
-                part.subscription_id, part.period_start, part.rows, facts.totals, facts.in_scope_totals, facts.reaches, old_totals, tuple(facts.problems)
+                part.subscription_id,
+                part.period_start,
+                part.billed,
+                part.rows,
+                facts.totals,
+                facts.in_scope_totals,
+                facts.reaches,
+                old_totals,
+                tuple(facts.problems),
             )
         )
     _add_first_sights(connection, staging.items.values(), now=landed_at, author=author)
@@ -426,23 +462,56 @@ def _flip(connection: sa.Connection, bill: BillFile, staging: _Staging, *, now: 
 class _Old(NamedTuple):
     id: int
     landed_at: datetime
+    period_start: date
+    billed: BillingPeriod
+    file_name: str
     totals: Totals
 
 
+def _replaced(connection: sa.Connection, bill: BillFile, parts: Mapping[_PartKey, _Part], *, replace: bool) -> dict[_PartKey, list[_Old]]:
+    """The parts that each new one takes the place of: those of the same bill, a month of it that has no row any more included."""
+    found: dict[_PartKey, list[_Old]] = {key: [] for key in parts}
+    taken: set[int] = set()
+    left: list[tuple[_PartKey, _Old]] = []
+    for key, part in sorted(parts.items(), key=lambda entry: entry[0]):
+        for old in _current(connection, part):
+            if old.billed != part.billed and not replace:
+                first, last = max(part.billed.start, old.billed.start), min(part.billed.end, old.billed.end) - DAY
+                raise Conflict(
+                    f"{bill.name}: subscription {part.subscription_id}: its bill for {part.billed} and the one for {old.billed} ({old.file_name}) "
+                    f"both hold {first} to {last}, which would count twice. Nothing was changed; to take it instead of the other, import it with --replace"
+                )
+            if (old.billed, old.period_start) == (part.billed, part.period_start):
+                taken.add(old.id)
+                found[key].append(old)
+            else:
+                left.append((key, old))
+    for key, old in left:
+        if old.id not in taken:
+            taken.add(old.id)
+            found[key].append(old)
+    return found
+
+
 def _current(connection: sa.Connection, part: _Part) -> list[_Old]:
-    """The parts that count now and that this one takes the place of."""
+    """The parts that count now and are of a bill for some of the same days."""
     table = _table(BillPart)
+    asked = sa.select(
+        table.c.id, table.c.landed_at, table.c.totals, table.c.billing_account, table.c.period_start, table.c.billed_from, table.c.billed_to, table.c.file_name
+    )
     rows = connection.execute(
-        sa.select(table.c.id, table.c.landed_at, table.c.totals, table.c.billing_account)
-        .where(table.c.subscription_id == part.subscription_id, table.c.period_start == part.period_start)
-        .where(table.c.landed_at.is_not(None), table.c.superseded_at.is_(None))
+        asked.where(table.c.subscription_id == part.subscription_id, table.c.landed_at.is_not(None), table.c.superseded_at.is_(None))
+        # A bill for other days has parts of the months beside, and late charges of earlier ones.
+        .where(sa.or_(table.c.period_start == part.period_start, table.c.billed_from.is_not(None), sa.literal(not part.billed.is_month)))
     ).all()
     mine = _account_key(part.billing_account)
-    return [
-        _Old(row.id, row.landed_at, {currency: Decimal(amount) for currency, amount in row.totals.items()})
-        for row in rows
-        if part.subscription_id or not mine or _account_key(row.billing_account) in {"", mine}
-    ]
+    found: list[_Old] = []
+    for row in rows:
+        billed = BillingPeriod.of_month(row.period_start) if row.billed_from is None else BillingPeriod(row.billed_from, row.billed_to)
+        if billed.overlaps(part.billed) and (part.subscription_id or not mine or _account_key(row.billing_account) in {"", mine}):
+            totals = {currency: Decimal(amount) for currency, amount in row.totals.items()}
+            found.append(_Old(row.id, row.landed_at, row.period_start, billed, row.file_name, totals))
+    return found
 
 
 def _refuse_fall(bill: BillFile, part: _Part, *, old: Totals, new: Totals) -> None:
@@ -634,6 +703,7 @@ def _unchanged(bill: BillFile, current: Sequence[sa.Row[Any]]) -> Landing:
         LandedPart(
             row.subscription_id,
             row.period_start,
+            BillingPeriod.of_month(row.period_start) if row.billed_from is None else BillingPeriod(row.billed_from, row.billed_to),
             row.rows,
             {currency: Decimal(amount) for currency, amount in row.totals.items()},
             {currency: Decimal(amount) for currency, amount in row.in_scope_totals.items()},

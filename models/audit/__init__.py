@@ -11,12 +11,11 @@ against ``ask``, question by question.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
-from itertools import groupby
+from itertools import groupby, pairwise
 from typing import Any, Protocol
 
 import sqlalchemy as sa
@@ -434,11 +433,11 @@ def _check_rollups(
 def _check_bills(session: Session, found: Verification) -> None:
     """A part's summed charges, totals and reach are those of its single rows; a subscription's month has one current part."""
     items = {item.id: item for item in session.exec(select(ChargeItem)) if item.id is not None}
-    current: Counter[tuple[str, date]] = Counter()
+    current: dict[tuple[str, date], list[tuple[date, date | None]]] = {}
     for part in session.exec(select(BillPart).where(col(BillPart.landed_at).is_not(None)).order_by(col(BillPart.id))):
         assert part.id is not None
         if part.superseded_at is None:
-            current[part.subscription_id, part.period_start] += 1
+            current.setdefault((part.subscription_id, part.period_start), []).append((part.billed_from or part.period_start, part.billed_to))
         lines = lines_of(session, part.id)
         _check_charge_days(session, found, part.id, lines)
         where = f"bill part {part.id} ({part.subscription_id or 'billing account'} {part.period_start:%Y-%m})"
@@ -457,8 +456,11 @@ def _check_bills(session: Session, found: Verification) -> None:
         reaches = {route.value: day.isoformat() for route, day in reaches_of(lines, items).items()}
         for route in sorted(part.reaches.keys() | reaches.keys()):
             found.equal("reach of a bill part", f"{where} {route}", part.reaches.get(route), reaches.get(route))
-    for (subscription, month), count in sorted(current.items()):
-        found.equal("current bill parts", f"{subscription or 'billing account'} {month:%Y-%m}", count, 1)
+    for (subscription, month), bills in sorted(current.items()):
+        # Several only where they are for other days each, as pay-as-you-go bills are.
+        bills.sort()
+        apart = all(end is not None and following[1] is not None and end <= following[0] for (_, end), following in pairwise(bills))
+        found.equal("current bill parts", f"{subscription or 'billing account'} {month:%Y-%m}", len(bills) if not apart else 1, 1)
 
 
 def _check_charge_days(session: Session, found: Verification, part_id: int, lines: Mapping[LineKey, Line]) -> None:

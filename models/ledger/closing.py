@@ -18,7 +18,7 @@ from models.errors import Conflict, NotFound
 from models.ledger.reconciliation import ReconciliationRow, reconciliation
 from models.ledger.values import Filters
 from models.money import ZERO
-from models.periods import month_period, month_start, rfc3339, settles_at
+from models.periods import month_period, month_start, next_month, rfc3339, settles_at
 from models.prices import Price
 
 AdjustmentCause = Literal["late_usage", "restated_bill", "price", "mapping", "software"]
@@ -92,7 +92,16 @@ def close_month(session: Session, month: date, *, author: str, software: str, no
     ).all()
     if not parts:
         raise Conflict(f"no bill of {month:%Y-%m} has been landed; import it, or pull it with: meterbridge sync costs --month {month:%Y-%m}")
-    early = [part for part in parts if part.landed_at is not None and part.landed_at < settled and part.in_scope_totals]
+    # A bill for other days than the month's settles with its own end, and several of them hold the month together.
+    open_until = max((part.billed.settles_at for part in parts if part.in_scope_totals), default=settled)
+    if now < open_until:
+        raise Conflict(f"the bill that holds the end of {month:%Y-%m} is for days beyond it and still moves until {rfc3339(open_until)}")
+    if gap := _gap(parts, month):
+        whose, day = gap
+        raise Conflict(
+            f"the bills of {whose or 'the billing account'} leave out {day}, so {month:%Y-%m} is not billed whole; pull it: meterbridge sync costs --month {month:%Y-%m}"
+        )
+    early = [part for part in parts if part.landed_at is not None and part.landed_at < max(settled, part.billed.settles_at) and part.in_scope_totals]
     if early:
         names = ", ".join(part.subscription_id or "the billing account" for part in early[:3])
         raise Conflict(
@@ -167,6 +176,18 @@ def adjustments(session: Session, month: date, *, filters: Filters = Filters(), 
         ]
         found += [Adjustment(month, day, workspace, deployment, meter, currency, side, cause, amount) for side, cause, amount in steps if amount]
     return found
+
+
+def _gap(parts: Sequence[BillPart], month: date) -> tuple[str, date] | None:
+    """A subscription and a day of the month that none of its bills is for, its first one being told by the first of them."""
+    for subscription in sorted({part.subscription_id for part in parts if part.in_scope_totals}):
+        bills = sorted({part.billed for part in parts if part.subscription_id == subscription})
+        day = max(month, bills[0].start)
+        for billed in bills:
+            day = max(day, billed.end) if billed.start <= day else day
+        if day < next_month(month):
+            return subscription, day
+    return None
 
 
 def _is_restated(session: Session, close: MonthClose, *, now: datetime) -> bool:

@@ -14,6 +14,7 @@ from sqlmodel import Session, col, select
 from models import money
 from models.charges import IN_SCOPE, BillPart, Charge, ChargeItem
 from models.money import ZERO
+from models.periods import next_month
 from models.worklist import InvoiceStatement
 
 Share = Literal["in_scope", "out_of_scope", "credits", "tax"]
@@ -56,7 +57,11 @@ def invoices(session: Session, month: date, *, now: datetime) -> list[Invoice]:
         row.id: row.subscription_id
         for row in session.exec(
             select(part).where(
-                col(part.period_start) == month,
+                # An invoice of other days than a month's is told with the month that they begin in.
+                sa.or_(
+                    sa.and_(col(part.billed_from).is_(None), col(part.period_start) == month),
+                    sa.and_(col(part.billed_from) >= month, col(part.billed_from) < next_month(month)),
+                ),
                 col(part.landed_at) <= now,
                 sa.or_(col(part.superseded_at).is_(None), col(part.superseded_at) > now),
             )

@@ -112,7 +112,8 @@ def _pulled(session: Session, now: datetime) -> list[Source]:
         state = "ok" if run.state == PullState.DONE else run.state.value
         if run.state == PullState.RUNNING and run.started_at < now - _LONGEST_RUN:
             state = "interrupted"
-        month = f" {run.month:%Y-%m}" if run.month is not None else ""
+        # A bill that does not begin with a month is one of pay-as-you-go.
+        month = "" if run.month is None else f" {run.month:%Y-%m}" if run.month.day == 1 else f" from {run.month}"
         found.append(
             Source(
                 "azure",

@@ -28,6 +28,7 @@ from collector.billing.formats import day_from
 from models import money
 from models.charges import BillPart, Charge, ChargeClass, ChargeDay, ChargeItem, MeterKind
 from models.errors import Conflict, InvalidInput
+from models.periods import BillingPeriod
 from models.prices import model_key
 from models.resources import DeploymentFact, Mode, Route, Workspace, WorkspaceFact
 from models.store import Store
@@ -590,6 +591,55 @@ def test_without_a_billing_period_the_charge_says_the_month(table: Desk) -> None
     row = {name: value for name, value in TOKENS.items() if name != "billingPeriodStartDate"}
     table.rows(row | {"date": "2025-04-30"})
     assert table.parts()[0].period_start == date(2025, 4, 1)
+
+
+def from_the_17th(table: Desk, *, month: int, name: str) -> Path:
+    """The recorded bill as one of a subscription whose bills begin on the 17th: its first days, or those from the 17th on."""
+    start, end = (f"{month:02}/17/2025", f"{month + 1:02}/16/2025")
+    records = list(csv.DictReader(io.StringIO((AZURE / "cost_details.csv").read_text(encoding="utf-8-sig"), newline="")))
+    kept = [row | {"billingPeriodStartDate": start, "billingPeriodEndDate": end} for row in records if row["SubscriptionId"] == A]
+    if month == 3:
+        kept = [row | {"date": row["date"].replace("03/0", "03/2")} for row in kept]
+    return table.file(as_csv(kept), name)
+
+
+def test_a_bill_for_other_days_than_a_months_stands_beside_the_next_and_replaces_itself(table: Desk) -> None:
+    february, march = from_the_17th(table, month=2, name="february.csv"), from_the_17th(table, month=3, name="march.csv")
+    landing = table.land(february)
+    assert "for 2025-02-17 to 2025-03-16 (cost_details_mca)" in landing.summary()
+    table.land(march)
+    once = sum(charge.billed_cost for charge, _ in table.current())
+    assert once == 2 * landing.totals["USD"]
+    # Both are of March, and of the one as of the other nothing is lost when it comes again.
+    spans = [(part.period_start, part.billed) for part in table.parts() if part.superseded_at is None]
+    assert spans == [
+        (date(2025, 3, 1), BillingPeriod(date(2025, 2, 17), date(2025, 3, 17))),
+        (date(2025, 3, 1), BillingPeriod(date(2025, 3, 17), date(2025, 4, 17))),
+    ]
+    table.land(table.file(february.read_bytes() + b"\r\n", "again.csv"), now=LATER)
+    assert sum(charge.billed_cost for charge, _ in table.current()) == once
+
+
+def test_bills_whose_days_overlap_are_refused_by_name(table: Desk) -> None:
+    table.land(from_the_17th(table, month=2, name="february.csv"))
+    before = table.current()
+    with pytest.raises(Conflict, match=r"its bill for 2025-03 and the one for 2025-02-17 to 2025-03-16 \(february.csv\) both hold 2025-03-01 to 2025-03-16"):
+        table.land(AZURE / "cost_details.csv", now=LATER)
+    assert table.current() == before
+    landing = table.land(AZURE / "cost_details.csv", now=LATER, replace=True)
+    assert sum(charge.billed_cost for charge, _ in table.current()) == sum(landing.totals.values())
+    # And the other way round.
+    with pytest.raises(Conflict, match=r"its bill for 2025-02-17 to 2025-03-16 and the one for 2025-03 \(cost_details.csv\) both hold"):
+        table.land(from_the_17th(table, month=2, name="once-more.csv"), now=LATER)
+
+
+def test_a_month_that_a_bill_no_longer_touches_goes_with_it(table: Desk) -> None:
+    mine = TOKENS | {"billingPeriodStartDate": "02/17/2025", "billingPeriodEndDate": "03/16/2025"}
+    table.rows(mine, mine | {"date": "02/20/2025"})
+    assert len(table.current()) == 2
+    table.rows(mine, now=LATER, replace=True)
+    assert [part.period_start for part in table.parts() if part.superseded_at is None] == [date(2025, 3, 1)]
+    assert len(table.current()) == 1
 
 
 def test_currencies_of_one_part_stay_apart(table: Desk) -> None:

@@ -128,7 +128,7 @@ def test_a_throttled_pull_is_taken_up_when_azure_allows_it(store: Store, monkeyp
         run = sources.begin(session, "costs", "subscriptions/s1", now=NOW)
         sources.finish(session, run.id or 0, PullState.RESCHEDULED, now=NOW, next_at=NOW + HOUR)
     asked: list[str] = []
-    monkeypatch.setattr(schedule, "_pull", lambda *said: asked.append(said[2]))
+    monkeypatch.setattr(schedule, "_pull", lambda *said, **_more: asked.append(said[2]))
     (pull,) = [job for job in schedule.jobs(Settings.from_environment({"METERBRIDGE_AZURE_SUBSCRIPTIONS": "s1"})) if job.name.startswith("azure_costs")]
     assert run_slot(pull, store, lambda: NOW + HOUR / 2, holder="a")
     with store.read() as session:

@@ -13,7 +13,7 @@ from collector.azure.simulator.estate import CapacityStep, Estate, made_id
 from collector.azure.simulator.faults import Fault
 from collector.azure.simulator.wire import Answer, Refused, Request, json_answer
 from models.errors import InvalidInput
-from models.periods import parse_instant
+from models.periods import DAY, BillingPeriod, parse_instant
 
 _MINUTE = timedelta(minutes=1)
 _LONGEST_METRICS = timedelta(days=31)  # a longer timespan is cut to the last 31 days, with no word of it
@@ -65,6 +65,8 @@ class ResourceManager:
             return json_answer(self._subscription(found[1]))
         if (found := re.fullmatch(r"subscriptions/([^/]+)/resourcegroups", path)) is not None:
             return self._list(request, self._groups(found[1]))
+        if (found := re.fullmatch(r"subscriptions/([^/]+)/providers/microsoft.billing/billingperiods", path)) is not None:
+            return self._list(request, self._billing_periods(found[1]))
         if (usages := _USAGES.match(path)) is not None:
             return self._usages(usages)
         if (metrics := _METRICS.match(request.path)) is not None:
@@ -92,6 +94,27 @@ class ResourceManager:
                     },
                 }
         raise Refused(404, "SubscriptionNotFound", f"The subscription '{subscription_id}' could not be found.")
+
+    def _billing_periods(self, subscription_id: str) -> list[dict[str, Any]]:
+        """The bills of a year, newest first; only those who buy at the portal have any."""
+        self._subscription(subscription_id)
+        found = next(each for each in self.estate.subscriptions() if each.id.casefold() == subscription_id.casefold())
+        if found.agreement != "payg":
+            raise Refused(404, "BillingPeriodsNotFound", "Billing periods are not supported for this subscription type.")
+        bills: list[BillingPeriod] = []
+        day = self.now().date()
+        for _ in range(13):
+            bills.append(found.billed_in(day))
+            day = bills[-1].start - DAY
+        return [
+            {
+                "id": f"/subscriptions/{found.id}/providers/Microsoft.Billing/billingPeriods/{bill.start:%Y%m}-1",
+                "name": f"{bill.start:%Y%m}-1",
+                "type": "Microsoft.Billing/billingPeriods",
+                "properties": {"billingPeriodStartDate": f"{bill.start}", "billingPeriodEndDate": f"{bill.end - DAY}"},
+            }
+            for bill in bills
+        ]
 
     def _groups(self, subscription_id: str) -> list[dict[str, Any]]:
         self._subscription(subscription_id)

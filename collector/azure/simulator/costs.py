@@ -24,7 +24,7 @@ from collector.azure.simulator.focus import FOCUS_COLUMNS, focus_row
 from collector.azure.simulator.storage import storage_error
 from collector.azure.simulator.wire import Answer, Refused, Request, json_answer
 from models import money
-from models.periods import DAY, month_start, next_month
+from models.periods import DAY, BillingPeriod, month_start, next_month
 
 API = "microsoft.costmanagement"
 # Dimension of a query, in lower case -> column of cost details.
@@ -424,13 +424,17 @@ class CostManagement:
             at = now.replace(hour=5, minute=0, second=0, microsecond=0) - timedelta(days=back)
             if at > now:
                 continue
-            # The previous month is exported beside the new one for five days more.
-            months = {month_start(at.date()), month_start(at.date() - timedelta(days=5))}
-            for month in sorted(months, reverse=True):
-                run_id = made_id("run", export.scope, export.name, at.date(), month)
-                folder = f"{export.root}/{export.name}/{month:%Y%m%d}-{next_month(month) - DAY:%Y%m%d}/{run_id}"
-                runs.append(_Run(run_id, at, month, folder, is_complete=now >= at + timedelta(hours=1)))
+            # The previous bill is exported beside the new one until it has settled.
+            bills = {self._billed_in(export.scope, day) for day in (at.date(), at.date() - timedelta(days=6))}
+            for bill in sorted(bills, reverse=True):
+                run_id = made_id("run", export.scope, export.name, at.date(), bill.start)
+                folder = f"{export.root}/{export.name}/{bill.start:%Y%m%d}-{bill.end - DAY:%Y%m%d}/{run_id}"
+                runs.append(_Run(run_id, at, bill, folder, is_complete=now >= at + timedelta(hours=1)))
         return runs
+
+    def _billed_in(self, scope: str, day: date) -> BillingPeriod:
+        found = _SCOPE.match(scope.casefold().strip("/"))
+        return self.subscription(found["id"]).billed_in(day) if found is not None and found["id"] else BillingPeriod.of_month(day)
 
     def blob(self, request: Request) -> Answer:
         """A blob of a report or an export, or the list of a container."""
@@ -476,11 +480,11 @@ class CostManagement:
 
     def _export_parts(self, export: Export, run: _Run) -> list[bytes]:
         metric: Metric = "AmortizedCost" if export.type == "AmortizedCost" else "ActualCost"
-        last = next_month(run.month) - DAY
-        rows = self.rows(export.scope, run.month, last, metric=metric, at=run.at)
+        first, last = run.bill.start, run.bill.end - DAY
+        rows = self.rows(export.scope, first, last, metric=metric, at=run.at)
         if export.type != "FocusCost":
             return list(_csv_parts(rows, export.parts))
-        amortized = self.rows(export.scope, run.month, last, metric="AmortizedCost", at=run.at)
+        amortized = self.rows(export.scope, first, last, metric="AmortizedCost", at=run.at)
         effective = {row.get("x_row", str(number)): row.get("costInBillingCurrency", "0") for number, row in enumerate(amortized)}
         told = [focus_row(row, effective.get(row.get("x_row", str(number)), "0")) for number, row in enumerate(rows)]
         known = {row.get("x_row") for row in rows}
@@ -517,8 +521,8 @@ class CostManagement:
                 "executionType": "Scheduled",
                 "submittedTime": f"{run.at:%Y-%m-%dT%H:%M:%S}.0000000Z",
                 "runId": run.id,
-                "startDate": f"{run.month:%Y-%m-%d}T00:00:00",
-                "endDate": f"{next_month(run.month) - DAY:%Y-%m-%d}T00:00:00",
+                "startDate": f"{run.bill.start:%Y-%m-%d}T00:00:00",
+                "endDate": f"{run.bill.end - DAY:%Y-%m-%d}T00:00:00",
             },
             "blobs": [
                 {"blobName": f"{run.folder}/part_{number}_0001.csv", "byteCount": len(part), "dataRowCount": count}
@@ -556,7 +560,7 @@ class CostManagement:
 class _Run:
     id: str
     at: datetime
-    month: date
+    bill: BillingPeriod
     folder: str
     is_complete: bool
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from datetime import date, datetime
 from typing import Any, Literal, Protocol
 
+from models.periods import DAY, BillingPeriod, month_start, same_day_next_month
+
 Metric = Literal["ActualCost", "AmortizedCost"]
 # The 65 columns of cost details, Microsoft Customer Agreement, schema 2023-12-01-preview, in its order and capitals.
 COST_DETAILS_COLUMNS = (
@@ -99,6 +101,14 @@ class Subscription:
     id: str
     name: str
     agreement: Literal["mca", "ea", "payg", "trial"] = "mca"
+    billing_day: int = 1  # of the month, on which its bills begin; other than 1 with pay-as-you-go alone
+
+    def billed_in(self, day: date) -> BillingPeriod:
+        """The bill that a day's charges are on."""
+        if self.billing_day == 1:
+            return BillingPeriod.of_month(day)
+        start = day.replace(day=self.billing_day) if day.day >= self.billing_day else (month_start(day) - DAY).replace(day=self.billing_day)
+        return BillingPeriod(start, same_day_next_month(start))
 
     @property
     def quota_id(self) -> str:

@@ -122,6 +122,7 @@ class InventedWorld:
     subscription_count: int = 3
     restatements: Collection[Fault] = RESTATEMENTS
     agreement: Literal["mca", "payg"] = "mca"
+    billing_day: int = 1  # on which its bills begin; other than 1 with pay-as-you-go alone
     extra_rows: int = 0  # more small resources a day, to make an answer longer than a page
     _places: tuple[_Place, ...] = field(init=False)
     _facts: dict[tuple[str, date], tuple[_Fact, ...]] = field(init=False, default_factory=dict)
@@ -133,7 +134,7 @@ class InventedWorld:
         # The second one is billed in euros, the third in yen.
         currency, rate = (("USD", 10_000), ("EUR", 9_217), ("JPY", 1_497_500))[number % 3]
         region, location = (("eastus2", "US East 2"), ("swedencentral", "SE Central"), ("westus3", "US West 3"))[number % 3]
-        subscription = Subscription(made_id("subscription", self.seed, number), f"simulated-{number}", self.agreement)
+        subscription = Subscription(made_id("subscription", self.seed, number), f"simulated-{number}", self.agreement, self.billing_day)
         return _Place(subscription, "rg-Models", region, location, currency, rate, f"ws-prod-{number}", f"proj-chat-{number}", f"hub-{number}", f"aif-{number}")
 
     # -- the estate -----------------------------------------------------------------------------
@@ -325,7 +326,7 @@ class InventedWorld:
     def _known(self, place: _Place, day: date, key: str, lag: int, values: dict[str, Any]) -> Iterator[_Fact]:
         """The fact as it becomes known, with what the seed lets happen to it."""
         chance = self._chance("known", place.subscription.id, day, key)
-        closes = day_start(next_month(month_start(day))) + _CLOSE
+        closes = day_start(place.subscription.billed_in(day).end) + _CLOSE
         seen = min(day_start(day + lag * DAY), closes)
         fact = _Fact(key=key, place=place, day=day, seen_at=seen, **values)
         luck = {each: chance.random() < share for each, share in _CHANCES.items()}
@@ -509,7 +510,8 @@ class InventedWorld:
         rate = Decimal(place.rate).scaleb(-4)
         in_usd = money.times(quantity, price)
         in_billing = money.times(in_usd, rate) if fact.flat_cost is None else Decimal(fact.flat_cost).scaleb(-4)
-        first, text = f"{month_start(day):%m/%d/%Y}", f"{day:%m/%d/%Y}"
+        billed, text = place.subscription.billed_in(day), f"{day:%m/%d/%Y}"
+        first = f"{billed.start:%m/%d/%Y}"
         profile = f"{self.billing_account}/billingProfiles/{place.currency}P-0001"
         usual = {
             "x_row": f"{place.subscription.id}/{day}/{fact.key}",
@@ -521,7 +523,7 @@ class InventedWorld:
             "invoiceSectionName": "Models",
             "costCenter": "cc-1001",
             "billingPeriodStartDate": first,
-            "billingPeriodEndDate": f"{next_month(month_start(day)) - DAY:%m/%d/%Y}",
+            "billingPeriodEndDate": f"{billed.end - DAY:%m/%d/%Y}",
             "servicePeriodStartDate": text,
             "servicePeriodEndDate": text,
             "date": text,

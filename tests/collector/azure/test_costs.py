@@ -17,12 +17,14 @@ from collector.azure.client import Azure, AzureSettings, Refusal
 from collector.azure.simulator import Export, Fault, InventedWorld, Simulator
 from collector.billing import amortized, read_bill
 from collector.settings import Settings
-from models import sources
+from models import ledger, sources
 from models.charges import BillPart, Charge, ChargeDay
-from models.errors import InvalidInput
+from models.errors import Conflict, Forbidden, InvalidInput
+from models.periods import BillingPeriod
 from models.sources import PullState, SourcePull
 from models.store import Store
 from tests.collector.azure.proving import SEEDS, stored, truth
+from tests.walks.service import verify
 
 FIRST, LAST = date(2026, 9, 28), date(2026, 10, 4)
 OCTOBER = date(2026, 10, 1)
@@ -50,6 +52,11 @@ class Place:
         settings = replace(AzureSettings.of(Settings.from_environment(self.simulator.environment())), credential=self.token)
         with Azure(settings, now=self.now, sleep=sleep, timeout=0.5, **options) as azure:
             return sync.pull(self.store, azure, "costs", months=[month], now=self.now, say=self.said.append, progress=lambda _done, _of: None)
+
+    def pull_due(self) -> list[sync.Failure]:
+        settings = replace(AzureSettings.of(Settings.from_environment(self.simulator.environment())), credential=self.token)
+        with Azure(settings, now=self.now, sleep=lambda _seconds: None, timeout=5) as azure:
+            return sync.pull(self.store, azure, "costs", now=self.now, say=self.said.append, progress=lambda _done, _of: None)
 
     def truth(self, at: datetime, *, amortized: bool = False) -> dict[Any, Any]:
         return {key: amount for key, amount in truth(self.world, at, amortized=amortized).items() if key[1] == OCTOBER}
@@ -225,7 +232,8 @@ def test_what_all_processes_asked_in_the_last_hour_counts(store: Store, stack: E
     (failure,) = place.pull()
     assert "throttles" in failure
     assert (place.last_run().state, place.last_run().next_at) == (PullState.RESCHEDULED, began + timedelta(hours=1))
-    assert len(place.simulator.calls) == asked
+    # How its bills are cut was asked of Resource Manager; Cost Management was left alone.
+    assert [call.kind for call in place.simulator.calls[asked:]] == ["list"]
     place.clock[0] = began + timedelta(hours=1, minutes=1)
     assert place.pull() == []
 
@@ -248,3 +256,94 @@ def test_a_refusal_of_rights_is_no_reason_to_look_elsewhere(store: Store, stack:
     monkeypatch.setattr(Azure, "begin_report", refused)
     assert place.pull() == [f"subscriptions/{place.world.subscriptions()[0].id} 2026-10: gone"]
     assert stored(store) == {}
+
+
+# -- bills for other days than a month's ----------------------------------------------------------
+
+FROM_17TH = BillingPeriod(date(2026, 7, 17), date(2026, 8, 17)), BillingPeriod(date(2026, 8, 17), date(2026, 9, 17))
+
+
+@pytest.mark.parametrize("route", ["query", "export"])
+def test_bills_from_the_17th_are_pulled_as_they_are_cut_and_closed_when_they_settle(sqlite_store: Store, tmp_path: Path, stack: ExitStack, route: str) -> None:
+    store = sqlite_store
+    world = InventedWorld(5, date(2026, 7, 17), date(2026, 9, 10), subscription_count=1, agreement="payg", billing_day=17)
+    clock = [datetime(2026, 8, 20, 7, tzinfo=UTC)]
+    simulator = stack.enter_context(Simulator(world, lambda: clock[0], token="t"))
+    scope = f"/subscriptions/{world.subscriptions()[0].id}"
+    simulator.costs.exports = (Export("focus", scope),) if route == "export" else ()
+    place = Place(store, simulator, world, clock)
+
+    def billed() -> list[tuple[date, BillingPeriod]]:
+        with store.read() as session:
+            parts = session.exec(select(BillPart).where(col(BillPart.landed_at).is_not(None), col(BillPart.superseded_at).is_(None)))
+            return sorted((part.period_start, part.billed) for part in parts)
+
+    def is_true(*, at: datetime) -> bool:
+        told, found = truth(world, at), stored(store)
+        return found == told if route == "export" else sum(found.values()) == sum(told.values())
+
+    assert place.pull_due() == []
+    july, august, september = date(2026, 7, 1), date(2026, 8, 1), date(2026, 9, 1)
+    # The bill that ended on the 16th, and the open one; a part of each month they touch.
+    assert billed() == [(july, FROM_17TH[0]), (august, FROM_17TH[0]), (august, FROM_17TH[1])]
+    assert is_true(at=clock[0].replace(hour=5))
+    before = billed()
+    assert place.pull(august) == []
+    assert billed() == before
+    with store.read() as session:
+        sources_told = {one.name.rpartition("from ")[2] for one in ledger.sources(session, visible=None, now=clock[0]) if one.kind == "azure"}
+        # Both routes reach the 17th, and no hole is left at the seam of the two bills.
+        assert sources_told == {"2026-08-17"}
+    clock[0] = datetime(2026, 9, 12, 7, tzinfo=UTC)
+    assert place.pull_due() == []
+    assert billed() == [(july, FROM_17TH[0]), (august, FROM_17TH[0]), (august, FROM_17TH[1]), (september, FROM_17TH[1])]
+    assert is_true(at=clock[0].replace(hour=5))
+    # August ends within a bill that still moves.
+    with pytest.raises(Conflict, match=r"for days beyond it and still moves until 2026-09-22T00:00:00Z"), store.write() as session:
+        ledger.close_month(session, august, author="ana", software="t", now=clock[0])
+    clock[0] = datetime(2026, 9, 22, 7, tzinfo=UTC)
+    with pytest.raises(Conflict, match=r"was landed before"), store.write() as session:
+        ledger.close_month(session, august, author="ana", software="t", now=clock[0])
+    for month in (july, august):
+        assert place.pull(month) == []
+    assert is_true(at=clock[0].replace(hour=5))
+    with store.write() as session:
+        close = ledger.close_month(session, august, author="ana", software="t", now=clock[0])
+        assert len(close.versions["bill_parts"]) == 2
+    with store.read() as session:
+        assert ledger.invoices(session, august, now=clock[0])[0].total == sum(
+            amount for key, amount in truth(world, clock[0]).items() if key[6] >= FROM_17TH[1].start
+        )
+    verify(store.url.render_as_string(hide_password=False), folder=tmp_path)
+
+
+def test_the_bills_that_azure_names_go_on_before_and_after() -> None:
+    bills = costs.Bills(FROM_17TH)
+    assert bills.of(date(2026, 8, 16)) == FROM_17TH[0]
+    assert bills.of(date(2026, 7, 16)) == BillingPeriod(date(2026, 6, 17), date(2026, 7, 17))
+    assert bills.of(date(2027, 1, 17)) == BillingPeriod(date(2027, 1, 17), date(2027, 2, 17))
+    assert bills.touching(date(2026, 8, 1), until=date(2026, 8, 20)) == list(FROM_17TH)
+    assert bills.touching(date(2026, 8, 1), until=date(2026, 8, 16)) == [FROM_17TH[0]]
+    assert costs.Bills().touching(OCTOBER, until=date(2026, 12, 1)) == [BillingPeriod.of_month(OCTOBER)]
+
+
+def test_which_days_a_bill_is_for_must_be_read_where_it_is_no_month(sqlite_store: Store, stack: ExitStack, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = placed(sqlite_store, stack, agreement="payg")
+    listing = Azure.arm_list
+
+    def forbidden(self: Azure, path: str, **said: Any) -> Any:
+        if path.endswith("/billingPeriods"):
+            raise Forbidden("no")
+        return listing(self, path, **said)
+
+    monkeypatch.setattr(Azure, "arm_list", forbidden)
+    # Nothing of it is known yet: by the calendar.
+    assert place.pull() == []
+    scope = f"subscriptions/{place.world.subscriptions()[0].id}"
+    with sqlite_store.write() as session:
+        for part in session.exec(select(BillPart)):
+            part.billed_from, part.billed_to = date(2026, 9, 17), date(2026, 10, 17)
+    (failure,) = place.pull()
+    assert failure.endswith(f"assign the role Billing Reader on /{scope}")
+    assert not failure.passes
+    assert (place.last_run().state, place.last_run().month) == (PullState.FAILED, None)

@@ -20,7 +20,7 @@ from collector.azure.simulator import Fault, InventedWorld, Simulator
 from collector.settings import Settings
 from models import sources
 from models.errors import InvalidInput
-from models.periods import settles_at
+from models.periods import BillingPeriod, settles_at
 from models.prices import Price, PriceMeter
 from models.sources import PullState, SourcePull
 from models.store import Store
@@ -80,9 +80,10 @@ def test_without_being_told_the_open_month_and_the_one_before_are_pulled_until_i
     assert all(run.calls >= 2 and run.finished_at is not None and run.rows for run in place.runs())
     scope = f"subscriptions/{place.world.subscriptions()[0].id}"
     place.clock[0] = settles_at(date(2026, 9, 1)) + timedelta(hours=1)
-    assert costs.months_due(place.store, scope, now=place.now()) == [date(2026, 9, 1), date(2026, 10, 1)]
+    september, october = BillingPeriod.of_month(FIRST), BillingPeriod.of_month(LAST)
+    assert costs.due(place.store, scope, costs.Bills(), now=place.now()) == [september, october]
     place.pull("costs")
-    assert costs.months_due(place.store, scope, now=place.now()) == [date(2026, 10, 1)]
+    assert costs.due(place.store, scope, costs.Bills(), now=place.now()) == [october]
     assert place.simulator.counted()["report"] + place.simulator.counted()["poll"] <= 60
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from decimal import Decimal
 
+from collector.demo.planted import CALLS_A_DAY, CANARY, INPUT_TOKENS, OUTPUT_TOKENS, Planted
 from models.periods import day_start, rfc3339
 from models.resources import Mode, Route
 
@@ -39,6 +40,7 @@ class Story:
     reorganised_at: datetime  # doc-search changes teams
     repriced_on: date  # from here on Azure bills Maverick output above the list price
     untagged_on: date  # the VM row of llama-70b arrives without its tags
+    planted: Planted
 
     @classmethod
     def told(cls, *, opened_on: date, days: int) -> Story:
@@ -57,6 +59,7 @@ class Story:
             reorganised_at=day_start(ago(20)),
             repriced_on=ago(12),
             untagged_on=ago(9),
+            planted=Planted.told(opened_on),
         )
 
 
@@ -274,6 +277,19 @@ DEPLOYMENTS = (
         milliseconds_a_token=11,
     ),
     Deployment(
+        workspace=FOUNDRY,
+        name=CANARY,
+        model="Llama-3.3-70B-Instruct",
+        calls_a_day=CALLS_A_DAY,
+        input_tokens=INPUT_TOKENS,
+        output_tokens=OUTPUT_TOKENS,
+        context=128_000,
+        hours="steady",
+        growth_percent=0,
+        callers=(Caller("canary", 64, 100, _tags("prod", "probe")),),
+        tokens=LLAMA_33_70B,
+    ),
+    Deployment(
         workspace=ASSIST,
         name="llama-4-scout",
         model="Llama-4-Scout-17B-16E-Instruct",
@@ -395,6 +411,7 @@ _TEAM_OF = {
     "contract-review": ("knowledge", "cc-1002"),
     "research-notebooks": ("research", "cc-1003"),
     "code-review": ("platform", "cc-1004"),
+    "canary": ("platform", "cc-1004"),
     "safety-filter": ("platform", "cc-1004"),
 }
 

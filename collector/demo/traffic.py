@@ -17,6 +17,7 @@ from statistics import NormalDist
 from typing import NamedTuple
 
 from collector.demo.places import Deployment, Story
+from collector.demo.planted import CALLS_A_DAY, CANARY, INPUT_TOKENS, MINUTE, OUTPUT_TOKENS
 from models.periods import utc_day
 
 SOURCE = "demo"
@@ -64,6 +65,7 @@ OUTCOMES = (
     Outcome('"status":"throttled","throttled_by":"azure","http_status":429,"ratelimit_remaining_tokens":0', shows_tokens=False, is_billed=False),
 )
 _THROTTLED = 7
+_SILENT = 2
 _STREAMS = frozenset({2, 3})
 
 
@@ -130,11 +132,15 @@ class Traffic:
 
     def count(self, day: date) -> int:
         """How many calls the day has, without drawing them."""
+        if self.deployment.name == CANARY:
+            return len(self._probes(day))
         ordinary, surge = self._counts(day, self._generator(day))
         return ordinary + surge
 
     def calls(self, day: date) -> list[Call]:
         """The day's calls in order of time."""
+        if self.deployment.name == CANARY:
+            return self._probes(day)
         generator = self._generator(day)
         ordinary, surge = self._counts(day, generator)
         bits, limit, caches = generator.getrandbits, self.deployment.context, self._caches
@@ -163,6 +169,14 @@ class Traffic:
             )
         drawn.sort()
         return drawn
+
+    def _probes(self, day: date) -> list[Call]:
+        """The canary's calls: always the same ones, whatever the seed; one day one more, which does not tell its tokens."""
+        is_silent = day == self._story.planted.silent_on
+        return [
+            Call(hour * _HOUR_MS + MINUTE * 60_000, hour, 0, _SILENT if hour == CALLS_A_DAY else 0, INPUT_TOKENS, OUTPUT_TOKENS, 0, False)
+            for hour in range(CALLS_A_DAY + is_silent)
+        ]
 
     def billed_tokens(self, calls: Sequence[Call]) -> Tokens:
         """What Azure counted of a day's calls: also those whose tokens no event tells."""

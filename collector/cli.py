@@ -503,7 +503,7 @@ def _dashboard_app(store: Store, keys: KeyRing, settings: Settings, *, is_loopba
         notice=_open_notice(settings),
         is_behind_tls=settings.secure_cookies,
         files=Files(store, now=_now),
-        desk=Desk(store, now=_now),
+        desk=Desk(store, now=_now, public_url=settings.public_url),
     )
     return WSGIMiddleware(page.server, workers=10)  # type: ignore[return-value]  # an ASGI app by another spelling
 

@@ -51,6 +51,7 @@ from models.ledger import (
     Problem,
     ReceiverStanding,
     Reconciliation,
+    ScheduleStanding,
     Source,
     UsagePage,
     WhatIf,
@@ -127,6 +128,9 @@ class LedgerReader:
     def report_snapshots(self, *, visible: frozenset[str] | None) -> list[SnapshotRecord]:
         return report_snapshots(self.session, visible=visible)
 
+    def report_schedules(self) -> list[ScheduleStanding]:
+        return ledger.report_schedules(self.session)
+
     def quotas(self, filters: Filters, *, now: datetime) -> list[Pool]:
         return ledger.quotas(self.session, filters, now=now)
 
@@ -175,6 +179,9 @@ class File(Protocol):
 
     @property
     def control_total(self) -> str: ...
+
+    @property
+    def is_page(self) -> bool: ...
 
 
 # (kind, parameters, the workspaces that the reader may see) -> the file; raises ``DomainError``
@@ -255,7 +262,7 @@ def create_dashboard(
             return make_response(f"{told(fault)}\n", status, {"Content-Type": "text/plain; charset=utf-8"})
         headers = {
             "Content-Type": made.media_type,
-            "Content-Disposition": f'attachment; filename="{made.name}"',
+            "Content-Disposition": f'{"inline" if made.is_page else "attachment"}; filename="{made.name}"',
             "X-Control-Total": made.control_total,
         }
         return Response(_pieces(made.content), 200, headers)

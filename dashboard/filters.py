@@ -26,8 +26,8 @@ _MOST_BUCKETS = {"hour": 31 * DAY, "day": 1100 * DAY, "week": 3660 * DAY, "month
 _MOST_PARAMETERS = 200
 _LONGEST_VALUE = 512
 
-# What only one page asks (the what-if of the comparison, the row of the reconciliation, the figure of the drawer); the others pass it by.
-OWN = frozenset(NARROWED)
+# What only one page asks (the what-if of the comparison, the row of the reconciliation, the figure of the drawer, the schedule of a report); the others pass it by.
+OWN = frozenset(NARROWED) | {"schedule"}
 
 _NAMES = {"workspace": "workspaces", "deployment": "deployments", "model": "models", "application": "applications", "team": "teams"}
 

@@ -43,6 +43,7 @@ from models.ledger import (
     Problem,
     ReceiverStanding,
     Reconciliation,
+    ScheduleStanding,
     Source,
     UsagePage,
     WhatIf,
@@ -100,6 +101,8 @@ class Ledger(Protocol):
     def intake(self, period: Period, *, visible: frozenset[str] | None, now: datetime) -> Intake: ...
 
     def report_snapshots(self, *, visible: frozenset[str] | None) -> list[SnapshotRecord]: ...
+
+    def report_schedules(self) -> list[ScheduleStanding]: ...
 
     def quotas(self, filters: Filters, *, now: datetime) -> list[Pool]: ...
 

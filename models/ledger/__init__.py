@@ -21,6 +21,7 @@ from models.ledger.lags import Lag, lags
 from models.ledger.onboarding import onboarding
 from models.ledger.quotas import Pool, pool_place, quotas
 from models.ledger.reconciliation import Reconciliation, ReconciliationRow, ReconciliationTotal, reconciliation
+from models.ledger.reporting import ScheduleStanding, Sent, periods_of, report_schedules
 from models.ledger.rerating import Rerate, rerated
 from models.ledger.sources import Source, sources
 from models.ledger.spans import span_of
@@ -102,6 +103,8 @@ __all__ = [
     "ReconciliationRow",
     "ReconciliationTotal",
     "Rerate",
+    "ScheduleStanding",
+    "Sent",
     "Source",
     "SourceAge",
     "Standing",
@@ -143,6 +146,7 @@ __all__ = [
     "invoices",
     "lags",
     "onboarding",
+    "periods_of",
     "pool_place",
     "postings",
     "problems",
@@ -152,6 +156,7 @@ __all__ = [
     "receivers",
     "reconciliation",
     "reopen_month",
+    "report_schedules",
     "rerated",
     "settings_known",
     "sources",

@@ -36,6 +36,7 @@ from models.ledger import (
     Problem,
     ReceiverStanding,
     Reconciliation,
+    ScheduleStanding,
     Source,
     SourceAge,
     Standing,
@@ -328,6 +329,10 @@ class FakeLedger:
     def report_snapshots(self, *, visible: frozenset[str] | None) -> list[SnapshotRecord]:
         del visible
         self._called("report_snapshots")
+        return []
+
+    def report_schedules(self) -> list[ScheduleStanding]:
+        self._called("report_schedules")
         return []
 
     def conflicts(self, *, visible: frozenset[str] | None) -> list[ConflictRecord]:

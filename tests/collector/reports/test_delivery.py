@@ -19,6 +19,7 @@ from collector.reports import delivery, links
 from collector.reports.places import Places
 from collector.webhooks.setup import Telling
 from models import ledger
+from models.alerts import AuditEntry
 from models.errors import Conflict, NotFound
 from models.notices import Delivery, Format, Receiver
 from models.schedules import ReportDelivery, ReportSchedule
@@ -119,6 +120,29 @@ def test_processes_that_race_send_once(store: Store) -> None:
     for one in racing:
         one.join()
     delivery.send_due(store, name, now=NOW)
+    with store.read() as session:
+        assert (len(session.exec(select(ReportDelivery)).all()), len(session.exec(select(Delivery)).all())) == (1, 1)
+
+
+def test_asked_for_by_many_at_once_in_the_same_words_it_is_one_report(store: Store) -> None:
+    with store.write() as session:
+        world(session)
+        receiver(session)
+        name = schedule(session)
+    start = threading.Barrier(3)
+    made: list[str] = []
+
+    def ask() -> None:
+        start.wait()
+        made.append(delivery.send_now(store, name, delivery.Asked("olga", "the-same-click"), now=NOW))
+
+    asking = [threading.Thread(target=ask) for _ in range(3)]
+    for one in asking:
+        one.start()
+    for one in asking:
+        one.join()
+    assert len(set(made)) == 1
+    assert len(made) == 3
     with store.read() as session:
         assert (len(session.exec(select(ReportDelivery)).all()), len(session.exec(select(Delivery)).all())) == (1, 1)
 
@@ -301,10 +325,25 @@ def test_schedules_over_http(sqlite_store: Store, tmp_path: Path) -> None:
             {"receivers": [], "folder": ""},
         ):
             assert service.client.post("/v1/report-schedules", json=body | wrong, headers=admin).status_code in {400, 422}, wrong
+        seen = service.client.get(f"{where}/preview", headers=read).json()
+        assert (seen["period"], [one["name"] for one in seen["receivers"]], seen["folder"]) == ("2026-10", ["rcv_1"], "close")
+        assert "<h1" in service.client.get(f"{where}/preview?format=html", headers=read).text
+        assert service.client.get(f"{where}/deliveries", headers=read).json()["items"] == []
         now = service.client.post(f"{where}/send", headers=admin)
         assert (now.status_code, now.json()["period"], now.json()["notices"][0]["status"]) == (202, "2026-10", "pending")
         listed = service.client.get(f"{where}/deliveries", headers=read).json()["items"]
         assert [one["id"] for one in listed] == [now.json()["id"]]
+        asked = {"request": "once-only", "receivers": ["rcv_1"], "period": "2026-09"}
+        twice = [service.client.post(f"{where}/send", headers=admin, json=asked).json() for _ in range(2)]
+        assert twice[0] == twice[1]
+        assert (twice[0]["period"], twice[0]["slot"], twice[0]["folder"], len(twice[0]["notices"])) == ("2026-09", "now-once-only", None, 1)
+        assert "a admin key" in twice[0]["asked_by"] or "first" in twice[0]["asked_by"]
+        refused: list[dict[str, Any]] = [{"period": "2026-11"}, {"period": "x"}, {"receivers": ["pager"]}, {"receivers": []}, {"request": "a b"}, {"who": 1}]
+        for said in refused:
+            assert service.client.post(f"{where}/send", headers=admin, json=said).status_code == 422, said
+        assert service.client.post(f"{where}/send", headers=read, json=asked).status_code == 403
+        with sqlite_store.read() as session:
+            assert [row.action for row in session.exec(select(AuditEntry).where(AuditEntry.kind == "report_schedule"))] == ["create", "send", "send"]
         changed = service.client.put(where, json=body | {"name": "board", "enabled": False}, headers=admin).json()
         assert (changed["name"], changed["enabled"]) == ("board", False)
         assert service.client.delete(where, headers=admin).status_code == 204

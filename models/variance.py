@@ -8,12 +8,13 @@ day beside it has too much of. Whatever no cause names is ``unexplained``.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import date, timedelta
 from decimal import Decimal
 from enum import StrEnum
 from functools import lru_cache
 from typing import Literal
+
+import msgspec
 
 from models import money
 from models.charges import MeterKind
@@ -47,8 +48,7 @@ _SAME = Decimal("0.02")
 _DIGITS = 18
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Facing:
+class Facing(msgspec.Struct, frozen=True, kw_only=True):
     """Bill and meter face to face. Amounts in the row's currency; units are tokens, or hours of managed compute.
 
     ``billed_units`` None: the bill's unit is not known. ``ceiling_units`` bounds what calls of unknown tokens may have
@@ -80,10 +80,10 @@ class Facing:
 def causes(row: Facing) -> dict[Cause, Decimal]:
     """The variance in causes; only those that are not zero, and they add up to it exactly."""
     gap = _Gap(row)
-    if gap.left:
-        gap.by_nature()
     if not gap.left:
         return gap.causes
+    if (whole := natural(row.meter, is_metered=bool(row.metered_units))) is not None:
+        return {whole: gap.left}
     gap.take(Cause.CREDIT_OR_REFUND, row.credits)
     if row.is_other_currency:
         gap.take(Cause.CURRENCY, gap.left)
@@ -92,6 +92,21 @@ def causes(row: Facing) -> dict[Cause, Decimal]:
     # What is left is smaller than the digits of the bill: nobody's fault.
     gap.take(Cause.ROUNDING if abs(gap.left) <= _rounding(row) else Cause.UNEXPLAINED, gap.left)
     return gap.causes
+
+
+def natural(meter: MeterKind, *, is_metered: bool) -> Cause | None:
+    """The cause that a meter's kind says already, of all of its variance; None where bill and meter have to be compared."""
+    match meter:
+        case MeterKind.OTHER:
+            return Cause.UNMAPPED_METER
+        case MeterKind.ADJUSTMENT:
+            return Cause.ROUNDING
+        case MeterKind.HOSTING | MeterKind.COMMITMENT:
+            return Cause.NOT_METERED
+        case MeterKind.TRAINING if not is_metered:
+            return Cause.NOT_METERED
+        case _:
+            return None
 
 
 class _Gap:
@@ -106,20 +121,6 @@ class _Gap:
         if amount:
             self.causes[cause] = money.plus(self.causes.get(cause, ZERO), amount)
             self.left = money.minus(self.left, amount)
-
-    def by_nature(self) -> None:
-        """What a meter's kind says already."""
-        match self.row.meter:
-            case MeterKind.OTHER:
-                self.take(Cause.UNMAPPED_METER, self.left)
-            case MeterKind.ADJUSTMENT:
-                self.take(Cause.ROUNDING, self.left)
-            case MeterKind.HOSTING | MeterKind.COMMITMENT:
-                self.take(Cause.NOT_METERED, self.left)
-            case MeterKind.TRAINING if not self.row.metered_units:
-                self.take(Cause.NOT_METERED, self.left)
-            case _:
-                pass
 
     def by_units(self) -> None:
         """Price against quantity, and the causes of a gap in quantity."""

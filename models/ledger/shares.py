@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
 
+import msgspec
+
 from models import money
 from models.matching import Identity
 from models.money import ZERO
@@ -14,8 +16,7 @@ from models.prices import UnitPrice, Unpriced
 from models.resources import DeploymentFact
 
 
-@dataclass(frozen=True, slots=True)
-class Amounts:
+class Amounts(msgspec.Struct, frozen=True):
     """What is split together: billed and effective cost, and core-hours and units (tokens, hours) where they are known."""
 
     billed: Decimal

@@ -87,6 +87,16 @@ def _naming(answer: CostTable) -> Callable[[CostRow], str]:
 # -- headline figures -------------------------------------------------------------------------------
 
 
+def _accuracy(forecast: Forecast, currency: str) -> str:
+    """Where the month will end eight times in ten, and how far such forecasts were off when tried on the past."""
+    found = f"from {text.count(forecast.complete_days)} complete days"
+    if forecast.low is not None and forecast.high is not None:
+        found = f"8 of 10: {text.money(forecast.low, currency)} to {text.money(forecast.high, currency)}"
+    if forecast.error_percent is not None:
+        found += f"; off by {forecast.error_percent:.0f} % in {text.count(forecast.trials)} tries on the past"
+    return found
+
+
 def _tiles(view: View, totals: Sequence[Total], forecasts: list[Forecast] | Failure, age: DataAge | Failure) -> Component:
     rows: list[list[Component]] = []
     expected = {} if isinstance(forecasts, Failure) else {one.currency: one for one in forecasts}
@@ -112,7 +122,7 @@ def _tiles(view: View, totals: Sequence[Total], forecasts: list[Forecast] | Fail
                 tile(
                     f"Forecast to month end{unit}",
                     view.figure("month_end", forecast.month_end, currency, reason=forecast.reason),
-                    note=forecast.reason or f"from {text.count(forecast.complete_days)} complete days",
+                    note=forecast.reason or _accuracy(forecast, currency),
                     tone="absent" if forecast.month_end is None else "",
                 )
             )

@@ -18,7 +18,7 @@ from models import money
 from models.alerts import Budget
 from models.errors import InvalidInput
 from models.ledger.costs import costs
-from models.ledger.values import Basis, CostQuery, Filters
+from models.ledger.values import Basis, CostQuery, Figures, Filters
 from models.ledger.world import World
 from models.money import ZERO
 from models.periods import DAY, Period, day_start, utc_day, zone_from
@@ -30,7 +30,7 @@ PERIODS: tuple[BudgetPeriod, ...] = ("day", "week", "month", "quarter", "year")
 WEEKDAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
 SCOPE_NAMES = ("workspace", "deployment", "model", "application", "team", "mode")  # and tag:<key>
 # A forecast looks back this far, and says nothing before it has seen so many complete days.
-_LOOKS_BACK = 56 * DAY
+LOOKS_BACK = 56 * DAY
 _FEWEST_DAYS = 5
 _FEWEST_TRIALS = 5
 _MEAN_OF_WEEKS = 4
@@ -229,11 +229,15 @@ def outlook(
     """The forecast of a period's end: past days as they are, those to come by the mean of their weekday."""
     so_far = spend(session, filters=filters, period=period, basis=basis, currency=currency, now=now).amount if spent is None else spent
     known = daily(session, filters=filters, basis=basis, currency=currency, now=now, time_zone=time_zone)
-    zone = zone_from(time_zone)
+    return look_ahead(known, period=period, basis=basis, currency=currency, so_far=so_far, zone=zone_from(time_zone))
+
+
+def look_ahead(known: Days, *, period: Period, basis: Basis, currency: str, so_far: Decimal, zone: tzinfo = UTC) -> Outlook:
+    """The forecast from days that are known: pure, so that every forecast anywhere is this one."""
     first, last = period.start.astimezone(zone).date(), period.end.astimezone(zone).date()
     history = known.complete
     if len(history) < _FEWEST_DAYS:
-        reason = f"a forecast needs {_FEWEST_DAYS} complete days; there are {len(history)}"
+        reason = f"a forecast needs five complete days; there are {len(history)}"
         return Outlook(period, currency, so_far, None, None, None, len(history), 0, None, reason)
     today, running = known.today
     means = _by_weekday(history)
@@ -262,15 +266,20 @@ def daily(session: Session, *, filters: Filters, basis: Basis, currency: str, no
     """
     zone = zone_from(time_zone)
     today = now.astimezone(zone).date()
-    since = _midnight((now - _LOOKS_BACK).astimezone(zone).date(), zone)
+    since = _midnight((now - LOOKS_BACK).astimezone(zone).date(), zone)
     table = costs(session, CostQuery(Period(since, now), "day", (), basis, filters, currency, time_zone=time_zone), now=now)
     rows = {row.period.start.astimezone(zone).date(): row.figures for row in table.rows if row.figures.cost is not None}
+    until = today
+    if basis == "billed" and rows:
+        reached = World(session, now).billed_until()
+        until = min(today, reached.astimezone(zone).date() if reached is not None else min(rows))
+    return days_of(rows, today=today, until=until, basis=basis)
+
+
+def days_of(rows: Mapping[date, Figures], *, today: date, until: date, basis: Basis) -> Days:
+    """The days before ``until`` from the first that has any, and today; days that no bill has reached are scaled."""
     if not rows:
         return Days([], (today, ZERO))
-    reached = World(session, now).billed_until()
-    until = today
-    if basis == "billed":
-        until = min(today, reached.astimezone(zone).date() if reached is not None else min(rows))
     pairs = [
         (figures.billed_cost, figures.metered_cost)
         for figures in rows.values()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from datetime import date, datetime
 from decimal import Decimal
 
@@ -12,11 +11,11 @@ from sqlmodel import Session
 from models import money
 from models.columns import EPOCH, from_microseconds, to_microseconds
 from models.ledger.billed import Reading
+from models.ledger.budgets import LOOKS_BACK, days_of, look_ahead
 from models.ledger.costs import costs, costs_together
-from models.ledger.values import Choices, CostQuery, DataAge, Filters, Forecast, Problem, SourceAge
+from models.ledger.values import Choices, CostQuery, DataAge, Figures, Filters, Forecast, Problem, SourceAge
 from models.ledger.world import World
-from models.money import ZERO
-from models.periods import DAY, Period, day_start, days, month_period, utc_day
+from models.periods import DAY, Period, day_start, month_period, utc_day
 from models.prices import model_key, model_name
 from models.resources import Mode
 from models.usage import QUARTER_SECONDS, UsageConflict
@@ -73,39 +72,20 @@ def _usage_ages(session: Session, *, visible: frozenset[str] | None, now: dateti
 
 
 def forecast(session: Session, filters: Filters, *, now: datetime, reading: Reading | None = None) -> list[Forecast]:
-    """Spend of the running UTC month and its likely end, per currency: past days as they are, the others by weekday."""
-    month = month_period(utc_day(now))
-    today = day_start(utc_day(now))
-    (table,) = costs_together(session, [CostQuery(Period(min(month.start, today - 28 * DAY), now), "day", filters=filters)], now=now, reading=reading)
-    by_currency: dict[str, dict[date, Decimal]] = {}
+    """Spend of the running UTC month and its likely end, per currency, as a budget of that month would have it (``budgets.look_ahead``)."""
+    month, today = month_period(utc_day(now)), utc_day(now)
+    (table,) = costs_together(session, [CostQuery(Period(day_start(today) - LOOKS_BACK, now), "day", filters=filters)], now=now, reading=reading)
+    by_currency: dict[str, dict[date, Figures]] = {}
     for row in table.rows:
-        figures = row.figures
-        if figures.currency is not None and figures.cost is not None:
-            per_day = by_currency.setdefault(figures.currency, {})
-            day = utc_day(row.period.start)
-            per_day[day] = money.plus(per_day.get(day, ZERO), figures.cost)
+        if row.figures.currency is not None and row.figures.cost is not None:
+            by_currency.setdefault(row.figures.currency, {})[utc_day(row.period.start)] = row.figures
     found: list[Forecast] = []
     for currency, per_day in sorted(by_currency.items()):
-        so_far = money.add(cost for day, cost in per_day.items() if day >= utc_day(month.start))
-        first = min(per_day)
-        complete = list(days(Period(max(day_start(first), today - 28 * DAY), today)))
-        if len(complete) < 5:
-            found.append(Forecast(currency, so_far, None, len(complete), f"a forecast needs five complete days; there are {len(complete)}"))
-            continue
-        weekday: dict[int, list[Decimal]] = {}
-        for day in complete:
-            weekday.setdefault(day.weekday(), []).append(per_day.get(day, ZERO))
-        overall = _mean([per_day.get(day, ZERO) for day in complete])
-        total = money.add(cost for day, cost in per_day.items() if utc_day(month.start) <= day < utc_day(now))
-        for day in days(Period(today, month.end)):
-            expected = _mean(weekday[day.weekday()]) if day.weekday() in weekday else overall
-            total = money.plus(total, max(expected, per_day.get(day, ZERO)) if day == utc_day(now) else expected)
-        found.append(Forecast(currency, so_far, money.shown(total, currency), len(complete), None))
+        so_far = money.add(figures.cost for day, figures in per_day.items() if day >= utc_day(month.start) and figures.cost is not None)
+        known = days_of(per_day, today=today, until=today, basis="best")
+        seen = look_ahead(known, period=month, basis="best", currency=currency, so_far=so_far)
+        found.append(Forecast(currency, so_far, seen.expected, seen.complete_days, seen.reason, seen.low, seen.high, seen.error_percent, seen.trials))
     return found
-
-
-def _mean(values: Sequence[Decimal]) -> Decimal:
-    return money.ratio(money.add(values), Decimal(len(values))) or ZERO
 
 
 def choices(session: Session, *, visible: frozenset[str] | None, now: datetime) -> Choices:

@@ -110,13 +110,21 @@ class DataAge:
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """Spend to the end of the calendar month in one currency; None with a reason while there is too little to go by."""
+    """Spend to the end of the calendar month in one currency; None with a reason while there is too little to go by.
+
+    One such forecast in ten ends below ``low`` and one above ``high``; ``error_percent`` is the median miss of the same forecast
+    made at ``trials`` earlier days.
+    """
 
     currency: str
     month_to_date: Decimal
     month_end: Decimal | None
     complete_days: int
     reason: str | None
+    low: Decimal | None = None
+    high: Decimal | None = None
+    error_percent: Decimal | None = None
+    trials: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -577,7 +577,10 @@ FIGURES: Mapping[str, Figure] = {
         _of_forecast,
     ),
     "month_end": Figure(
-        "forecast to the month's end", "money", "past days as they are; each day to come as the mean of the same weekday of the last four weeks", _of_forecast
+        "forecast to the month's end",
+        "money",
+        "past days as they are (metered ones at the ratio that the bill had to metering); each day to come as the mean of the same weekday of the last four weeks",
+        _of_forecast,
     ),
     "expected": Figure("expected", "money", "metered quantity x the price of its time, at the bill's own exchange rate", _of_reconciliation),
     "billed": Figure("billed", "money", "the charges of the current bills that belong here", _of_reconciliation),

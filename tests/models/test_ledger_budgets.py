@@ -67,7 +67,7 @@ def test_a_forecast_says_what_it_lacks(sqlite_store: Store) -> None:
     used(sqlite_store, every_day(date(2026, 11, 16), date(2026, 11, 19), 3))
     with sqlite_store.read() as session:
         found = outlook(session, filters=Filters(), period=NOVEMBER, basis="metered", currency="USD", now=NOW)
-    assert (found.spent, found.expected, found.reason) == (Decimal(12), None, "a forecast needs 5 complete days; there are 4")
+    assert (found.spent, found.expected, found.reason) == (Decimal(12), None, "a forecast needs five complete days; there are 4")
 
 
 def test_an_uneven_spend_has_a_band_around_its_forecast(sqlite_store: Store) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 
 from models import ledger
 from models.charges import ChargeClass
-from models.ledger import Filters
+from models.ledger import Filters, budgets
+from models.periods import month_period
 from models.store import Store
 from tests import factories as make
 
@@ -48,6 +49,25 @@ def test_a_forecast_fills_the_month_by_weekday(store: Store) -> None:
     # So far 10 + 4 x 3 + 0.25; the days to come: Friday 20 to Monday 30 hold 7 weekdays and 4 days of weekend.
     assert (found.currency, found.month_to_date, found.complete_days, found.reason) == ("USD", Decimal("22.25"), 14, None)
     assert found.month_end == Decimal("41.00")
+
+
+def test_a_forecast_has_a_band_and_says_how_it_did_on_the_past(sqlite_store: Store) -> None:
+    with sqlite_store.write() as session:
+        make.token_prices(session, "1.00", "1.00")
+        # Ten a day for seven weeks, to the 19th; of the last twenty days every other one 12 and 8.
+        for number in range(49):
+            day = at(19, 12) - timedelta(days=number)
+            tokens = 10 * MILLION if number >= 20 else (12 if number % 2 else 8) * MILLION
+            make.event(session, time=day, input_tokens=tokens, output_tokens=0)
+    with sqlite_store.read() as session:
+        (found,) = ledger.forecast(session, Filters(), now=NOW)
+        same = budgets.outlook(session, filters=Filters(), period=month_period(NOW.date()), basis="best", currency="USD", now=NOW)
+    assert (found.month_to_date, found.complete_days, found.trials) == (Decimal(190) - 2, 49, 34)
+    assert (found.month_end, found.low, found.high, found.error_percent) == (same.expected, same.low, same.high, same.error_percent)
+    assert found.low is not None
+    assert found.high is not None
+    assert found.month_end is not None
+    assert Decimal(290) < found.low <= found.month_end <= found.high < Decimal(310)
 
 
 def test_a_forecast_needs_five_complete_days(sqlite_store: Store) -> None:

@@ -28,7 +28,7 @@ from collector.webhooks.setup import Telling
 from models.alerts import AlertRule, Budget, Silence
 from models.columns import canonical_json
 from models.errors import InvalidInput
-from models.notices import Format, Receiver
+from models.notices import Format, Receiver, place
 from models.periods import rfc3339
 from models.store import Store
 
@@ -188,7 +188,7 @@ def _receivers(session: Session, bodies: Sequence[ReceiverBody], plan: Plan, *, 
         kept = _only("receiver", body.name, standing.get(body.name, []))
         if kept is None:
             plan.add(
-                f"+ receiver {body.name}: {body.format.value} {receivers.place(body.url, body.format)}",
+                f"+ receiver {body.name}: {body.format.value} {place(body.url, body.format)}",
                 partial(receivers.create, session, body, by=by, now=now),
             )
             continue
@@ -210,7 +210,7 @@ def _receiver_changes(row: Receiver, body: ReceiverBody, *, now: datetime) -> li
     after = body.model_dump(mode="json", exclude={"url", "secret", "routing_key", "format"})
     changed = [f"{name} {_brief(before[name])} → {_brief(value)}" for name, value in after.items() if before[name] != value]
     if row.url != body.url:
-        changed.insert(0, f"url {receivers.place(row.url, row.format)} → {receivers.place(body.url, body.format)}")
+        changed.insert(0, f"url {place(row.url, row.format)} → {place(body.url, body.format)}")
     if body.secret is not None and body.secret != row.secret:
         changed.append(f"secret changes; the one before signs too until {rfc3339(now + receivers.OVERLAP)}")
     if body.routing_key is not None and body.routing_key != row.routing_key:

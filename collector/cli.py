@@ -495,6 +495,7 @@ def _interrupt(_number: int, _frame: object) -> Never:
 def _dashboard_app(store: Store, keys: KeyRing, settings: Settings, *, is_loopback: bool) -> ASGIApp:
     from dashboard.app import create_dashboard, ledger_over  # noqa: PLC0415
 
+    desk = Desk(store, now=_now, telling=Telling.of(settings), public_url=settings.public_url)
     access = _KeyAccess(keys, auth.cookie_secret(store), is_loopback=is_loopback)
     page = create_dashboard(
         open_ledger=ledger_over(store.read),
@@ -503,7 +504,8 @@ def _dashboard_app(store: Store, keys: KeyRing, settings: Settings, *, is_loopba
         notice=_open_notice(settings),
         is_behind_tls=settings.secure_cookies,
         files=Files(store, now=_now),
-        desk=Desk(store, now=_now, public_url=settings.public_url),
+        desk=desk,
+        tried=desk.tried,
     )
     return WSGIMiddleware(page.server, workers=10)  # type: ignore[return-value]  # an ASGI app by another spelling
 

@@ -24,7 +24,7 @@ from collector.webhooks import dispatch, reach
 from collector.webhooks.setup import Telling
 from models.alerts import Severity
 from models.errors import Conflict, InvalidInput
-from models.notices import BY_HAND, Format, Receiver
+from models.notices import BY_HAND, Format, Receiver, place
 from models.periods import rfc3339
 
 # How long the secret before signs too, so that a receiver can change over.
@@ -254,17 +254,6 @@ def recorded(row: Receiver) -> dict[str, Any]:
     """A receiver as the audit trail has it: a change of its URL shows, the URL does not."""
     fingerprint = hashlib.sha256(row.url.encode()).hexdigest()[:8]
     return shown(row, whole_url=False) | {"url": f"{place(row.url, row.format)} ({fingerprint})"}
-
-
-def place(url: str, form: Format) -> str:
-    """Where a receiver is, without the path that may be its secret; a mailbox is none."""
-    if form is Format.EMAIL:
-        return url
-    try:
-        target = reach.parse(url)
-    except reach.Refused:
-        return "…"
-    return f"{target.scheme}://{target.authority}/…"
 
 
 def when(at: datetime | None) -> str | None:

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from datetime import datetime, time
 from decimal import Decimal
 from typing import Annotated, Any, Literal, TypeVar
-from urllib.parse import urlencode
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from sqlmodel import Session, col, select
@@ -21,6 +20,7 @@ from models import money
 from models.alerts import COUNTDOWN_KINDS, LIMITED_KINDS, RATE_KINDS, RULE_KINDS, Alert, AlertRule, AuditEntry, Budget, Kind, NoData, Severity, Silence
 from models.columns import EPOCH
 from models.errors import InvalidInput, NotFound
+from models.ledger.alerts import explain_query
 from models.ledger.budgets import scope_filters
 from models.money import currency_from, decimal_from
 from models.notices import Receiver
@@ -333,6 +333,16 @@ def _silence_values(body: SilenceBody) -> dict[str, Any]:
     }
 
 
+def tried_rule(body: RuleBody, *, now: datetime) -> AlertRule:
+    """A rule that is tried and not kept."""
+    return AlertRule(id="backtest", created_at=now, updated_at=now, **_rule_values(body))
+
+
+def tried_budget(body: BudgetBody, *, now: datetime) -> Budget:
+    """A budget that is tried and not kept."""
+    return Budget(id="backtest", created_at=now, updated_at=now, **_budget_values(body))
+
+
 def create_rule(session: Session, body: RuleBody, *, by: Author, now: datetime, rule_id: str | None = None) -> AlertRule:
     """A new rule."""
     _refuse_unknown(session, body.receivers)
@@ -394,6 +404,15 @@ def replace_silence(session: Session, row: Silence, body: SilenceBody, *, by: Au
     before = silence_body(row, now=now)
     for name, value in _silence_values(body).items():
         setattr(row, name, value)
+    return _replaced(session, row, "silence", before, silence_body(row, now=now), by=by, now=now)
+
+
+def expire_silence(session: Session, row: Silence, *, by: Author, now: datetime) -> Silence:
+    """The silence ended now, and listed as one that is over; one that has not begun never does."""
+    if row.ends_at <= now:
+        return row
+    before = silence_body(row, now=now)
+    row.starts_at, row.ends_at = min(row.starts_at, now), now
     return _replaced(session, row, "silence", before, silence_body(row, now=now), by=by, now=now)
 
 
@@ -582,14 +601,8 @@ def alert_body(alert: Alert, *, silenced: bool) -> dict[str, Any]:
 
 def explain_url(alert: Alert) -> str:
     """The question to ``/v1/explain`` whose answer is the figure behind the alert."""
-    pairs: list[tuple[str, str]] = []
-    for name, value in sorted(alert.scope.items()):
-        pairs += [(name, one) for one in ([value] if isinstance(value, str) else value)] if name in _EXPLAINED or name.startswith("tag:") else []
-    for name in ("from", "to", "basis", "currency"):
-        if isinstance(alert.sample.get(name), str):
-            pairs.append((name, str(alert.sample[name])))
-    return "/v1/explain?" + urlencode(pairs) if pairs else "/v1/explain"
+    query = explain_query(alert)
+    return f"/v1/explain?{query}" if query else "/v1/explain"
 
 
 _OF_MONEY = frozenset({Kind.BUDGET, Kind.BUDGET_FORECAST, Kind.IDLE_DEPLOYMENT, Kind.UNMETERED_USAGE, Kind.EXTERNAL})
-_EXPLAINED = frozenset({"workspace", "deployment", "model", "application", "team", "mode"})

@@ -9,12 +9,13 @@ in it, and one writes the address.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from datetime import date, datetime, timedelta
 from types import ModuleType
 from typing import IO, Any, Protocol
+from urllib.parse import parse_qsl
 from zlib import crc32
 
 from dash import ALL, ClientsideFunction, Dash, Input, Output, State, dcc, html, no_update
@@ -27,10 +28,26 @@ from dashboard import access as doors
 from dashboard import acts, figures, shell, tables, text
 from dashboard.access import Access
 from dashboard.filters import Selection
-from dashboard.pages import alerts, comparison, data, deployment, explain, ingest, overview, quotas, receivers, reconciliation, reports, rules, sources, start
-from dashboard.shell import DROPDOWNS, Failure, Ledger, OpenLedger, View, address_panel, attempt, failure_panel
+from dashboard.pages import (
+    alerts,
+    backtest,
+    comparison,
+    data,
+    deployment,
+    explain,
+    ingest,
+    overview,
+    quotas,
+    receivers,
+    reconciliation,
+    reports,
+    rules,
+    sources,
+    start,
+)
+from dashboard.shell import DROPDOWNS, Failure, Ledger, OpenLedger, Tried, View, address_panel, attempt, failure_panel
 from models import ledger
-from models.alerts import Alert, AlertRule
+from models.alerts import Alert, AlertRule, Silence
 from models.errors import DomainError, InvalidInput, Unavailable, told
 from models.ledger import (
     BASES,
@@ -53,6 +70,7 @@ from models.ledger import (
     Reconciliation,
     ScheduleStanding,
     Source,
+    TrailEntry,
     UsagePage,
     WhatIf,
     Why,
@@ -71,6 +89,7 @@ PAGES: tuple[ModuleType, ...] = (
     quotas,
     alerts,
     rules,
+    backtest,
     receivers,
     sources,
     data,
@@ -84,6 +103,7 @@ REFRESH_SECONDS = 15
 PART = "part"
 DRAWER = "#why"
 _LARGEST_REQUEST = 1 << 20
+_LONGEST_FORM = 16_384
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +172,12 @@ class LedgerReader:
     def receivers(self) -> list[ReceiverStanding]:
         return ledger.receivers(self.session)
 
+    def silences(self, *, since: datetime, visible: frozenset[str] | None) -> list[Silence]:
+        return ledger.silences(self.session, since=since, visible=visible)
+
+    def trail(self, *, kinds: Sequence[str], visible: frozenset[str] | None) -> list[TrailEntry]:
+        return ledger.trail(self.session, kinds=kinds, visible=visible)
+
     def closed_months(self, *, now: datetime) -> list[ClosedMonth]:
         return ledger.closed_months(self.session, now=now)
 
@@ -215,11 +241,13 @@ def create_dashboard(
     is_behind_tls: bool = False,
     files: Files | None = None,
     desk: acts.Desk | None = None,
+    tried: Tried | None = None,
 ) -> Dash:
     """A Dash app whose WSGI side (``app.server``) expects the mount to have taken ``url_prefix`` off the path.
 
     ``files`` makes what the Reports page offers; without it the page has nothing to give. ``desk`` does what an admin's
-    buttons ask for; without it there are no buttons. ``notice`` is shown on every page that is served without a key; ``is_behind_tls`` says that a proxy speaks https for us.
+    buttons ask for; without it there are no buttons. ``tried`` tries
+    what a form says on the past. ``notice`` is shown on every page that is served without a key; ``is_behind_tls`` says that a proxy speaks https for us.
     """
     server = Flask("meterbridge.dashboard", static_folder=None)
     server.config["MAX_CONTENT_LENGTH"] = _LARGEST_REQUEST
@@ -242,7 +270,7 @@ def create_dashboard(
         add_log_handler=False,
         enable_mcp=False,
     )
-    screens = _Screens(open_ledger=open_ledger, now=now, prefix=url_prefix, notice=notice, is_behind_tls=is_behind_tls, desk=desk)
+    screens = _Screens(open_ledger=open_ledger, now=now, prefix=url_prefix, notice=notice, is_behind_tls=is_behind_tls, desk=desk, tried=tried)
     app.layout = screens.frame
     acts.accept(server, desk, prefix=url_prefix)
     _register(app, screens)
@@ -324,6 +352,7 @@ class _Screens:
     notice: str | None
     is_behind_tls: bool = False
     desk: acts.Desk | None = None
+    tried: Tried | None = None
 
     def _origin(self) -> str:
         """Where a browser sees the service: what the commands on a page name."""
@@ -406,11 +435,17 @@ class _Screens:
         module = next((page for page in PAGES if path == page.PATH), None)
         if module is None:
             return [address_panel(f"there is no page {path[:60]!r}", self.prefix, "")]
+        said: dict[str, str] = {}
         try:
-            selection = Selection.parse(search)
+            if module is backtest:
+                # The words of a form: a slip in them is shown at its field.
+                for name, value in parse_qsl((search or "").removeprefix("?")[:_LONGEST_FORM], max_num_fields=100):
+                    said[name] = f"{said[name]}\n{value}" if name in said else value
+            selection = Selection.parse(None if module is backtest else search)
             selection.period(self.now())
-        except InvalidInput as fault:
-            return [address_panel(fault.message, self.prefix, path)]
+        except (InvalidInput, ValueError) as fault:
+            return [address_panel(fault.message if isinstance(fault, InvalidInput) else "it holds too many parameters", self.prefix, path)]
+        may_act = acts.may_act(self.desk, doors.viewer())
 
         def draw() -> list[Component]:
             with self.open_ledger() as opened:
@@ -423,7 +458,9 @@ class _Screens:
                     path=path,
                     origin=self._origin(),
                     is_open=doors.viewer() == doors.OPEN,
-                    may_act=acts.may_act(self.desk, doors.viewer()),
+                    may_act=may_act,
+                    said=said,
+                    tried=self.tried if may_act else None,
                 )
                 children: list[Component] = (inside or module.layout)(view)
                 return children
@@ -515,7 +552,7 @@ class _Screens:
             [
                 (page.GROUP, page.NAME, f"{self.prefix}{page.PATH}{search if page in _FILTERED else ''}", path == page.PATH)
                 for page in PAGES
-                if page is not explain  # reached from a figure
+                if page not in {explain, backtest}  # reached from a figure, and from a form
             ]
         )
 

@@ -7,7 +7,7 @@ and grid come from the style sheet (they follow the theme), colours of data from
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -22,6 +22,7 @@ from dashboard import text
 from models.ledger import CostRow, CostTable, Standing
 from models.ledger.intake import DoorHour
 from models.periods import Granularity, Period, buckets
+from models.trials import Trial
 
 # Told apart with the common colour-vision deficiencies in this order (after Okabe and Ito), each with at least
 # 3:1 contrast to both the light and the dark page.
@@ -31,6 +32,7 @@ _BAD = "#d0342c"
 _MODE_COLOURS = {"serverless": PALETTE[0], "managed_compute": PALETTE[1], "unknown": QUIET}
 _SHADES: dict[Standing, str] = {"provisional": "rgba(128,140,160,0.20)", "settling": "rgba(128,140,160,0.08)"}
 _LEGEND_NAMES = 12
+_MOST_SHADES = 200
 
 # Bars of hours and days stand over their tick, so that the label is under the bar: the axis is shifted by half a bar.
 _HALVES: dict[Granularity, timedelta] = {"hour": timedelta(minutes=30), "day": timedelta(hours=12)}
@@ -410,6 +412,59 @@ def cost_lines(
         annotations=[
             {"x": at, "y": 1, "yref": "paper", "text": words, "showarrow": False, "yanchor": "bottom", "font": {"size": 11}} for words, at, _ in marks
         ],
+    )
+
+
+def trial(trial: Trial, *, naming: Callable[[Mapping[str, Any]], str], revision: str) -> Figure:
+    """The lines that a rule or budget would have followed, where it fires, and the stretches in which it would have."""
+    tints = [PALETTE[index % len(PALETTE)] for index in range(len(trial.lines))]
+    lines: list[Figure] = [
+        {
+            "type": "scatter",
+            "mode": "lines",
+            "name": label(naming(line.scope)),
+            "x": [_at(at) for at, _ in line.points],
+            "y": [float(value) for _, value in line.points],
+            "line": {"color": tint, "width": 2},
+            "hovertemplate": "%{x|%a %d %b, %H:%M} UTC: %{y:,.6~g}<extra></extra>",
+        }
+        for line, tint in zip(trial.lines, tints, strict=True)
+    ]
+    marks: Figure = {
+        "type": "scatter",
+        "mode": "markers",
+        "name": "would have fired",
+        "x": [_at(one.fired_at) for one in trial.firings if one.peak is not None],
+        "y": [float(one.peak) for one in trial.firings if one.peak is not None],
+        "customdata": [escape(one.why, quote=False) for one in trial.firings if one.peak is not None],
+        "hovertemplate": "%{x|%a %d %b, %H:%M:%S} UTC: %{customdata}<extra></extra>",
+        "marker": {"color": _BAD, "size": 9, "symbol": "triangle-up"},
+    }
+    shades = [
+        {
+            "type": "rect",
+            "x0": _at(one.fired_at),
+            "x1": _at(one.resolved_at or trial.period.end),
+            "y0": 0,
+            "y1": 1,
+            "yref": "paper",
+            "fillcolor": _BAD,
+            "opacity": 0.12,
+            "line": {"width": 0},
+        }
+        for one in trial.firings[:_MOST_SHADES]
+    ]
+    edges = [
+        {"type": "line", "x0": 0, "x1": 1, "xref": "paper", "y0": float(edge), "y1": float(edge), "line": {"color": _BAD, "width": 2, "dash": "dot"}}
+        for edge in sorted({line.threshold for line in trial.lines})
+    ]
+    return _plain(
+        [*lines, marks],
+        revision,
+        margin={"l": 72, "r": 12, "t": 12, "b": 8},
+        xaxis={**_GRID, "type": "date", "range": [_at(trial.period.start), _at(trial.period.end)]},
+        yaxis={**_GRID, "title": {"text": escape(trial.unit, quote=False)}, "rangemode": "tozero", "fixedrange": True},
+        shapes=[*shades, *edges],
     )
 
 

@@ -7,9 +7,9 @@ shows in the place of that part: a page is never blank and never a traceback.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import date, datetime, timedelta
 from decimal import Decimal
 from typing import Protocol, TypeVar
@@ -19,7 +19,7 @@ from dash.development.base_component import Component
 
 from dashboard import text
 from dashboard.filters import PRESETS, Selection, month_to_date, preset
-from models.alerts import Alert, AlertRule
+from models.alerts import Alert, AlertRule, Silence
 from models.errors import DomainError, Unavailable, told
 from models.ledger import (
     BASES,
@@ -45,6 +45,7 @@ from models.ledger import (
     Reconciliation,
     ScheduleStanding,
     Source,
+    TrailEntry,
     UsagePage,
     WhatIf,
     Why,
@@ -53,6 +54,7 @@ from models.ledger import (
 from models.ledger.intake import Intake, SnapshotRecord
 from models.periods import Period, utc_day
 from models.resources import Mode
+from models.trials import Trial
 
 log = logging.getLogger(__name__)
 _LONG = timedelta(days=1000)
@@ -118,6 +120,10 @@ class Ledger(Protocol):
 
     def receivers(self) -> list[ReceiverStanding]: ...
 
+    def silences(self, *, since: datetime, visible: frozenset[str] | None) -> list[Silence]: ...
+
+    def trail(self, *, kinds: Sequence[str], visible: frozenset[str] | None) -> list[TrailEntry]: ...
+
     def closed_months(self, *, now: datetime) -> list[ClosedMonth]: ...
 
     def explain(self, query: CostQuery, *, now: datetime) -> Explanation: ...
@@ -127,6 +133,8 @@ class Ledger(Protocol):
     def conflicts(self, *, visible: frozenset[str] | None) -> list[ConflictRecord]: ...
 
 
+# (rule or budget, what its form says) -> what it would have done; raises ``DomainError``
+Tried = Callable[[str, Mapping[str, str]], Trial]
 OpenLedger = Callable[[], AbstractContextManager[Ledger]]
 
 
@@ -152,6 +160,8 @@ class View:
     origin: str
     is_open: bool
     may_act: bool = False  # whether buttons that change something are shown
+    said: Mapping[str, str] = field(default_factory=dict)  # the address's own words, where a page has no filters
+    tried: Tried | None = None  # tries a rule or budget on the past, for whoever may make one
 
     def ask(self, part: str, call: Callable[[], T]) -> T | Failure:
         """The answer of a ledger call, or why there is none; ``part`` names it to the reader."""

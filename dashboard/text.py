@@ -113,6 +113,11 @@ def instant(at: datetime | None) -> str:
     return "never" if at is None else f"{day(at.astimezone(UTC).date())}, {at.astimezone(UTC):%H:%M} UTC"
 
 
+def minute(at: datetime) -> str:
+    """``2026-11-20 23:56``, in UTC: as forms take it back."""
+    return f"{at.astimezone(UTC):%Y-%m-%d %H:%M}"
+
+
 def until(at: datetime | None) -> str:
     """How far something reaches: an end at midnight is the day before it."""
     if at is None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from datetime import datetime
 from enum import StrEnum
+from urllib.parse import urlsplit
 
 from sqlalchemy import Boolean, Column, ForeignKey, Index, Integer, Text
 from sqlmodel import Field, SQLModel
@@ -28,6 +29,14 @@ class Format(StrEnum):
     TEAMS = "teams"
     PAGERDUTY = "pagerduty"
     EMAIL = "email"
+
+
+def place(url: str, form: Format) -> str:
+    """Where a receiver is, without the path that may be its secret; a mailbox is none."""
+    if form is Format.EMAIL:
+        return url
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc}/…"
 
 
 class DeliveryStatus(StrEnum):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from decimal import Decimal
 from typing import Annotated, Any
@@ -16,13 +17,15 @@ from collector.api.deps import Caller, Now, Reading, Writing
 from collector.api.reads import refuse_unknown, whole_number
 from collector.auth import Principal
 from collector.rulebook import Author, BudgetBody, RuleBody, SilenceBody, When
-from collector.watch import backtest
-from collector.watch.judge import lock_alerts, read_quiets, told_alerts
+from collector.watch import backtest, backtest_budget
+from collector.watch.judge import lock_alerts, read_quiets
 from models import money
 from models.alerts import Alert, AlertRule, AlertState, AuditEntry, Budget, Kind, Severity, Silence
 from models.errors import Conflict, Forbidden, InvalidInput, NotFound
 from models.ledger import budgets
 from models.periods import Period, rfc3339
+from models.silences import Quiet, labels_of, silenced_by
+from models.trials import Trial
 
 router = APIRouter(tags=["alerts"])
 _MOST_ITEMS = 1000
@@ -64,21 +67,37 @@ class BacktestBody(BaseModel):
 
 @router.post("/v1/alert-rules/backtest", summary="When a rule would have fired")
 def test_rule(body: BacktestBody, session: Reading, now: Now) -> dict[str, Any]:
-    """The firings over stored history; nobody is told and nothing is kept."""
-    values = body.rule.model_dump(exclude={"enabled"})
-    rule = AlertRule(id="backtest", created_at=now, updated_at=now, **values)
-    firings = backtest(session, rule, Period(body.start, body.end), now=now)
+    """The firings over stored history, and the lines they are on; nobody is told and nothing is kept."""
+    return _tried(backtest(session, rulebook.tried_rule(body.rule, now=now), _span(body.start, body.end), now=now), rulebook.number)
+
+
+def _span(start: datetime, end: datetime) -> Period:
+    if end <= start:
+        raise InvalidInput("it must be after from", field="to")
+    return Period(start, end)
+
+
+def _tried(trial: Trial, value: Callable[[Decimal | None], int | str | None]) -> dict[str, Any]:
     return {
         "firings": [
             {
                 "scope": one.scope,
                 "fired_at": rfc3339(one.fired_at),
                 "resolved_at": None if one.resolved_at is None else rfc3339(one.resolved_at),
-                "peak": rulebook.number(one.peak),
+                "peak": value(one.peak),
                 "why": one.why,
+                **({} if one.step is None else {"step": one.step}),
             }
-            for one in firings
-        ]
+            for one in trial.firings
+        ],
+        "from": rfc3339(trial.period.start),
+        "to": rfc3339(trial.period.end),
+        "unit": trial.unit,
+        "lines": [
+            {"scope": one.scope, "threshold": value(one.threshold), "points": [[rfc3339(at), value(height)] for at, height in one.points]}
+            for one in trial.lines
+        ],
+        "notes": list(trial.notes),
     }
 
 
@@ -116,6 +135,22 @@ def every_budget(request: Request, session: Reading, caller: Caller, now: Now) -
 def create_budget(body: BudgetBody, session: Writing, caller: Caller, now: Now) -> dict[str, Any]:
     """The budget with its id."""
     return _budget(session, rulebook.create_budget(session, body, by=_author(caller), now=now), now)
+
+
+class BudgetBacktestBody(BaseModel):
+    """``{"budget", "from", "to"}``."""
+
+    model_config = ConfigDict(extra="forbid", populate_by_name=True)
+
+    budget: BudgetBody
+    start: When = Field(alias="from")
+    end: When = Field(alias="to")
+
+
+@router.post("/v1/budgets/backtest", summary="Which steps a budget would have crossed, and when")
+def test_budget(body: BudgetBacktestBody, session: Reading, now: Now) -> dict[str, Any]:
+    """The steps over stored history, and the spend they are on; nobody is told and nothing is kept."""
+    return _tried(backtest_budget(session, rulebook.tried_budget(body.budget, now=now), _span(body.start, body.end), now=now), _money)
 
 
 @router.get("/v1/budgets/{budget_id}", summary="One budget, with where its period is likely to end")
@@ -200,7 +235,14 @@ def replace_silence(body: SilenceBody, session: Writing, caller: Caller, now: No
     return rulebook.silence_body(rulebook.replace_silence(session, row, body, by=_author(caller), now=now), now=now)
 
 
-@router.delete("/v1/silences/{silence_id}", status_code=204, summary="End a silence")
+@router.post("/v1/silences/{silence_id}/expire", summary="End a silence now; it stays listed")
+def expire_silence(session: Writing, caller: Caller, now: Now, *, silence_id: str) -> dict[str, Any]:
+    """The silence as it ended; what still fires is told. One that is over already stays as it was."""
+    row = rulebook.found(session, Silence, silence_id, visible=caller.visible)
+    return rulebook.silence_body(rulebook.expire_silence(session, row, by=_author(caller), now=now), now=now)
+
+
+@router.delete("/v1/silences/{silence_id}", status_code=204, summary="End a silence and list it no more")
 def delete_silence(session: Writing, caller: Caller, now: Now, *, silence_id: str) -> Response:
     """What still fires is told."""
     rulebook.delete(session, rulebook.found(session, Silence, silence_id, visible=caller.visible), by=_author(caller), now=now)
@@ -235,7 +277,8 @@ def alerts(request: Request, session: Reading, caller: Caller, now: Now) -> dict
             if len(found) > size:
                 break
     page = found[:size]
-    items = [rulebook.alert_body(one, silenced=silenced) for one, silenced in told_alerts(page, read_quiets(session), now)]
+    quiets = read_quiets(session)
+    items = [_shown(one, quiets, now) for one in page]
     return _page(items, str(page[-1].seq) if len(found) > size else None)
 
 
@@ -273,8 +316,7 @@ def from_litellm(body: Annotated[bytes, Depends(_raw)], request: Request, sessio
 def alert(session: Reading, caller: Caller, now: Now, *, alert_id: str) -> dict[str, Any]:
     """The alert with its sample."""
     row = _alert(session, alert_id, caller)
-    ((_, silenced),) = told_alerts([row], read_quiets(session), now)
-    return rulebook.alert_body(row, silenced=silenced)
+    return _shown(row, read_quiets(session), now)
 
 
 @router.post("/v1/alerts/{alert_id}/acknowledge", summary="Say that somebody is looking at it")
@@ -289,8 +331,13 @@ def acknowledge(session: Writing, caller: Caller, now: Now, *, alert_id: str) ->
         session.flush()
         after = {"acknowledged_at": rfc3339(now)}
         rulebook.audit(session, actor=row.acknowledged_by, action="acknowledge", kind="alert", object_id=row.id, before=None, after=after, now=now)
-    ((_, silenced),) = told_alerts([row], read_quiets(session), now)
-    return rulebook.alert_body(row, silenced=silenced)
+    return _shown(row, read_quiets(session), now)
+
+
+def _shown(row: Alert, quiets: Sequence[Quiet], now: datetime) -> dict[str, Any]:
+    """An alert with which silence covers it now, if it is open and one does."""
+    quiet = silenced_by(quiets, labels_of(row), now) if row.open_key is not None else None
+    return rulebook.alert_body(row, silenced=quiet is not None) | {"silenced_by": None if quiet is None else quiet.id}
 
 
 def _alert(session: Session, alert_id: str, caller: Principal) -> Alert:

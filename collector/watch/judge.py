@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -808,11 +808,6 @@ def ensure_builtins(session: Session, *, now: datetime) -> None:
     for rule_id, body in _BUILTINS.items():
         if rule_id not in known:
             rulebook.create_rule(session, body, by=by, now=now, rule_id=rule_id)
-
-
-def told_alerts(alerts: Iterable[Alert], quiets: Sequence[Quiet], now: datetime) -> list[tuple[Alert, bool]]:
-    """Alerts with whether a silence covers them now."""
-    return [(alert, alert.open_key is not None and silenced_by(quiets, labels_of(alert), now) is not None) for alert in alerts]
 
 
 def metrics_lines(session: Session) -> list[str]:

@@ -26,7 +26,9 @@
     window.dash_clientside = Object.assign({}, window.dash_clientside, {
         meterbridge: {
             tick: function (intervals) {
-                return document.hidden ? window.dash_clientside.no_update : intervals;
+                // What somebody is filling in stays under their hands.
+                var busy = document.querySelector("main details[open] form") || (document.activeElement && document.activeElement.closest("main form"));
+                return document.hidden || busy ? window.dash_clientside.no_update : intervals;
             },
             title: function () {
                 window.requestAnimationFrame(function () {
@@ -47,5 +49,69 @@
                 return window.dash_clientside.no_update;
             }
         }
+    });
+})();
+
+// Forms that change something: a fault stands at its field and what was typed stays; a new secret is shown once.
+(function () {
+    "use strict";
+
+    function clear(form) {
+        form.querySelectorAll(".field-fault").forEach(function (line) { line.remove(); });
+        form.querySelectorAll("[aria-invalid]").forEach(function (field) { field.removeAttribute("aria-invalid"); });
+    }
+
+    function tell(form, said) {
+        var field = said.field ? form.querySelector("[name='" + CSS.escape(said.field) + "']") : null;
+        var line = document.createElement("span");
+        line.className = "field-fault";
+        line.setAttribute("role", "alert");
+        line.textContent = said.message || "Nothing was changed; try again.";
+        ((field && field.closest("label")) || form).appendChild(line);
+        if (field) {
+            field.setAttribute("aria-invalid", "true");
+            field.focus();
+        }
+    }
+
+    function show(said) {
+        var dialog = document.createElement("dialog");
+        var label = document.createElement("p");
+        var secret = document.createElement("pre");
+        var done = document.createElement("button");
+        label.textContent = said.label;
+        secret.textContent = said.secret;
+        done.textContent = "I have kept it";
+        dialog.append(label, secret, done);
+        done.addEventListener("click", function () { dialog.close(); });
+        dialog.addEventListener("close", function () { window.location.assign(said.go); });
+        document.body.appendChild(dialog);
+        dialog.showModal();
+    }
+
+    document.addEventListener("submit", function (event) {
+        var form = event.target;
+        var asked = event.submitter && event.submitter.getAttribute("formmethod");
+        if (form.method !== "post" || asked === "get" || !new URL(form.action).pathname.includes("/act/")) {
+            return;
+        }
+        event.preventDefault();
+        clear(form);
+        var buttons = form.querySelectorAll("button");
+        buttons.forEach(function (button) { button.disabled = true; });
+        window.fetch(form.action, { method: "POST", body: new URLSearchParams(new FormData(form)), headers: { Accept: "application/json" } })
+            .then(function (answer) {
+                return answer.json().then(function (said) {
+                    if (!answer.ok) {
+                        tell(form, said);
+                    } else if (said.secret) {
+                        show(said);
+                    } else {
+                        window.location.assign(said.go);
+                    }
+                });
+            })
+            .catch(function () { tell(form, { message: "The service did not answer; nothing is known to have changed. Look, then try again." }); })
+            .then(function () { buttons.forEach(function (button) { button.disabled = false; }); });
     });
 })();

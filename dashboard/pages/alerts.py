@@ -1,16 +1,22 @@
-"""What needs somebody now, and what did in the last week; an admin acknowledges and silences here."""
+"""What needs somebody now, what did in the last week, and what is silenced; an admin acknowledges and silences here."""
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 
-from dash import html
+from dash import dcc, html
 from dash.development.base_component import Component
 
 from dashboard import acts, figures, tables, text
 from dashboard.shell import Failure, View, age_line, card, failure_panel, tile
-from models.alerts import Alert, AlertState
+from dashboard.trail import changes
+from models.alerts import Alert, AlertState, Silence
+from models.columns import canonical_json
+from models.ledger import explain_query
 from models.periods import Period
+from models.silences import WEEKDAYS, Quiet, in_weekly, labels_of, silenced_by
 
 PATH = "alerts"
 NAME = "Alerts"
@@ -18,6 +24,7 @@ GROUP = "Operations"
 _LATELY = timedelta(days=7)
 _COLOURS = {"critical": "#d0342c", "error": "#d9730d", "warning": "#a98307", "info": "#2a7fd1"}
 _MOST_SPANS = 30
+_MOST_ROWS = 60
 
 
 def layout(view: View) -> list[Component]:
@@ -29,21 +36,35 @@ def layout(view: View) -> list[Component]:
         age_line(age, view.now),
     ]
     found = view.ask("the alerts", lambda: view.ledger.alerts(since=since, visible=view.visible))
+    quiet = view.ask("the silences", lambda: view.ledger.silences(since=since, visible=view.visible))
+    quiets = {row.id: row for row in quiet} if not isinstance(quiet, Failure) else {}
     parts: list[Component] = (
-        [failure_panel(found, view.here)] if isinstance(found, Failure) else [_tiles(found), *_timeline(view, found, since), _table(view, found)]
+        [failure_panel(found, view.here)]
+        if isinstance(found, Failure)
+        else [_tiles(view, found, quiets), *_timeline(view, found, since), _table(view, found, quiets)]
     )
-    return [*head, *parts]
+    silences = [failure_panel(quiet, view.here)] if isinstance(quiet, Failure) else [_silences(view, quiet)]
+    return [*head, *parts, *silences, *([_new_silence(view), _new_window(view)] if view.may_act else []), changes(view, "alert", "silence")]
 
 
-def _tiles(found: list[Alert]) -> Component:
+def _silence_of(view: View, alert: Alert, quiets: Mapping[str, Silence]) -> Silence | None:
+    """The silence that covers an open alert now."""
+    if alert.state == AlertState.RESOLVED:
+        return None
+    quiet = silenced_by([Quiet.of(row) for row in quiets.values()], labels_of(alert), view.now)
+    return None if quiet is None else quiets[quiet.id]
+
+
+def _tiles(view: View, found: list[Alert], quiets: Mapping[str, Silence]) -> Component:
     firing = [one for one in found if one.state == AlertState.FIRING]
     pending = [one for one in found if one.state == AlertState.PENDING]
     unseen = [one for one in firing if one.acknowledged_at is None]
+    silent = sum(_silence_of(view, one, quiets) is not None for one in firing)
     worst = next((severity for severity in _COLOURS if any(one.severity.value == severity for one in firing)), None)
     return html.Div(
         [
             tile("Firing", text.count(len(firing)), note=f"worst: {worst}" if worst else "nothing needs anybody", tone="warn" if firing else ""),
-            tile("Not acknowledged", text.count(len(unseen)), note="of those that fire"),
+            tile("Not acknowledged", text.count(len(unseen)), note=f"of those that fire; {silent} silenced" if silent else "of those that fire"),
             tile("Pending", text.count(len(pending)), note="above their threshold, not yet for long enough"),
             tile("Ended in 7 days", text.count(sum(one.state == AlertState.RESOLVED for one in found))),
         ],
@@ -72,11 +93,13 @@ def _timeline(view: View, found: list[Alert], since: datetime) -> list[Component
 
 
 def _subject(alert: Alert) -> str:
-    named = [str(alert.scope[key]) for key in ("deployment", "workspace") if isinstance(alert.scope.get(key), str)]
+    if isinstance(alert.sample.get("receiver"), str):
+        return f"receiver {alert.sample['receiver']}"
+    named = [str(alert.scope[key]) for key in ("deployment", "endpoint", "family", "workspace", "region", "team") if isinstance(alert.scope.get(key), str)]
     return " · ".join(named) or "everything"
 
 
-def _table(view: View, found: list[Alert]) -> Component:
+def _table(view: View, found: list[Alert], quiets: Mapping[str, Silence]) -> Component:
     if not found:
         return card(
             "Alerts",
@@ -97,17 +120,27 @@ def _table(view: View, found: list[Alert]) -> Component:
         tables.Column("Acknowledged"),
     ]
     pills = {AlertState.FIRING: "provisional", AlertState.PENDING: "settling", AlertState.RESOLVED: "settled"}
+    sizes = Counter(one.group_id for one in found if one.group_id is not None)
 
     def cells(one: Alert) -> list[tables.Cell]:
         since = one.fired_at or one.pending_at
         runbook = one.runbook_url if one.runbook_url.startswith(("https://", "http://")) else ""
+        silence = _silence_of(view, one, quiets)
+        links: list[str | Component] = [html.A("Runbook", href=runbook, rel="noopener noreferrer"), " "] if runbook else []
+        if query := explain_query(one):
+            links.append(dcc.Link("Explain", href=f"{view.prefix}explain?{query}", title="the money behind it: its scope over what was measured"))
+        state: list[str | Component] = [html.Span(one.state.value, className=f"pill {pills[one.state]}")]
+        if silence is not None:
+            state += [html.Br(), html.Span(f"silenced until {text.instant(silence.ends_at)}", className="where-is", title=_about(silence))]
+        if one.group_id is not None and sizes[one.group_id] > 1:
+            state += [html.Br(), html.Span(f"told with {sizes[one.group_id] - 1} others", className="where-is", title=f"group {one.group_id}")]
         return [
-            html.Span(one.state.value, className=f"pill {pills[one.state]}"),
+            state,
             *([html.Span(_buttons(view, one), className="acts")] if view.may_act else []),
-            one.severity.value,
-            html.A(text.visible(one.rule), href=runbook, rel="noopener noreferrer") if runbook else tables.named(one.rule),
+            html.Span(one.severity.value, className=f"severity {one.severity.value}"),
+            tables.named(one.rule),
             tables.named(_subject(one)),
-            html.Span(text.visible(one.why), className="wrap"),
+            [html.Span(text.visible(one.why), className="wrap"), html.Span(links, className="acts"), *_sample(one)],
             view.figure("alert_value", one.value, alert=one.id) if one.value is not None else "",
             view.figure("alert_threshold", one.threshold, alert=one.id) if one.threshold is not None else "",
             html.Span(f"{text.instant(since)} ({text.ago(since, view.now)})", title=text.exact_instant(since)),
@@ -116,9 +149,27 @@ def _table(view: View, found: list[Alert]) -> Component:
         ]
 
     order = {AlertState.FIRING: 0, AlertState.PENDING: 1, AlertState.RESOLVED: 2}
-    rows = [cells(one) for one in sorted(found, key=lambda one: (order[one.state], -one.seq))[:60]]
+    # Those that were told by one notice stand together.
+    newest = {one.group_id or one.id: one.seq for one in sorted(found, key=lambda one: one.seq)}
+    ordered = sorted(found, key=lambda one: (order[one.state], -newest[one.group_id or one.id], -one.seq))
     note = "A silenced alert goes on, and is told again when the silence ends." if view.may_act else "Sign in with an admin key to acknowledge or silence."
-    return card("Alerts", tables.table(columns, rows, caption="Alerts"), note=note, name="wide")
+    if len(found) > _MOST_ROWS:
+        note = f"The first {_MOST_ROWS} of {len(found)}. {note}"
+    return card("Alerts", tables.table(columns, [cells(one) for one in ordered[:_MOST_ROWS]], caption="Alerts"), note=note, name="wide")
+
+
+def _sample(alert: Alert) -> list[Component]:
+    """What was measured, under the words that sum it up."""
+    if not alert.sample:
+        return []
+    lines = [
+        html.Li(f"{text.words(str(name))}: {text.short(text.visible(_plain(value)), 120)}") for name, value in alert.sample.items() if value not in (None, "")
+    ]
+    return [acts.unfolded("Sample", html.Ul(lines, className="choices"))]
+
+
+def _plain(value: object) -> str:
+    return canonical_json(value) if isinstance(value, dict | list) else str(value)
 
 
 def _buttons(view: View, alert: Alert) -> list[Component]:
@@ -131,3 +182,85 @@ def _buttons(view: View, alert: Alert) -> list[Component]:
     title = "Tell nobody of this rule at this place for so long"
     said += [acts.form(view.prefix, "silence", f"Silence {hours} h", back=PATH, title=title, id=alert.id, hours=hours) for hours in ("4", "24")]
     return said
+
+
+# -- silences -------------------------------------------------------------------------------------
+
+
+def _silences(view: View, found: Sequence[Silence]) -> Component:
+    if not found:
+        how = "None runs, comes or ended in the last 7 days. A silence keeps alerts from being told; they are still judged and listed."
+        return card("Silences and maintenance windows", html.P(how), name="wide")
+    columns = [
+        tables.Column("State"),
+        tables.Column("Covers"),
+        tables.Column("From"),
+        tables.Column("To"),
+        tables.Column("Made by"),
+        tables.Column("Why"),
+        *([tables.Column("What to do")] if view.may_act else []),
+    ]
+
+    def cells(one: Silence) -> list[tables.Cell]:
+        is_over, is_coming = one.ends_at <= view.now, one.starts_at > view.now
+        state, pill = ("past", "") if is_over else ("coming", "settling") if is_coming else ("active", "provisional")
+        if state == "active" and one.weekly is not None and not in_weekly(one.weekly, view.now):
+            state, pill = "between windows", "settling"
+        end = acts.field("New end", "ends_at", text.minute(one.ends_at), note="UTC")
+        change = acts.form(view.prefix, "replace-silence", "Save", back=PATH, fields=[end], name="fields", id=one.id)
+        stop = acts.form(view.prefix, "end-silence", "Call it off" if is_coming else "End it now", back=PATH, title="What still fires is told", id=one.id)
+        return [
+            html.Span(state, className=f"pill {pill}"),
+            html.Span(_about(one), className="wrap"),
+            text.instant(one.starts_at),
+            text.instant(one.ends_at),
+            html.Span("a file" if one.origin == "apply" else tables.named(one.author)),
+            html.Span(text.visible(one.comment), className="wrap"),
+            *([html.Span([stop, acts.unfolded("Change the end", change)] if not is_over else [], className="acts")] if view.may_act else []),
+        ]
+
+    order = sorted(found, key=lambda one: (one.ends_at <= view.now, one.starts_at > view.now, one.ends_at))
+    note = "They keep alerts from being told; the alerts are still judged and listed. Those that are over stay here for 7 days."
+    table = tables.table(columns, [cells(one) for one in order[:_MOST_ROWS]], caption="Silences and maintenance windows")
+    return card("Silences and maintenance windows", table, note=note, name="wide")
+
+
+def _about(silence: Silence) -> str:
+    """What a silence covers and when, in words."""
+    said = ", ".join(f"{text.visible(one['name'])}={text.visible(one['value'])}" for one in silence.matchers)
+    if silence.weekly is None:
+        return said
+    weekly = silence.weekly
+    return f"{said}; every {', '.join(weekly['days'])} {weekly['from']} to {weekly['to']} ({weekly['time_zone']})"
+
+
+_MATCHERS_NOTE = "label=value with commas between, such as deployment=chat, kind=throttled_requests; one label twice takes either"
+
+
+def _new_silence(view: View) -> Component:
+    fields = [
+        acts.field("Alerts with", "matchers", hint="workspace=…", needed=True, wide=True, note=_MATCHERS_NOTE),
+        acts.field("From (UTC)", "starts_at", hint="now"),
+        acts.choice(
+            "For",
+            "hours",
+            [(str(hours), words) for hours, words in ((1, "1 hour"), (4, "4 hours"), (8, "8 hours"), (24, "a day"), (72, "3 days"), (168, "a week"))],
+        ),
+        acts.field("Why", "comment", wide=True),
+    ]
+    return card("A new silence", acts.form(view.prefix, "create-silence", "Silence them", back=PATH, fields=fields, name="fields"), name="wide")
+
+
+def _new_window(view: View) -> Component:
+    days = [(day, day.capitalize()) for day in WEEKDAYS]
+    fields = [
+        acts.field("Alerts with", "matchers", hint="workspace=…", needed=True, wide=True, note=_MATCHERS_NOTE),
+        acts.several("Every", "days", days),
+        acts.field("From", "from", hint="22:00", needed=True),
+        acts.field("To", "to", hint="02:00", needed=True, note="one that does not end after it starts ends the next day"),
+        acts.field("Time zone", "time_zone", "UTC"),
+        acts.field("Until (UTC)", "ends_at", text.minute(view.now + timedelta(days=365)), needed=True),
+        acts.field("Why", "comment", wide=True),
+    ]
+    make = acts.form(view.prefix, "create-silence", "Make the window", back=PATH, fields=fields, name="fields")
+    return card("A new maintenance window", make, note="It comes every week until its end.", name="wide")

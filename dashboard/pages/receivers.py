@@ -1,21 +1,31 @@
-"""Who is told of alerts: the receivers, how they are, and what was sent to them lately; an admin tests and replays here."""
+"""Who is told of alerts: the receivers, how they are, and what was sent to them lately; an admin makes, changes, tests and replays here."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from dash import html
 from dash.development.base_component import Component
 
 from dashboard import acts, tables, text
 from dashboard.shell import Failure, View, age_line, card, failure_panel, tile
+from dashboard.trail import changes
 from models.ledger import ReceiverStanding
-from models.notices import Delivery, DeliveryStatus
+from models.notices import BY_HAND, Delivery, DeliveryAttempt, DeliveryStatus, Format, Receiver, place
 
 PATH = "receivers"
 NAME = "Receivers"
 GROUP = "Operations"
 
+_FORMATS = {
+    Format.STANDARD: "Standard Webhooks (signed)",
+    Format.SLACK: "Slack",
+    Format.TEAMS: "Teams",
+    Format.PAGERDUTY: "PagerDuty",
+    Format.EMAIL: "e-mail",
+    Format.ALERTMANAGER: "Alertmanager's webhook",
+    Format.ALERTMANAGER_API: "an Alertmanager (API)",
+}
 _PILLS = {DeliveryStatus.PENDING: "settling", DeliveryStatus.DELIVERED: "settled"}
 
 
@@ -30,12 +40,15 @@ def layout(view: View) -> list[Component]:
         # The address of a receiver is often a secret of the whole service.
         return [*head, card("Receivers", html.P("These are shown to keys that see every workspace: sign in with one of those."), name="wide")]
     found = view.ask("the receivers", view.ledger.receivers)
+    new = [_new(view)] if view.may_act else []
     if isinstance(found, Failure):
-        return [*head, failure_panel(found, view.here)]
+        return [*head, failure_panel(found, view.here), *new]
     if not found:
-        how = "Nobody is told yet. Add a receiver with POST /v1/webhooks; one that is a default hears the built-in rules."
-        return [*head, card("Receivers", html.P(how), name="wide")]
-    return [*head, _tiles(found), _table(view, found), *(_deliveries(view, one) for one in found if one.deliveries)]
+        where = "Make the first one below" if view.may_act else "An admin makes one on this page"
+        how = f"Nobody is told yet. {where}, or keep them in a file: meterbridge apply -f alerts.yaml. One that is a default hears the built-in rules."
+        return [*head, card("Receivers", html.P(how), name="wide"), *new]
+    deliveries = [_deliveries(view, one) for one in found if one.deliveries]
+    return [*head, _tiles(found), _table(view, found), *new, *deliveries, changes(view, "receiver")]
 
 
 def _is_well(one: ReceiverStanding) -> bool:
@@ -67,24 +80,123 @@ def _table(view: View, found: Sequence[ReceiverStanding]) -> Component:
 
     def cells(one: ReceiverStanding) -> list[tables.Cell]:
         receiver = one.receiver
-        state = "well" if _is_well(one) else f"{receiver.failures} failures in a row"
-        if not receiver.is_enabled:
-            state = f"off: {receiver.disabled_reason or 'by hand'}"
-        elif receiver.rests_until is not None:
-            state = f"rests until {text.instant(receiver.rests_until)} after {receiver.failures} failures"
-        test = acts.form(view.prefix, "test-receiver", "Send a test", back=PATH, title="Send a sample that says it is a test", id=receiver.id)
+        where = text.short(text.visible(place(receiver.url, receiver.format)), 44)
         return [
-            tables.named(receiver.name),
-            receiver.format.value,
-            html.Span(text.visible(state), className="pill settled" if _is_well(one) else "pill provisional"),
-            html.Span(
-                ", ".join(map(text.visible, receiver.workspaces)) or ("built-in rules and those that name it" if receiver.is_default else "rules that name it"),
-                className="wrap",
-            ),
-            *([html.Span(test if receiver.is_enabled else "enable it first: PUT /v1/webhooks/{id}", className="acts")] if view.may_act else []),
+            [tables.named(receiver.name), html.Br(), html.Span(where, className="where-is", title="the path of a URL is often a secret, and not shown")],
+            _FORMATS[receiver.format],
+            html.Span(text.visible(_state(one)), className="pill settled" if _is_well(one) else "pill provisional"),
+            html.Span([html.Span(line, className="wrap") for line in _hears(one)]),
+            *([html.Span(_buttons(view, one), className="acts")] if view.may_act else []),
         ]
 
     return card("Receivers", tables.table(columns, [cells(one) for one in found], caption="Receivers"), name="wide")
+
+
+def _state(one: ReceiverStanding) -> str:
+    receiver = one.receiver
+    if not receiver.is_enabled:
+        return f"off: {receiver.disabled_reason or BY_HAND}"
+    if receiver.rests_until is not None:
+        return f"not reached: {receiver.failures} failures in a row, tried again {text.instant(receiver.rests_until)}"
+    return "well" if not receiver.failures else f"{receiver.failures} failure{'' if receiver.failures == 1 else 's'} in a row"
+
+
+def _hears(one: ReceiverStanding) -> list[str]:
+    """What a receiver is told, in words."""
+    receiver = one.receiver
+    said: list[str] = ["rules that name nobody (default)"] if receiver.is_default else []
+    if one.named_by:
+        more = f" and {len(one.named_by) - 3} more" if len(one.named_by) > 3 else ""
+        said.append(f"named by {', '.join(text.short(text.visible(name), 30) for name in one.named_by[:3])}{more}")
+    narrowed = [
+        ", ".join(receiver.severities),
+        f"workspaces {', '.join(map(text.visible, receiver.workspaces))}" if receiver.workspaces else "",
+        _matched(receiver.matchers),
+    ]
+    only = "; ".join(filter(None, narrowed))
+    return [*(said or ["nothing yet: no rule names it and it is no default"]), *([f"only {only}"] if only else [])]
+
+
+def _matched(matchers: Sequence[Mapping[str, str]]) -> str:
+    return ", ".join(f"{text.visible(one['name'])}={text.visible(one['value'])}" for one in matchers)
+
+
+def _buttons(view: View, one: ReceiverStanding) -> list[Component]:
+    receiver = one.receiver
+
+    def button(what: str, label: str, title: str = "") -> Component:
+        return acts.form(view.prefix, what, label, back=PATH, title=title, id=receiver.id)
+
+    edit = acts.form(view.prefix, "replace-receiver", "Save", back=PATH, fields=_fields(receiver), name="fields", id=receiver.id)
+    named = f"{len(one.named_by)} rules and budgets name it; those that name no other tell the defaults then. " if one.named_by else ""
+    remove = [html.P(f"{named}What waits for it is not sent.", className="field-note"), button("delete-receiver", "Yes, delete it")]
+    rotate = [
+        html.P("A new secret is made and shown once; the present one signs too for a day.", className="field-note"),
+        button("rotate-receiver", "Yes, make a new secret"),
+    ]
+    return [
+        button("test-receiver", "Send a test", "Send a sample that says it is a test") if receiver.is_enabled else button("enable-receiver", "Switch on"),
+        acts.unfolded("Edit", edit),
+        *([acts.unfolded("New secret", *rotate)] if receiver.format is Format.STANDARD else []),
+        *([button("disable-receiver", "Switch off", "Tell it nothing until it is switched on again")] if receiver.is_enabled else []),
+        acts.unfolded("Delete", *remove),
+    ]
+
+
+_FLOORS = {
+    "": "every severity",
+    "critical": "critical only",
+    "critical, error": "error and worse",
+    "critical, error, warning": "warning and worse",
+}
+
+
+def _fields(receiver: Receiver | None) -> list[Component]:
+    """The form of a receiver; what is secret is never put into it, and stays where nothing is typed."""
+    floor = "" if receiver is None else ", ".join(receiver.severities)
+    floors = [*_FLOORS.items(), *([(floor, floor)] if floor not in _FLOORS else [])]
+    url_note = "https to a public address; others need METERBRIDGE_WEBHOOK_ALLOW. E-mail: mailto:name@example.com"
+    parts = [
+        acts.field("Name", "name", "" if receiver is None else receiver.name, needed=True),
+        *([acts.choice("Format", "format", [(form.value, words) for form, words in _FORMATS.items()])] if receiver is None else []),
+        acts.field(
+            "URL",
+            "url",
+            hint="https://hooks.example.com/…" if receiver is None else f"{place(receiver.url, receiver.format)} stays",
+            needed=receiver is None,
+            wide=True,
+            note=url_note,
+        ),
+    ]
+    if receiver is None or receiver.format is Format.PAGERDUTY:
+        parts.append(acts.field("Routing key", "routing_key", hint="PagerDuty only" if receiver is None else "stays as it is"))
+    if receiver is None or receiver.format is Format.STANDARD:
+        hint = "made for you" if receiver is None else "stays as it is"
+        parts.append(acts.field("Secret", "secret", hint=hint, note="Standard Webhooks only: whsec_…, if the receiver has one already"))
+    return [
+        *parts,
+        acts.choice(
+            "Default",
+            "default",
+            (("no", "rules that name it"), ("yes", "rules that name nobody, too")),
+            chosen="yes" if receiver is not None and receiver.is_default else "no",
+        ),
+        acts.choice("Severities", "severities", floors, chosen=floor),
+        acts.field("Workspaces", "workspaces", "" if receiver is None else ", ".join(receiver.workspaces), hint="all"),
+        acts.field(
+            "Only alerts with",
+            "matchers",
+            "" if receiver is None else _matched(receiver.matchers),
+            hint="all",
+            wide=True,
+            note="label=value with commas between, such as deployment=chat, kind=throttled_requests; one label twice takes either",
+        ),
+    ]
+
+
+def _new(view: View) -> Component:
+    make = acts.form(view.prefix, "create-receiver", "Make the receiver", back=PATH, fields=_fields(None), name="fields")
+    return card("A new receiver", make, note="Its secret is shown once when it is made. Send it a test afterwards.", name="wide")
 
 
 def _deliveries(view: View, one: ReceiverStanding) -> Component:
@@ -108,10 +220,18 @@ def _deliveries(view: View, one: ReceiverStanding) -> Component:
             html.Span(text.ago(delivery.created_at, view.now), title=text.exact_instant(delivery.created_at)),
             text.instant(delivery.delivered_at) if delivery.delivered_at else "",
             text.count(delivery.attempts),
-            html.Span(answer or "none yet", className="wrap"),
+            [html.Span(answer or "none yet", className="wrap"), *_attempts(one.attempts.get(delivery.id, ()))],
             text.instant(delivery.next_attempt_at) if delivery.next_attempt_at and delivery.status == DeliveryStatus.PENDING else "",
             *([html.Span(again if one.receiver.is_enabled else "", className="acts")] if view.may_act else []),
         ]
 
     name = text.visible(one.receiver.name)
     return card(f"Last told to {name}", tables.table(columns, [cells(row) for row in one.deliveries], caption=f"Last deliveries to {name}"), name="wide")
+
+
+def _attempts(tried: Sequence[DeliveryAttempt]) -> list[Component]:
+    """Every attempt, for whoever asks why it is not there yet."""
+    if len(tried) < 2:
+        return []
+    lines = [f"{text.instant(one.at)}: {one.status or ''} {text.visible(one.error)} ({one.duration_ms} ms)" for one in tried[-20:]]
+    return [acts.unfolded(f"{len(tried)} attempts", html.Ul([html.Li(line) for line in lines], className="choices"))]

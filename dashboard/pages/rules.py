@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
 
 from dash import dcc, html
@@ -10,8 +10,10 @@ from dash.development.base_component import Component
 
 from dashboard import acts, tables, text
 from dashboard.shell import Failure, View, age_line, card, failure_panel
-from models.alerts import AlertRule, Kind, Severity
+from dashboard.trail import changes
+from models.alerts import RATE_KINDS, AlertRule, Kind, Severity
 from models.ledger import BudgetStanding
+from models.silences import WEEKDAYS
 
 PATH = "rules"
 NAME = "Rules"
@@ -19,6 +21,23 @@ GROUP = "Operations"
 
 _MOST_RULES = 60
 _PERIODS = ("month", "day", "week", "quarter", "year")
+_SEVERITIES = tuple(one.value for one in Severity)
+_UNITS = {
+    "tokens_per_minute": "tokens a minute",
+    "requests_per_minute": "requests a minute",
+    "throttled_requests": "429s a minute",
+    "core_quota": "vCPUs",
+    "shared_quota_deletion": "hours left",
+    "model_retirement": "hours left",
+    "idle_deployment": "money a day",
+    "unmetered_usage": "money a day",
+    "stale_source": "minutes",
+    "spend_anomaly": "percent outside the usual band",
+    "unpriced_usage": "tokens a day",
+    "double_source": "percent alike",
+    "unreached_receiver": "failures in a row",
+    "heartbeat": "minutes between two",
+}
 _MADE_ELSEWHERE = frozenset({Kind.BUDGET, Kind.BUDGET_FORECAST, Kind.EXTERNAL})  # by budgets and other systems
 
 
@@ -37,6 +56,7 @@ def layout(view: View) -> list[Component]:
         *([_new_budget(view)] if view.may_act else []),
         failure_panel(rules, view.here) if isinstance(rules, Failure) else _rules(view, rules),
         *([_new_rule(view)] if view.may_act else []),
+        changes(view, "alert-rule", "budget"),
     ]
 
 
@@ -102,34 +122,49 @@ def _bar(one: BudgetStanding) -> Component:
 
 def _budget_acts(view: View, one: BudgetStanding) -> list[Component]:
     budget = one.budget
+    said = {
+        "id": budget.id,
+        "name": budget.name,
+        "amount": f"{budget.amount:f}",
+        "currency": budget.currency,
+        "period": budget.period,
+        "time_zone": budget.time_zone,
+        "basis": budget.basis,
+        "week_starts_on": budget.week_starts_on,
+        "steps": ", ".join(map(str, budget.steps)),
+        "forecast_steps": ", ".join(map(str, budget.forecast_steps)),
+        "hard": "yes" if budget.is_hard else "no",
+        "severity": budget.severity.value,
+        "receivers": "\n".join(budget.receivers),
+        "runbook_url": budget.runbook_url,
+    }
+    return [acts.unfolded("Edit", budget_form(view, said)), _delete(view, "delete-budget", budget.id)]
+
+
+def budget_form(view: View, said: Mapping[str, str], *, fault: tuple[str, str] = ("", "")) -> Component:
+    """The form of a budget, new or of the id that it says, filled with what is said."""
+    form = _Form(view, said, fault)
+    is_new = not said.get("id")
     fields = [
-        _text("Name", "name", budget.name),
-        _text("Amount", "amount", f"{budget.amount:f}"),
-        _text("Steps, %", "steps", ", ".join(map(str, budget.steps))),
+        form.field("Name", "name", needed=True),
+        form.field("Amount", "amount", needed=True),
+        form.field("Currency", "currency", "USD", needed=True),
+        form.choice("Period", "period", _PERIODS),
+        *([form.field("Workspace", "workspace", hint="all"), form.field("Team", "team", hint="all")] if is_new else []),
+        form.field("Steps, %", "steps", "50, 80, 100"),
+        form.field("Steps of the forecast, %", "forecast_steps", hint="none"),
+        form.choice("Stops calls", "hard", ("no", "yes")),
+        form.choice("By", "basis", ("best", "metered", "billed")),
+        form.field("Time zone", "time_zone", "UTC"),
+        form.choice("Week starts on", "week_starts_on", WEEKDAYS),
+        form.choice("Severity", "severity", _SEVERITIES, chosen="warning"),
+        *form.told(),
     ]
-    return [
-        html.Details([html.Summary("Edit"), acts.form(view.prefix, "replace-budget", "Save", back=PATH, fields=fields, name="fields", id=budget.id)]),
-        _delete(view, "delete-budget", budget.id),
-    ]
+    return form.whole("budget", "Make the budget" if is_new else "Save", fields, days=("31", "92", "366"))
 
 
 def _new_budget(view: View) -> Component:
-    fields = [
-        _text("Name", "name", needed=True),
-        _text("Amount", "amount", needed=True),
-        _text("Currency", "currency", "USD", needed=True),
-        _one_of("Period", "period", _PERIODS),
-        _text("Workspace", "workspace", hint="all"),
-        _text("Team", "team", hint="all"),
-        _text("Steps, %", "steps", "50, 80, 100"),
-        _one_of("Stops calls", "hard", ("no", "yes")),
-    ]
-    return card(
-        "A new budget",
-        acts.form(view.prefix, "create-budget", "Make the budget", back=PATH, fields=fields, name="fields"),
-        note="Somebody is told once per period at each step.",
-        name="wide",
-    )
+    return card("A new budget", budget_form(view, {}), note="Somebody is told once per period at each step.", name="wide")
 
 
 # -- rules ----------------------------------------------------------------------------------------
@@ -150,7 +185,7 @@ def _rules(view: View, found: Sequence[AlertRule]) -> Component:
     ]
 
     def cells(rule: AlertRule) -> list[tables.Cell]:
-        limit = f"{_number(rule.threshold_percent)} % of the limit" if rule.threshold_percent is not None else _number(rule.threshold)
+        limit = f"{number(rule.threshold_percent)} % of the limit" if rule.threshold_percent is not None else number(rule.threshold)
         scope = ", ".join(f"{key} {value}" for key, value in rule.scope.items()) or "everything"
         return [
             tables.named(rule.name),
@@ -163,71 +198,127 @@ def _rules(view: View, found: Sequence[AlertRule]) -> Component:
             *([html.Span(_rule_acts(view, rule), className="acts")] if view.may_act else []),
         ]
 
-    note = (
-        f"The first {_MOST_RULES} of {len(found)}." if len(found) > _MOST_RULES else "Try a rule on the past before saving it: POST /v1/alert-rules/backtest."
-    )
+    note = f"The first {_MOST_RULES} of {len(found)}." if len(found) > _MOST_RULES else ""
     return card("Rules", tables.table(columns, [cells(rule) for rule in found[:_MOST_RULES]], caption="Rules"), note=note, name="wide")
 
 
 def _rule_acts(view: View, rule: AlertRule) -> list[Component]:
+    said = {
+        "id": rule.id,
+        "name": rule.name,
+        "kind": rule.kind.value,
+        "threshold": _plain(rule.threshold),
+        "threshold_percent": _plain(rule.threshold_percent),
+        "clear_threshold": _plain(rule.clear_threshold),
+        "window_seconds": str(rule.window_seconds),
+        "for_seconds": str(rule.for_seconds),
+        "keep_firing_for_seconds": str(rule.keep_firing_for_seconds),
+        "severity": rule.severity.value,
+        "no_data": rule.no_data.value,
+        "receivers": "\n".join(rule.receivers),
+        "runbook_url": rule.runbook_url,
+        "enabled": "yes" if rule.is_enabled else "no",
+    }
+    return [acts.unfolded("Edit", rule_form(view, said)), _delete(view, "delete-rule", rule.id)]
+
+
+def rule_form(view: View, said: Mapping[str, str], *, fault: tuple[str, str] = ("", "")) -> Component:
+    """The form of a rule, new or of the id that it says, filled with what is said."""
+    form = _Form(view, said, fault)
+    is_new = not said.get("id")
+    kinds = sorted(kind.value for kind in Kind if kind not in _MADE_ELSEWHERE)
+    is_rate = is_new or said.get("kind") in {kind.value for kind in RATE_KINDS}
     fields = [
-        _text("Name", "name", rule.name),
-        _text("Threshold", "threshold", _plain(rule.threshold)),
-        _text("or % of the limit", "threshold_percent", _plain(rule.threshold_percent)),
-        _text("For, s", "for_seconds", str(rule.for_seconds)),
-        _one_of("Severity", "severity", _first(rule.severity.value, [one.value for one in Severity])),
-        _one_of("On", "enabled", ("yes", "no") if rule.is_enabled else ("no", "yes")),
+        form.field("Name", "name", needed=True),
+        *([form.choice("Watches", "kind", kinds, chosen=Kind.TOKENS_PER_MINUTE.value)] if is_new else []),
+        *([form.field("Workspace", "workspace", hint="all"), form.field("Deployment", "deployment", hint="all")] if is_new else []),
+        form.field("Threshold", "threshold", note="" if is_new else _UNITS.get(said.get("kind", ""), "")),
+        form.field("or % of the limit", "threshold_percent"),
+        form.field("Ends below", "clear_threshold", hint="the threshold", note="in the threshold's own unit; keeps it from flapping"),
+        *([form.choice("Window", "window_seconds", (("60", "1 minute"), ("300", "5 minutes")))] if is_rate else []),
+        form.field("For, s", "for_seconds", "0"),
+        form.field("Keeps firing, s", "keep_firing_for_seconds", "0"),
+        form.choice("Severity", "severity", _SEVERITIES, chosen="warning"),
+        form.choice("Without data", "no_data", (("ok", "is quiet"), ("keep", "stays as it is"), ("alert", "fires"))),
+        *([] if is_new else [form.choice("On", "enabled", ("yes", "no"))]),
+        *form.told(),
     ]
-    return [
-        html.Details([html.Summary("Edit"), acts.form(view.prefix, "replace-rule", "Save", back=PATH, fields=fields, name="fields", id=rule.id)]),
-        _delete(view, "delete-rule", rule.id),
-    ]
+    return form.whole("rule", "Make the rule" if is_new else "Save", fields, days=("7", "1", "31", "92"))
 
 
 def _new_rule(view: View) -> Component:
-    fields = [
-        _text("Name", "name", needed=True),
-        _one_of("Watches", "kind", sorted(kind.value for kind in Kind if kind not in _MADE_ELSEWHERE)),
-        _text("Workspace", "workspace", hint="all"),
-        _text("Deployment", "deployment", hint="all"),
-        _text("Threshold", "threshold"),
-        _text("or % of the limit", "threshold_percent"),
-        _text("For, s", "for_seconds", "0"),
-        _one_of("Severity", "severity", _first("warning", [one.value for one in Severity])),
-    ]
-    return card(
-        "A new rule",
-        acts.form(view.prefix, "create-rule", "Make the rule", back=PATH, fields=fields, name="fields"),
-        note="Give a threshold, or a percentage of the limit where what is watched has one.",
-        name="wide",
-    )
+    note = "Give a threshold, or a percentage of the limit where what is watched has one. Try it on the past before you keep it."
+    return card("A new rule", rule_form(view, {}), note=note, name="wide")
 
 
-# -- the parts of a form --------------------------------------------------------------------------
+# -- forms ----------------------------------------------------------------------------------------
+
+
+class _Form:
+    """A form that is filled with what was said, says what is wrong at its field, and can be tried on the past."""
+
+    def __init__(self, view: View, said: Mapping[str, str], fault: tuple[str, str]) -> None:
+        self._view = view
+        self._said = said
+        self._fault = fault
+
+    def field(self, label: str, name: str, value: str = "", *, hint: str = "", needed: bool = False, note: str = "", wide: bool = False) -> Component:
+        """One line of text."""
+        return acts.field(label, name, self._said.get(name, value), hint=hint, needed=needed, note=note, wide=wide, fault=self._at(name))
+
+    def choice(self, label: str, name: str, values: Sequence[str | tuple[str, str]], *, chosen: str | None = None) -> Component:
+        """One of several."""
+        return acts.choice(label, name, values, chosen=self._said.get(name) or chosen, fault=self._at(name))
+
+    def told(self) -> list[Component]:
+        """Who is told, and what they are to do."""
+        known = self._view.ask("the receivers", self._view.ledger.receivers) if self._view.visible is None else []
+        names = [] if isinstance(known, Failure) else [(one.receiver.id, text.short(text.visible(one.receiver.name), 40)) for one in known]
+        chosen = [one for one in self._said.get("receivers", "").splitlines() if one]
+        gone = [(one, f"{one} (deleted)") for one in chosen if one not in dict(names)]
+        return [
+            acts.several("Tells", "receivers", [("", "the default receivers"), *names, *gone], chosen=chosen or [""], fault=self._at("receivers")),
+            self.field("Runbook", "runbook_url", hint="https://…", wide=True),
+        ]
+
+    def _at(self, name: str) -> str:
+        return self._fault[1] if self._fault[0] == name else ""
+
+    def whole(self, what: str, label: str, fields: Sequence[Component], *, days: Sequence[str]) -> Component:
+        """The form with its two ways out: keep it, or try it."""
+        said = {"id": self._said["id"]} if self._said.get("id") else {}
+        # What the buttons' addresses say is not in an address that the fields make.
+        hidden = [dcc.Input(type="hidden", name=name, value=value) for name, value in (("what", what), *said.items(), *self._kept())]
+        last = acts.choice("Over the last", "days", [(one, "a day" if one == "1" else f"{one} days") for one in days], chosen=self._said.get("days"))
+        target = f"{self._view.prefix}backtest"
+        trying = html.Button(
+            "Try on the past", type="submit", formMethod="get", formAction=target, formNoValidate=True, title="Nothing is kept and nobody is told"
+        )
+        # The first button is what the enter key presses.
+        return acts.form(
+            self._view.prefix,
+            f"{'replace' if said else 'create'}-{what}",
+            label,
+            back=PATH,
+            fields=[*hidden, *fields, last],
+            name="fields",
+            more=[trying],
+            **said,
+        )
+
+    def _kept(self) -> list[tuple[str, str]]:
+        # Of what stands already the form does not ask: the trial shows it.
+        return [("kind", self._said["kind"])] if self._said.get("id") and self._said.get("kind") else []
 
 
 def _delete(view: View, what: str, object_id: str) -> Component:
-    # Two steps, so that no slip of a finger deletes what somebody relies on at night.
-    return html.Details([html.Summary("Delete"), acts.form(view.prefix, what, "Yes, delete it", back=PATH, id=object_id)])
+    return acts.unfolded("Delete", acts.form(view.prefix, what, "Yes, delete it", back=PATH, id=object_id))
 
 
-def _text(label: str, name: str, value: str = "", *, hint: str = "", needed: bool = False) -> Component:
-    field = dcc.Input(type="text", name=name, value=value, placeholder=hint, required=needed, maxLength=256, autoComplete="off")
-    return html.Label([html.Span(label), field], className="labelled")
-
-
-def _one_of(label: str, name: str, values: Sequence[str]) -> Component:
-    """A choice; the first value is the present one."""
-    return html.Label([html.Span(label), html.Select([html.Option(text.words(value), value=value) for value in values], name=name)], className="labelled")
-
-
-def _first(value: str, values: Sequence[str]) -> list[str]:
-    return [value, *(one for one in values if one != value)]
-
-
-def _number(value: Decimal | None) -> str:
+def number(value: Decimal | None) -> str:
+    """A threshold or measured value as people read it."""
     return "" if value is None else f"{value:,f}".rstrip("0").rstrip(".") if "." in f"{value:f}" else f"{value:,f}"
 
 
 def _plain(value: Decimal | None) -> str:
-    return _number(value).replace(",", "")
+    return number(value).replace(",", "")

@@ -4,7 +4,7 @@ Page, API, report, export and alert call these functions; two places that sum mo
 pair of eyes is ``models.audit``, which shares no code with this package.
 """
 
-from models.ledger.alerts import BudgetStanding, ReceiverStanding, alert_rules, alerts, budget_standings, receivers
+from models.ledger.alerts import BudgetStanding, ReceiverStanding, TrailEntry, alert_rules, alerts, budget_standings, explain_query, receivers, silences, trail
 from models.ledger.closepack import ClosePack, close_pack
 from models.ledger.closing import Adjustment, ClosedMonth, adjustments, close_month, closed_months, reopen_month
 from models.ledger.comparison import ComparisonRow, WhatIf, comparison, what_if_from
@@ -109,6 +109,7 @@ __all__ = [
     "SourceAge",
     "Standing",
     "Term",
+    "TrailEntry",
     "TrueUp",
     "Unit",
     "UsagePage",
@@ -139,6 +140,7 @@ __all__ = [
     "deployments",
     "double_sources",
     "explain",
+    "explain_query",
     "focus_lines",
     "focus_month",
     "forecast",
@@ -159,8 +161,10 @@ __all__ = [
     "report_schedules",
     "rerated",
     "settings_known",
+    "silences",
     "sources",
     "span_of",
+    "trail",
     "usage_list",
     "waste",
     "week_of",

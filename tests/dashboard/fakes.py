@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
@@ -13,7 +13,7 @@ from typing import Any
 from dashboard.access import Viewer
 from dashboard.shell import Ledger
 from models import money
-from models.alerts import Alert, AlertRule
+from models.alerts import Alert, AlertRule, Silence
 from models.errors import Forbidden
 from models.ledger import (
     FIGURES,
@@ -40,6 +40,7 @@ from models.ledger import (
     Source,
     SourceAge,
     Standing,
+    TrailEntry,
     UsagePage,
     UsageRecord,
     WhatIf,
@@ -280,6 +281,14 @@ class FakeLedger:
     def budgets(self, *, visible: frozenset[str] | None, now: datetime) -> list[BudgetStanding]:
         del visible, now
         self._called("budgets")
+        return []
+
+    def silences(self, *, since: datetime, visible: frozenset[str] | None) -> list[Silence]:
+        self._called("silences")
+        return []
+
+    def trail(self, *, kinds: Sequence[str], visible: frozenset[str] | None) -> list[TrailEntry]:
+        self._called("trail")
         return []
 
     def receivers(self) -> list[ReceiverStanding]:

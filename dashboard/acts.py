@@ -119,12 +119,19 @@ def form(
 ) -> Component:
     """A form of one button (and ``more`` of them); ``said`` is what it says besides its fields."""
     action = f"{prefix}act/{what}?{urlencode({**said, 'back': back})}"
-    return html.Form([*fields, html.Button(label, type="submit", title=title), *more], method="post", action=action, className=name)
+    buttons = [html.Button(label, type="submit", title=title), *more]
+    return html.Form([*fields, html.Span(buttons, className="buttons") if fields else buttons[0]], method="post", action=action, className=name)
 
 
 def unfolded(summary: str, *content: Component) -> Component:
     """A form that is there when somebody asks for it: two steps, so that no slip of a finger does what somebody relies on at night."""
     return html.Details([html.Summary(summary), *content])
+
+
+def popped(summary: str, title: str, *content: Component) -> Component:
+    """A form of more than a line, over the page rather than inside a row of a table; ``live.js`` closes it."""
+    close = html.Button("Close", type="button", className="close")
+    return html.Details([html.Summary(summary), html.Div([html.Header([html.H2(title), close]), *content], className="panel")], className="popped")
 
 
 def field(label: str, name: str, value: str = "", *, hint: str = "", needed: bool = False, note: str = "", wide: bool = False, fault: str = "") -> Component:

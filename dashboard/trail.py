@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from dash import html
@@ -11,8 +12,10 @@ from dashboard import tables, text
 from dashboard.shell import Failure, View, card, failure_panel
 from models.columns import canonical_json
 from models.ledger import TrailEntry
+from models.periods import parse_instant
 
 _MOST_PARTS = 12
+_INSTANT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z", re.ASCII)
 
 
 def changes(view: View, *kinds: str) -> Component:
@@ -33,7 +36,7 @@ def changes(view: View, *kinds: str) -> Component:
         ]
         for one in found
     ]
-    note = f"The last {len(found)}. All of them: GET /v1/audit-trail"
+    note = "The newest first; all of them: GET /v1/audit-trail"
     return card("Changes", tables.table(columns, rows, caption="Changes"), note=note, name="wide")
 
 
@@ -50,4 +53,10 @@ def _said(value: object) -> str:
         return "none"
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, list) and all(isinstance(one, dict) and {"name", "value"} <= set(one) for one in value):
+        value = ", ".join(f"{one['name']}={one['value']}" for one in value)
+    elif isinstance(value, list) and all(isinstance(one, str | int) for one in value):
+        value = ", ".join(map(str, value)) or "none"
+    elif isinstance(value, str) and _INSTANT.fullmatch(value):
+        return text.instant(parse_instant(value, what="it"))
     return text.visible(text.short(canonical_json(value) if isinstance(value, dict | list) else str(value), 60))

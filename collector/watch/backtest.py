@@ -170,7 +170,8 @@ def _thinned(points: Sequence[tuple[datetime, Decimal]], period: Period) -> Sequ
 
 def _rates(session: Session, rule: AlertRule, period: Period, now: datetime, work: _Work) -> Trial:
     """Slice by slice: the memory is that of a slice, the states go on."""
-    today = Sight(session, now)
+    # What was imported later was used then all the same.
+    today = Sight(session, now, late=None)
     states: dict[str, tuple[State, Reading, Decimal | None]] = {}
     found: list[Firing] = []
     outline = _Outline(today, rule, period)
@@ -213,7 +214,7 @@ class _Outline:
         self._places: list[tuple[Place, Decimal]] = []
         self._unlimited = 0
         for place in sight.places(rule):
-            limit = sight.limits(place.workspace, place.deployment, rates.MEASURES[self._index])
+            limit = sight.limit(place, rates.MEASURES[self._index])
             edges = thresholds(rule, None if limit is None else Decimal(limit.value))
             if edges is None:
                 self._unlimited += 1

@@ -84,14 +84,15 @@ class Place:
 class Sight:
     """What an evaluation sees: one moment of the database, read once for all rules that need it."""
 
-    def __init__(self, session: Session, now: datetime) -> None:
+    def __init__(self, session: Session, now: datetime, *, late: int | None = rates.MAX_LATENESS_SECONDS) -> None:
         self.session = session
         self.now = now
+        self._late = late  # None: looking back, usage is what it was, however late it was told
         self._places: dict[str, list[Place]] = {}
 
     def at(self, now: datetime) -> Sight:
         """The same names and limits, looking from another moment: for what a rule would have seen."""
-        other = Sight(self.session, now)
+        other = Sight(self.session, now, late=self._late)
         other.world = self.world
         other._places = self._places
         return other
@@ -219,7 +220,7 @@ class Sight:
         known = self._read.setdefault(key, {})
         missing = [one for one in series if one not in known]
         if missing:
-            read = rates.seconds(self.session, series=missing, start=first, end=last)
+            read = rates.seconds(self.session, series=missing, start=first, end=last, late=self._late)
             known.update({one: read.get(one, {}) for one in missing})
         return known
 

@@ -89,6 +89,25 @@
         dialog.showModal();
     }
 
+    function close(popped) {
+        popped.open = false;
+        popped.querySelector("summary").focus();
+    }
+
+    document.addEventListener("click", function (event) {
+        var popped = event.target.closest && event.target.closest("details.popped[open]");
+        // Beside the panel, or on its button.
+        if (popped && (event.target === popped || event.target.matches("button.close"))) {
+            close(popped);
+        }
+    });
+    document.addEventListener("keydown", function (event) {
+        var popped = event.key === "Escape" && document.querySelector("details.popped[open]");
+        if (popped) {
+            close(popped);
+        }
+    });
+
     document.addEventListener("submit", function (event) {
         var form = event.target;
         var asked = event.submitter && event.submitter.getAttribute("formmethod");

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
+from decimal import Decimal
 
 from dash import dcc, html
 from dash.development.base_component import Component
@@ -108,16 +109,11 @@ def _table(view: View, found: list[Alert], quiets: Mapping[str, Silence]) -> Com
         )
     columns = [
         tables.Column("State"),
-        *([tables.Column("What to do")] if view.may_act else []),
-        tables.Column("Severity"),
-        tables.Column("Rule"),
-        tables.Column("What"),
+        tables.Column("Alert"),
         tables.Column("Why"),
-        tables.Column("Value", is_number=True),
-        tables.Column("Threshold", is_number=True),
+        tables.Column("Value", is_number=True, title="against its threshold"),
         tables.Column("Since"),
-        tables.Column("Ended"),
-        tables.Column("Acknowledged"),
+        *([tables.Column("What to do")] if view.may_act else []),
     ]
     pills = {AlertState.FIRING: "provisional", AlertState.PENDING: "settling", AlertState.RESOLVED: "settled"}
     sizes = Counter(one.group_id for one in found if one.group_id is not None)
@@ -126,7 +122,7 @@ def _table(view: View, found: list[Alert], quiets: Mapping[str, Silence]) -> Com
         since = one.fired_at or one.pending_at
         runbook = one.runbook_url if one.runbook_url.startswith(("https://", "http://")) else ""
         silence = _silence_of(view, one, quiets)
-        links: list[str | Component] = [html.A("Runbook", href=runbook, rel="noopener noreferrer"), " "] if runbook else []
+        links: list[str | Component] = [html.A("Runbook", href=runbook, rel="noopener noreferrer")] if runbook else []
         if query := explain_query(one):
             links.append(dcc.Link("Explain", href=f"{view.prefix}explain?{query}", title="the money behind it: its scope over what was measured"))
         state: list[str | Component] = [html.Span(one.state.value, className=f"pill {pills[one.state]}")]
@@ -134,18 +130,32 @@ def _table(view: View, found: list[Alert], quiets: Mapping[str, Silence]) -> Com
             state += [html.Br(), html.Span(f"silenced until {text.instant(silence.ends_at)}", className="where-is", title=_about(silence))]
         if one.group_id is not None and sizes[one.group_id] > 1:
             state += [html.Br(), html.Span(f"told with {sizes[one.group_id] - 1} others", className="where-is", title=f"group {one.group_id}")]
+        when: list[str | Component] = [html.Span(f"{text.instant(since)} ({text.ago(since, view.now)})", title=text.exact_instant(since))]
+        if one.resolved_at is not None:
+            when += [html.Br(), html.Span(f"ended {text.instant(one.resolved_at)}", className="where-is", title=text.exact_instant(one.resolved_at))]
+        if one.acknowledged_at is not None:
+            seen = f"acknowledged by {text.visible(one.acknowledged_by)}, {text.instant(one.acknowledged_at)}"
+            when += [html.Br(), html.Span(seen, className="where-is")]
         return [
             state,
+            [
+                tables.named(one.rule),
+                html.Br(),
+                html.Span(
+                    [html.Span(one.severity.value, className=f"severity {one.severity.value}"), " · ", tables.named(_subject(one))], className="where-is"
+                ),
+            ],
+            [html.Span(text.visible(one.why), className="wrap"), html.Span([*links, *_sample(one)], className="links")],
+            [
+                view.figure("alert_value", one.value, alert=one.id, shown=_money(one, one.value)) if one.value is not None else "",
+                html.Br(),
+                html.Span(
+                    ["of ", view.figure("alert_threshold", one.threshold, alert=one.id, shown=_money(one, one.threshold))] if one.threshold is not None else "",
+                    className="where-is",
+                ),
+            ],
+            when,
             *([html.Span(_buttons(view, one), className="acts")] if view.may_act else []),
-            html.Span(one.severity.value, className=f"severity {one.severity.value}"),
-            tables.named(one.rule),
-            tables.named(_subject(one)),
-            [html.Span(text.visible(one.why), className="wrap"), html.Span(links, className="acts"), *_sample(one)],
-            view.figure("alert_value", one.value, alert=one.id) if one.value is not None else "",
-            view.figure("alert_threshold", one.threshold, alert=one.id) if one.threshold is not None else "",
-            html.Span(f"{text.instant(since)} ({text.ago(since, view.now)})", title=text.exact_instant(since)),
-            text.instant(one.resolved_at) if one.resolved_at else "",
-            f"{text.visible(one.acknowledged_by)}, {text.instant(one.acknowledged_at)}" if one.acknowledged_at else "",
         ]
 
     order = {AlertState.FIRING: 0, AlertState.PENDING: 1, AlertState.RESOLVED: 2}
@@ -264,3 +274,9 @@ def _new_window(view: View) -> Component:
     ]
     make = acts.form(view.prefix, "create-silence", "Make the window", back=PATH, fields=fields, name="fields")
     return card("A new maintenance window", make, note="It comes every week until its end.", name="wide")
+
+
+def _money(alert: Alert, value: Decimal | None) -> str | None:
+    """A sum of money as people write it, where it is one."""
+    currency = alert.sample.get("currency")
+    return text.money(value, currency) if isinstance(currency, str) else None

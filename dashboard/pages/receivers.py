@@ -136,7 +136,7 @@ def _buttons(view: View, one: ReceiverStanding) -> list[Component]:
     ]
     return [
         button("test-receiver", "Send a test", "Send a sample that says it is a test") if receiver.is_enabled else button("enable-receiver", "Switch on"),
-        acts.unfolded("Edit", edit),
+        acts.popped("Edit", text.short(text.visible(receiver.name)), edit),
         *([acts.unfolded("New secret", *rotate)] if receiver.format is Format.STANDARD else []),
         *([button("disable-receiver", "Switch off", "Tell it nothing until it is switched on again")] if receiver.is_enabled else []),
         acts.unfolded("Delete", *remove),

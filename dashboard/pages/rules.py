@@ -138,7 +138,7 @@ def _budget_acts(view: View, one: BudgetStanding) -> list[Component]:
         "receivers": "\n".join(budget.receivers),
         "runbook_url": budget.runbook_url,
     }
-    return [acts.unfolded("Edit", budget_form(view, said)), _delete(view, "delete-budget", budget.id)]
+    return [acts.popped("Edit", text.short(text.visible(budget.name)), budget_form(view, said)), _delete(view, "delete-budget", budget.id)]
 
 
 def budget_form(view: View, said: Mapping[str, str], *, fault: tuple[str, str] = ("", "")) -> Component:
@@ -219,7 +219,7 @@ def _rule_acts(view: View, rule: AlertRule) -> list[Component]:
         "runbook_url": rule.runbook_url,
         "enabled": "yes" if rule.is_enabled else "no",
     }
-    return [acts.unfolded("Edit", rule_form(view, said)), _delete(view, "delete-rule", rule.id)]
+    return [acts.popped("Edit", text.short(text.visible(rule.name)), rule_form(view, said)), _delete(view, "delete-rule", rule.id)]
 
 
 def rule_form(view: View, said: Mapping[str, str], *, fault: tuple[str, str] = ("", "")) -> Component:

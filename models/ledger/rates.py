@@ -31,6 +31,7 @@ DEFAULT_TOKENS_PER_MINUTE = 400_000
 DEFAULT_REQUESTS_PER_MINUTE = 1_000
 _THROTTLED = STATUS_CODE[Status.THROTTLED]
 _CHUNK = 500
+_FOR_EVER = 2**62
 
 Counts = tuple[int, int, int]  # in the order of MEASURES
 
@@ -95,8 +96,8 @@ def bound(of_series: Iterable[Mapping[int, Counts]], index: int, *, window: int)
     return most
 
 
-def seconds(session: Session, *, series: Sequence[int], start: int, end: int) -> dict[int, dict[int, Counts]]:
-    """Counts per series and second in ``[start, end]``, of the events that arrived in time."""
+def seconds(session: Session, *, series: Sequence[int], start: int, end: int, late: int | None = MAX_LATENESS_SECONDS) -> dict[int, dict[int, Counts]]:
+    """Counts per series and second in ``[start, end]``, of the events that arrived at most so many seconds late (None: however late)."""
     found: dict[int, dict[int, Counts]] = {}
     at = "CASE WHEN received_at < time THEN received_at ELSE time END / 1000000"
     for index in range(0, len(series), _CHUNK):
@@ -107,7 +108,7 @@ def seconds(session: Session, *, series: Sequence[int], start: int, end: int) ->
                 f"SUM(CASE WHEN status = {_THROTTLED} THEN 1 ELSE 0 END) FROM usage_event "
                 f"WHERE time >= :start AND time < :end AND received_at - time <= :late AND series_id IN ({only}) GROUP BY 1, 2"
             ),
-            {"start": start * 1_000_000, "end": (end + _AHEAD_SECONDS + 1) * 1_000_000, "late": MAX_LATENESS_SECONDS * 1_000_000},
+            {"start": start * 1_000_000, "end": (end + _AHEAD_SECONDS + 1) * 1_000_000, "late": _FOR_EVER if late is None else late * 1_000_000},
         )
         for one, second, *counts in rows:
             if int(second) <= end:

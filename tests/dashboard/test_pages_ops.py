@@ -279,7 +279,7 @@ def test_the_pages_of_operations_draw_and_their_buttons_work(store: Store) -> No
         new = page.locator("section", has=page.get_by_role("heading", name="A new budget"))
         new.locator("input[name=name]").fill("Support")
         new.locator("input[name=amount]").fill("99.95")
-        new.get_by_role("button").click()
+        new.get_by_role("button", name="Make the budget").click()
         expect(page.locator("main table").first).to_contain_text("Support", timeout=30_000)
         driven.close()
     assert [one.amount for one in rows(store, Budget) if one.name == "Support"] == [Decimal("99.95")]

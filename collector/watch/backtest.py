@@ -235,7 +235,8 @@ class _Outline:
                         together[at] = together.get(at, 0) + counts[self._index]
             highest: dict[int, tuple[int, int]] = {}
             for minute, count in together.items():
-                if first <= minute < last:
+                # The last minute of a slice holds what lies ahead of it, too: the next slice has it whole.
+                if first <= minute < last // MINUTE_SECONDS * MINUTE_SECONDS:
                     stretch = (minute - first) // self._stretch
                     highest[stretch] = max(highest.get(stretch, (0, minute)), (count, minute))
             for stretch in range(-(-(last - first) // self._stretch)):

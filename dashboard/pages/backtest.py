@@ -79,7 +79,7 @@ def _table(trial: Trial) -> list[Component]:
         *([tables.Column("Step")] if has_steps else []),
         tables.Column(f"Highest, {trial.unit}", is_number=True),
         tables.Column("What"),
-        tables.Column("Why"),
+        *([tables.Column("Why")] if has_steps else []),
     ]
 
     def cells(one: Firing) -> list[tables.Cell]:
@@ -90,7 +90,7 @@ def _table(trial: Trial) -> list[Component]:
             *([f"{one.step} %"] if has_steps else []),
             rules.number(_short(one.peak)),
             tables.named(_place(one.scope)),
-            html.Span(text.visible(one.why), className="wrap"),
+            *([html.Span(text.visible(one.why), className="wrap")] if has_steps else []),
         ]
 
     note = f"The first {_MOST_ROWS} of {len(trial.firings)}." if len(trial.firings) > _MOST_ROWS else ""

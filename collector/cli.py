@@ -245,7 +245,11 @@ def build_parser() -> argparse.ArgumentParser:
     in_focus.add_argument("--month", required=True, metavar="YYYY-MM", help="which month, as 2026-10")
     in_focus.add_argument("--version", default="1.2", choices=focus.VERSIONS, help="of FOCUS (default 1.2)")
     in_focus.add_argument("--format", choices=focus.FORMATS, default="csv", help="how it is written (default csv)")
-    in_focus.add_argument("--out", required=True, metavar="FILE", help="the file to write")
+    into = in_focus.add_mutually_exclusive_group(required=True)
+    into.add_argument("--out", metavar="FILE", help="the file to write")
+    into.add_argument(
+        "--to", metavar="URL", help="or a Blob container, as https://ACCOUNT.blob.core.windows.net/CONTAINER/FOLDER; signed in as doctor says, or with its SAS"
+    )
     in_focus.set_defaults(run=_export_focus)
 
     for name, run, summary in (
@@ -624,8 +628,8 @@ def _report_close(options: argparse.Namespace, settings: Settings) -> int:
 
 
 def _export_focus(options: argparse.Namespace, settings: Settings) -> int:
-    out = str(Path(options.out).absolute())
-    return _write(settings, focus.ExportFocus(options.month, out, options.version, options.format))
+    out = str(Path(options.out).absolute()) if options.out else ""
+    return _write(settings, focus.ExportFocus(options.month, out, options.version, options.format, options.to or ""))
 
 
 def _close(options: argparse.Namespace, settings: Settings) -> int:

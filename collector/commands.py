@@ -116,7 +116,7 @@ def run(command: Command, desk: Desk) -> int:
         case Import(dry_run=True):
             raise InvalidInput("--dry-run is for prices: it shows what they would change")
         case focus.ExportFocus():
-            return focus.run(desk.store, command, now=desk.now(), say=desk.say, progress=desk.progress)
+            return focus.run(desk.store, command, places=desk.telling.places, now=desk.now(), say=desk.say, progress=desk.progress)
         case azure_sync.Sync():
             return azure_sync.run(desk.store, command, now=desk.now, say=desk.say, progress=desk.progress)
         case ReviewPrices():

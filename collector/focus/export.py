@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import os
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime
@@ -21,10 +22,12 @@ from typing import Any, BinaryIO, Literal, get_args
 import msgspec
 from sqlmodel import Session
 
+from collector.azure.storage import Storage
 from collector.closing import month_from
 from collector.focus.check import Commitment, Together, faults
 from collector.focus.columns import DECIMALS, TIMES, VERSIONS, Version, columns
 from collector.focus.rows import Row, row_of
+from collector.reports.places import Places
 from models import ledger, money
 from models.errors import InvalidInput, InvariantBroken
 from models.money import ZERO
@@ -45,12 +48,13 @@ Progress = Callable[[int, int | None], None]
 
 
 class ExportFocus(msgspec.Struct, tag="export_focus", forbid_unknown_fields=True):
-    """``meterbridge export focus``; ``out`` is a path on this machine."""
+    """``meterbridge export focus``; ``out`` is a path on this machine, ``to`` the address of a container instead."""
 
     month: str
     out: str
     version: str = "1.2"
     format: str = "csv"
+    to: str = ""
 
 
 @dataclass(slots=True)
@@ -68,6 +72,8 @@ class Written:
     invoices: dict[tuple[str, str], Decimal] = field(default_factory=dict)
     commitments: dict[tuple[str, str], Commitment] = field(default_factory=dict)
     sha256: str = ""
+    name: str = ""  # of the file
+    size: int = 0
 
     def add(self, row: Row) -> None:
         """One more row."""
@@ -91,11 +97,27 @@ class Written:
         return "; ".join(f"{currency} {money.text(total)}" for currency, total in sorted(self.billed.items()))
 
 
-def run(store: Store, asked: ExportFocus, *, now: datetime, say: Say, progress: Progress) -> int:
-    """Write the file of the command and say what is in it."""
+def run(store: Store, asked: ExportFocus, *, places: Places, now: datetime, say: Say, progress: Progress) -> int:
+    """Write the file of the command and say what is in it; into a container, the file goes first and what stands beside it last."""
+    if not asked.to:
+        return _run(store, asked, Path(asked.out), now=now, say=say, progress=progress)
+    container = places.target(asked.to)
+    version, form = checked(asked.version, asked.format)
+    name = f"meterbridge-focus-{month_asked(asked.month, now=now):%Y-%m}-v{version}.{form}"
+    with tempfile.TemporaryDirectory(prefix="meterbridge-focus-") as folder:
+        out = Path(folder) / name
+        code = _run(store, asked, out, now=now, say=say, progress=progress)
+        with Storage(places.azure, now=now) as storage:
+            for path, media_type in ((out, MEDIA_TYPES[form]), (out.with_name(f"{name}.meta.json"), "application/json")):
+                with path.open("rb") as stream:
+                    storage.put(container, path.name, stream, size=path.stat().st_size, media_type=media_type, progress=progress)
+                say(f"{container.blob(path.name)}: {path.stat().st_size:,} bytes")
+    return code
+
+
+def _run(store: Store, asked: ExportFocus, out: Path, *, now: datetime, say: Say, progress: Progress) -> int:
     version, form = checked(asked.version, asked.format)
     month = month_asked(asked.month, now=now)
-    out = Path(asked.out)
     if not out.parent.is_dir():
         raise InvalidInput(f"there is no folder {out.parent}")
     part = out.with_name(f".{out.name}.{os.getpid()}.part")
@@ -105,7 +127,7 @@ def run(store: Store, asked: ExportFocus, *, now: datetime, say: Say, progress: 
             written = export(session, about, stream, version=version, form=form, visible=None, now=now, progress=progress)
             stream.flush()
             os.fsync(stream.fileno())
-        written.sha256 = _digest(part)
+        written.sha256, written.name, written.size = _digest(part), out.name, part.stat().st_size
         part.replace(out)
     finally:
         part.unlink(missing_ok=True)
@@ -260,6 +282,8 @@ def meta(about: ledger.FocusMonth, written: Written, *, version: Version, form: 
             for (name, code), of in sorted(written.commitments.items())
         ],
         "scope": "model spend: serverless charges, managed compute of online endpoints, fine-tuning, hosting; other Azure charges are left out",
+        "File": written.name or None,
+        "Bytes": written.size or None,
         "sha256": written.sha256 or None,
         "Columns": [
             {"ColumnName": name, "DataType": "Decimal" if name in DECIMALS else "DateTime" if name in TIMES else "String"} for name in columns(version)

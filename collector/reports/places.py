@@ -103,12 +103,16 @@ class Places:
 
     def container(self, text: str) -> Container:
         """A container that a schedule writes to, signed for by who we are: an address with a signature would be kept and shown."""
-        found = Container.parse(text, is_simulated=urlsplit(self.azure.arm_url).hostname in LOOPBACK)
+        found = self.target(text)
         if found.sas:
             raise InvalidInput(
                 "leave the shared access signature out of container: the service signs in as itself and needs Storage Blob Data Contributor on it"
             )
         return found
+
+    def target(self, text: str) -> Container:
+        """A container that a command names, which may bring its own signature."""
+        return Container.parse(text, is_simulated=urlsplit(self.azure.arm_url).hostname in LOOPBACK)
 
     def write(self, folder: str, files: Sequence[File]) -> None:
         """Every file, in order, each whole or not at all."""

@@ -18,6 +18,8 @@ from hypothesis import strategies as st
 from collector import billing, focus
 from collector.focus.check import Together, faults
 from collector.focus.rows import Row
+from collector.reports.places import Places
+from collector.settings import Settings
 from models import ledger, money
 from models.charges import ChargeClass, MeterKind
 from models.errors import InvalidInput
@@ -309,14 +311,21 @@ def test_the_command_writes_the_file_and_what_is_in_it(store: Store, tmp_path: P
     said: list[str] = []
     out = tmp_path / "focus.csv"
     asked = focus.ExportFocus("2026-11", str(out))
-    assert focus.run(store, asked, now=NOW, say=said.append, progress=lambda _done, _of: None) == 0
+    assert focus.run(store, asked, places=Places.of(Settings()), now=NOW, say=said.append, progress=lambda _done, _of: None) == 0
     about = json.loads((tmp_path / "focus.csv.meta.json").read_text())
     assert (about["control_total"], about["Rows"], about["IsComplete"], about["FocusVersion"]) == ({"USD": "1"}, 1, False, "1.2")
     assert said == ["focus.csv: 1 rows of FOCUS 1.2 for 2026-11, open", "USD: billed 1, effective 1"]
     assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith((".focus", "focus"))) == ["focus.csv", "focus.csv.meta.json"]
     for wrong, words in ((("2027-01",), "has not begun"), (("2026-11", "/nowhere/at/all/f.csv"), "there is no folder")):
         with pytest.raises(InvalidInput, match=words):
-            focus.run(store, focus.ExportFocus(wrong[0], wrong[1] if len(wrong) > 1 else str(out)), now=NOW, say=said.append, progress=lambda _d, _o: None)
+            focus.run(
+                store,
+                focus.ExportFocus(wrong[0], wrong[1] if len(wrong) > 1 else str(out)),
+                places=Places.of(Settings()),
+                now=NOW,
+                say=said.append,
+                progress=print,
+            )
 
 
 # -- equal to the ledger ---------------------------------------------------------------------------

@@ -42,6 +42,7 @@ from models import (  # noqa: F401
     schedules,
     sources,
     usage,
+    utilisation,
     witnesses,
     worklist,
 )

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from collector.azure import costs, inventory, metrics, quotas
+from collector.azure import costs, inventory, metrics, quotas, utilisation
 from collector.azure.client import Azure, AzureSettings, Rescheduled
 from collector.closing import month_from
 from collector.settings import Settings
@@ -209,7 +209,9 @@ def _quotas(store: Store, azure: Azure, *, now: Callable[[], datetime], say: Say
 
 def _metrics(store: Store, azure: Azure, *, now: Callable[[], datetime], progress: Progress) -> _Done:
     done = metrics.sync(store, azure, _subscriptions(azure), now=now, progress=progress)
-    return _Done(done.summary(), done.hours, done.failures, done.until)
+    gpus = utilisation.sync(store, azure, _subscriptions(azure), now=now)
+    said = f"; GPU use of {gpus.deployments} deployments" if gpus.deployments else ""
+    return _Done(f"{done.summary()}{said}", done.hours, (*done.failures, *gpus.failures), done.until)
 
 
 def _prices(store: Store, azure: Azure, *, now: Callable[[], datetime], say: Say, progress: Progress) -> _Done:

@@ -89,9 +89,9 @@ def _imagined(view: View, rows: list[ComparisonRow], asked: WhatIf) -> Component
         cells.append(
             [
                 tables.named(row.model),
-                _figure(view, row, "what_if_cost_per_day", answer.capacity_cost_per_day, answer.reason, **asking),
-                _figure(view, row, "what_if_break_even", even, answer.reason or row.serverless.reason, **asking),
-                _figure(view, row, "tokens_per_day", seen),
+                figure_of(view, row, "what_if_cost_per_day", answer.capacity_cost_per_day, answer.reason, **asking),
+                figure_of(view, row, "what_if_break_even", even, answer.reason or row.serverless.reason, **asking),
+                figure_of(view, row, "tokens_per_day", seen),
                 cheaper,
                 html.Span(text.visible(answer.reason or ""), className="wrap"),
             ]
@@ -101,7 +101,7 @@ def _imagined(view: View, rows: list[ComparisonRow], asked: WhatIf) -> Component
     return card(title, tables.table(columns, cells, caption="What if"), note=note, name="wide")
 
 
-def _figure(view: View, row: ComparisonRow, name: str, value: Decimal | int | None, reason: str | None = None, **own: str) -> Component:
+def figure_of(view: View, row: ComparisonRow, name: str, value: Decimal | int | None, reason: str | None = None, **own: str) -> Component:
     """A figure of one model."""
     shown = text.tokens(value) if isinstance(value, int) else None
     return view.figure(name, value, row.currency, selection=replace(view.selection, models=(row.model,)), reason=reason, shown=shown, **own)
@@ -113,12 +113,12 @@ def _advice(view: View, rows: list[ComparisonRow]) -> Component:
         cheaper, saving = row.advice.cheaper, row.advice.saving_per_day
         if cheaper is None:
             continue
-        note: list[str | Component] = ["cheaper by ", _figure(view, row, "saving_per_day", saving), f" a day; {_confidence(row)}"]
+        note: list[str | Component] = ["cheaper by ", figure_of(view, row, "saving_per_day", saving), f" a day; {_confidence(row)}"]
         tiles.append(tile(text.short(row.model, 40), text.words(cheaper), note=note, title=row.model))
     for row in rows:
         if row.idle_cost_per_day:
             said: list[str | Component] = ["paid for and served nothing · ", tables.named(row.model, length=36)]
-            tiles.append(tile("Idle burn a day", _figure(view, row, "idle_cost_per_day", row.idle_cost_per_day), note=said))
+            tiles.append(tile("Idle burn a day", figure_of(view, row, "idle_cost_per_day", row.idle_cost_per_day), note=said))
     if not tiles:
         return html.P("No advice for this period: what is missing is said beside each model below.", className="notice")
     return html.Div(tiles, className="tiles")
@@ -159,7 +159,8 @@ def _table(view: View, rows: list[ComparisonRow]) -> Component:
         tables.Column("Dedicated per 1M, all in", is_number=True, title="capacity cost ÷ tokens (allocation): reconciles to the bill"),
         tables.Column("Dedicated per 1M, used", is_number=True, title="allocated cost ÷ tokens (usage): without idle time"),
         tables.Column("Capacity cost", is_number=True, title="allocated + idle, exactly"),
-        tables.Column("Utilisation", is_number=True),
+        tables.Column("Utilisation", is_number=True, title="tokens served ÷ tokens that the instances could have served"),
+        tables.Column("GPU busy", is_number=True, title="as Azure Monitor tells it, where it does"),
         tables.Column("Idle a day", is_number=True),
         tables.Column("Break-even tokens a day", is_number=True),
         tables.Column("Tokens a day", is_number=True, title="both ways together"),
@@ -176,15 +177,16 @@ def _table(view: View, rows: list[ComparisonRow]) -> Component:
         none = "nothing ran this way in the period"
         return [
             tables.named(row.model),
-            _figure(view, row, "serverless_per_1m", serverless.effective_cost_per_1m, serverless.reason or none),
-            _figure(view, row, "serverless_list_per_1m", serverless.list_per_1m, serverless.reason),
-            _figure(view, row, "allocation_per_1m", managed.per_1m_allocation, managed.reason or none),
-            _figure(view, row, "usage_per_1m", managed.per_1m_usage, managed.reason or none),
-            _figure(view, row, "capacity_cost", managed.capacity_cost, managed.reason or none),
-            html.Span(_figure(view, row, "utilisation", managed.utilisation, managed.reason), title=managed.utilisation_method or ""),
-            _figure(view, row, "idle_cost_per_day", row.idle_cost_per_day, managed.reason),
-            _figure(view, row, "break_even_tokens_per_day", row.break_even_tokens_per_day, serverless.reason or managed.reason),
-            _figure(view, row, "tokens_per_day", row.tokens_per_day),
+            figure_of(view, row, "serverless_per_1m", serverless.effective_cost_per_1m, serverless.reason or none),
+            figure_of(view, row, "serverless_list_per_1m", serverless.list_per_1m, serverless.reason),
+            figure_of(view, row, "allocation_per_1m", managed.per_1m_allocation, managed.reason or none),
+            figure_of(view, row, "usage_per_1m", managed.per_1m_usage, managed.reason or none),
+            figure_of(view, row, "capacity_cost", managed.capacity_cost, managed.reason or none),
+            html.Span(figure_of(view, row, "utilisation", managed.utilisation, managed.reason), title=managed.utilisation_method or ""),
+            figure_of(view, row, "gpu_utilisation", managed.gpu.busy, managed.gpu.reason),
+            figure_of(view, row, "idle_cost_per_day", row.idle_cost_per_day, managed.reason),
+            figure_of(view, row, "break_even_tokens_per_day", row.break_even_tokens_per_day, serverless.reason or managed.reason),
+            figure_of(view, row, "tokens_per_day", row.tokens_per_day),
             f"{text.count(managed.instances)}{needed}" if managed.instances else "",
             text.words(row.advice.cheaper) if row.advice.cheaper else text.UNKNOWN,
             _confidence(row),

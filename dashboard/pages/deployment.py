@@ -8,7 +8,7 @@ from dash import dcc, html
 from dash.development.base_component import Component
 
 from dashboard import figures, tables, text
-from dashboard.pages import overview
+from dashboard.pages import comparison, overview
 from dashboard.shell import Failure, View, age_line, card, empty_panel, failure_panel, tile
 from models.ledger import CostQuery, CostRow, CostTable, Figures, UsagePage
 from models.periods import DAY, Period
@@ -44,7 +44,7 @@ def layout(view: View) -> list[Component]:
     parts: list[Component] = []
     for total in by_period.totals:
         parts += [_tiles(view, total), *_charts(view, by_period, total)]
-    return [*head, *parts, *_witnesses(view, query), _events(view, events), _days(view, by_period)]
+    return [*head, *parts, *_capacity(view, kinds), *_witnesses(view, query), _events(view, events), _days(view, by_period)]
 
 
 def _heading(view: View, kinds: CostTable | Failure) -> Component:
@@ -106,6 +106,35 @@ def _tiles(view: View, total: Figures) -> Component:
     if total.core_hours is not None:
         tiles.append(tile("Core-hours", view.of_row("core_hours", total), note="of its instances, idle or not"))
     return html.Div(tiles, className="tiles")
+
+
+def _capacity(view: View, kinds: CostTable | Failure) -> list[Component]:
+    """How well the instances are used: by their tokens, and as Azure sees their GPUs; nothing where it has none of its own."""
+    if isinstance(kinds, Failure) or not any(row.groups["mode"] == "managed_compute" for row in kinds.rows):
+        return []
+    period, filters = view.selection.period(view.now), view.selection.filters(view.visible)
+    rows = view.ask("the use of its instances", lambda: view.ledger.comparison(period, filters, now=view.now))
+    if isinstance(rows, Failure):
+        return [failure_panel(rows, view.here)]
+    tiles: list[Component] = []
+    for row in rows:
+        managed = row.managed
+        if managed.capacity_cost is None:
+            continue
+        method = f"tokens served of what they could serve ({managed.utilisation_method})" if managed.utilisation_method else managed.reason or ""
+        memory = comparison.figure_of(view, row, "gpu_memory", managed.gpu.memory, managed.gpu.reason)
+        busy: list[str | Component] = ["of the hours that Azure Monitor told; memory ", memory] if managed.gpu.hours else [managed.gpu.reason or ""]
+        tiles += [
+            tile("Utilisation by tokens", comparison.figure_of(view, row, "utilisation", managed.utilisation, managed.reason), note=method),
+            tile("GPU busy", comparison.figure_of(view, row, "gpu_utilisation", managed.gpu.busy, managed.gpu.reason), note=busy),
+            tile("Capacity cost", comparison.figure_of(view, row, "capacity_cost", managed.capacity_cost), note="allocated + idle, exactly"),
+            tile(
+                "Idle burn a day",
+                comparison.figure_of(view, row, "idle_cost_per_day", row.idle_cost_per_day, managed.reason),
+                note="paid for and served nothing",
+            ),
+        ]
+    return [card("Its instances", html.Div(tiles, className="tiles"), name="wide")] if tiles else []
 
 
 def _charts(view: View, by_period: CostTable, total: Figures) -> list[Component]:

@@ -20,6 +20,7 @@ from models.ledger.deployments import settings_known
 from models.ledger.hours import instance_hours, stretches
 from models.ledger.meanings import shared
 from models.ledger.sums import Sums
+from models.ledger.utilisation import GpuUse, gpu_use
 from models.ledger.values import CostQuery, Filters, Standing
 from models.ledger.world import World, read_usage
 from models.money import ZERO
@@ -87,6 +88,7 @@ class ManagedSide:
     instances: int
     instances_needed: int | None
     reason: str | None
+    gpu: GpuUse
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +183,7 @@ class _Capacity:
     instances: int = 0
     per_instance: list[Decimal | None] = field(default_factory=list)
     methods: set[str] = field(default_factory=set)
+    places: list[tuple[str, str]] = field(default_factory=list)
     reasons: set[str] = field(default_factory=set)
 
 
@@ -307,6 +310,7 @@ class _Comparison:
         last = runs[-1][2].instance_count or 0
         into.instance_hours = money.plus(into.instance_hours, hours)
         into.instances += last
+        into.places.append((workspace, name))
         per_instance, method = self._per_instance(workspace, name, last, runs)
         into.per_instance.append(per_instance)
         if per_instance is None:
@@ -383,6 +387,7 @@ class _Comparison:
                 instances=known.instances,
                 instances_needed=managed.instances_for(whole),
                 reason="; ".join(sorted(known.reasons)[:3]) or managed.reason,
+                gpu=gpu_use(self._session, self._period, known.places),
             ),
             break_even_tokens_per_day=even,
             break_even_reachable=None if even is None or per_day is None else even <= per_day,

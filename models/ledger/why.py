@@ -402,7 +402,9 @@ def _of_comparison(session: Session, ask: Ask, now: datetime) -> _Found:
     return _Found(
         value=value,
         unit=None if FIGURES[ask.figure].kind != "money" else row.currency,
-        reason=None if value is not None else managed.reason or row.serverless.reason or row.advice.reason,
+        reason=None
+        if value is not None
+        else (managed.gpu.reason if ask.figure.startswith("gpu_") else None) or managed.reason or row.serverless.reason or row.advice.reason,
         terms=terms,
         evidence=replace(
             evidence,
@@ -433,6 +435,7 @@ _TERMS: Mapping[str, Callable[[ComparisonRow], Term]] = {
     "list": lambda row: Term("serverless list price of a million tokens at this mix", row.serverless.list_per_1m, "money", row.currency),
     "even": lambda row: Term("break-even tokens a day", row.break_even_tokens_per_day, "tokens"),
     "cores": lambda row: Term("core-hours", row.managed.core_hours, "hours"),
+    "gpu_hours": lambda row: Term("hours that Azure told", row.managed.gpu.hours, "count"),
     "needed": lambda row: Term("instances that the whole load needs", row.managed.instances_needed, "count"),
     "instances": lambda row: Term("instances that run", row.managed.instances, "count"),
 }
@@ -443,6 +446,8 @@ _COMPARED: Mapping[str, Callable[[ComparisonRow], tuple[Number | None, list[Term
     "usage_per_1m": _compared(lambda row: row.managed.per_1m_usage, "allocated_cost", "tokens"),
     "capacity_cost": _compared(lambda row: row.managed.capacity_cost, "allocated_cost", "idle_cost", "cores", "days"),
     "utilisation": _compared(lambda row: row.managed.utilisation, "tokens", "capacity", "days"),
+    "gpu_utilisation": _compared(lambda row: row.managed.gpu.busy, "gpu_hours"),
+    "gpu_memory": _compared(lambda row: row.managed.gpu.memory, "gpu_hours"),
     "idle_cost_per_day": _compared(lambda row: row.idle_cost_per_day, "capacity_cost", "allocated_cost", "idle_cost", "days"),
     "break_even_tokens_per_day": _compared(lambda row: row.break_even_tokens_per_day, "capacity_cost", "days", "list", "input", "output", "mix"),
     "tokens_per_day": _compared(lambda row: row.tokens_per_day, "tokens", "serverless_tokens", "days"),
@@ -609,6 +614,10 @@ FIGURES: Mapping[str, Figure] = {
     ),
     "capacity_cost": Figure("capacity cost", "money", "best, with billed amounts as amortized: allocated + idle, exactly", _of_comparison),
     "utilisation": Figure("utilisation", "share", "tokens served / tokens that the instances could have served", _of_comparison),
+    "gpu_utilisation": Figure("GPU utilisation", "share", "mean of the hours that Azure Monitor told of these instances", _of_comparison),
+    "gpu_memory": Figure(
+        "GPU memory in use", "share", "mean of the hours that Azure Monitor told; a model's weights fill it whether it serves or not", _of_comparison
+    ),
     "idle_cost_per_day": Figure("idle burn a day", "money", "(capacity cost - capacity cost x utilisation) / days", _of_comparison),
     "break_even_tokens_per_day": Figure(
         "break-even tokens a day", "tokens", "capacity cost a day / serverless list price of a token at the mix of the instances' tokens", _of_comparison

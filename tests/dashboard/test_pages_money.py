@@ -21,6 +21,7 @@ from models.errors import Unavailable
 from models.ledger import ComparisonRow, Reconciliation, ReconciliationRow, ReconciliationTotal, WhatIf
 from models.ledger.comparison import ManagedSide, ServerlessSide, WhatIfAnswer
 from models.ledger.intake import DoorHour, Intake, Line, Refused, RefusedSample, Sender, SnapshotRecord
+from models.ledger.utilisation import GpuUse
 from models.periods import Period
 from models.reports import ReportSnapshot
 from models.store import Store
@@ -74,7 +75,20 @@ class MoneyLedger(fakes.FakeLedger):
         answer = None if what_if is None else WhatIfAnswer(Decimal(80), 40_000_000, None)
         serverless = ServerlessSide(0, Decimal(0), None, True, None, Decimal("0.60"), Decimal("0.80"), Decimal("0.66"))
         managed = ManagedSide(
-            300_000_000, Decimal(2400), Decimal(600), Decimal(1800), Decimal(8), Decimal(2), Decimal("0.25"), "observed", None, 40_000_000, 1, 1, None
+            300_000_000,
+            Decimal(2400),
+            Decimal(600),
+            Decimal(1800),
+            Decimal(8),
+            Decimal(2),
+            Decimal("0.25"),
+            "observed",
+            None,
+            40_000_000,
+            1,
+            1,
+            None,
+            GpuUse(Decimal("0.31"), None, 24, None),
         )
         return [
             ComparisonRow(
@@ -204,7 +218,7 @@ def test_ingest_shows_senders_with_their_share_of_unknown_tokens(ledger: MoneyLe
 def test_ingest_shows_what_was_refused_with_a_sample_and_what_to_do(ledger: MoneyLedger) -> None:
     page = said(ingest.layout(view(ledger, "ingest")))
     assert "Refused 12 and 1 conflicts" in page
-    assert "gateway key gateway native 420 7 1 10  25 %" in page
+    assert "gateway key gateway native 420 7 1 10 25 %" in page
     assert "no valid key (not read) LiteLLM unauthorized 2 Send a key. not kept any more" in page
     assert "gateway key gateway native schema invalid 10 Rename the field. item 3" in page
     assert '"prompt": "string"' in page

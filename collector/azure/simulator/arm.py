@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from typing import Any
 from urllib.parse import quote, urlencode
 
-from collector.azure.simulator.estate import CapacityStep, Estate, made_id
+from collector.azure.simulator.estate import CapacityStep, Estate, instances_at, made_id
 from collector.azure.simulator.faults import Fault
 from collector.azure.simulator.wire import Answer, Refused, Request, json_answer
 from models.errors import InvalidInput
@@ -29,6 +29,7 @@ _INTERVALS = {
     "P1D": timedelta(days=1),
 }
 # How many of each a request of a Foundry account counts for.
+_GPU_METRICS = frozenset({"GpuUtilizationPercentage", "GpuMemoryUtilizationPercentage"})
 _ACCOUNT_METRICS = {"ModelRequests": 1, "AzureOpenAIRequests": 1, "InputTokens": 400, "OutputTokens": 90, "TotalTokens": 490}
 _ML = "microsoft.machinelearningservices"
 _ONLINE = f"{_ML}/workspaces/onlineendpoints/deployments"
@@ -180,6 +181,8 @@ class ResourceManager:
         values = []
         for name in request.query.get("metricnames", "").split(","):
             series = self._capacity(resource, (start, end), interval, aggregations) if name == "DeploymentCapacity" else None
+            if name in _GPU_METRICS:
+                series = self._gpu(resource, name, (start, end), interval)
             if series is None:
                 series = self._requests(resource, name, (start, end), interval, aggregations)
             values.append(
@@ -218,6 +221,26 @@ class ResourceManager:
                 point |= {name: float(max(counts) if name == "maximum" else min(counts)) for name in aggregations if name in {"maximum", "minimum"}}
                 if "average" in aggregations:
                     point["average"] = sum(counts) / len(counts)
+            data.append(point)
+            at += interval
+        return [{"metadatavalues": [], "data": data}]
+
+    def _gpu(self, resource: str, name: str, span: tuple[datetime, datetime], interval: timedelta) -> list[dict[str, Any]] | None:
+        """As busy as its requests make it; the weights of the model fill the memory as long as there is an instance."""
+        (start, end), steps = span, self.estate.capacity(resource)
+        if not steps:
+            return None
+        parent, _, deployment = resource.rpartition("/deployments/")
+        calls: dict[datetime, int] = {}
+        for at, count in self.estate.requests(parent, start, end).get(deployment, ()):
+            slot = start + (at - start) // interval * interval
+            calls[slot] = calls.get(slot, 0) + count
+        data, at = [], start
+        while at < end:
+            point: dict[str, Any] = {"timeStamp": _text(at)}
+            if (running := instances_at(steps, at)) > 0:
+                busy = min(97.0, 4.0 + calls.get(at, 0) * (timedelta(hours=1) / interval) / running)
+                point["average"] = busy if name == "GpuUtilizationPercentage" else 81.5
             data.append(point)
             at += interval
         return [{"metadatavalues": [], "data": data}]

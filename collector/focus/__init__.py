@@ -3,7 +3,6 @@
 from collector.focus.check import faults
 from collector.focus.columns import VERSIONS, Version, columns
 from collector.focus.export import FORMATS, MEDIA_TYPES, ExportFocus, Form, Written, checked, export, meta, month_asked, run
-from collector.focus.rows import row_of
 
 __all__ = [
     "FORMATS",
@@ -19,6 +18,5 @@ __all__ = [
     "faults",
     "meta",
     "month_asked",
-    "row_of",
     "run",
 ]

@@ -12,7 +12,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from decimal import Decimal
-from functools import cache
+from functools import cache, lru_cache
+from typing import Literal
 
 from collector.focus.columns import DECIMALS, TIMES, Version, columns
 from collector.focus.rows import Row, Value
@@ -82,6 +83,7 @@ _TOGETHER = (
 _COMMITMENT = ("CommitmentDiscountCategory", "CommitmentDiscountQuantity", "CommitmentDiscountType", "CommitmentDiscountUnit")
 _UNIT = re.compile(r"(?:(?:1000|1000000) )?Tokens|Hours")
 _CURRENCY = re.compile(r"[A-Z]{3}")
+_NONE = timedelta(0)
 _JSONS = ("Tags", "SkuPriceDetails", "AllocatedTags", "AllocatedMethodDetails")
 
 
@@ -90,26 +92,42 @@ def faults(row: Row, *, version: Version) -> list[str]:
     return list(_faults(row, version))
 
 
+_Kind = Literal["decimal", "time", "enum", "text"]
+
+
+@cache  # asked for every row
+def _kinds(version: Version) -> Mapping[str, _Kind]:
+    return {name: "decimal" if name in DECIMALS else "time" if name in TIMES else "enum" if name in _ENUMS else "text" for name in columns(version)}
+
+
 @cache
-def _known(version: Version) -> frozenset[str]:
-    return frozenset(columns(version))
+def _mandatory(version: Version) -> tuple[str, ...]:
+    return (*_MANDATORY, *(("ProviderName", "PublisherName") if version != "1.4" else ()), *(("ServiceProviderName",) if version != "1.2" else ()))
+
+
+def _is_instant(value: Value) -> bool:
+    return isinstance(value, datetime) and value.utcoffset() == _NONE
 
 
 def _faults(row: Row, version: Version) -> Iterator[str]:
-    known = _known(version)
+    kinds = _kinds(version)
     for name, value in row.items():
-        if name not in known:
+        kind = kinds.get(name)
+        if kind is None:
             yield f"{name} is no column of {version}"
-        elif value is None or (isinstance(value, str) and (not value.strip() or value != value.strip())):
+        elif value is None or (isinstance(value, str) and (not value or value[0].isspace() or value[-1].isspace())):
             yield f"{name} is blank or has blanks at its ends; it must be null"
-        elif name in DECIMALS and not (isinstance(value, Decimal) and value.is_finite()):
-            yield f"{name} is no decimal: {value!r}"
-        elif name in TIMES and not (isinstance(value, datetime) and value.utcoffset() == timedelta(0)):
-            yield f"{name} is no instant in UTC: {value!r}"
-        elif name in _ENUMS and value not in _ENUMS[name]:
+        elif kind == "decimal":
+            if not isinstance(value, Decimal) or not value.is_finite():
+                yield f"{name} is no decimal: {value!r}"
+        elif kind == "time":
+            if not _is_instant(value):
+                yield f"{name} is no instant in UTC: {value!r}"
+        elif not isinstance(value, str):
+            yield f"{name} is no text: {value!r}"
+        elif kind == "enum" and value not in _ENUMS[name]:
             yield f"{name} is {value!r}, none of {', '.join(sorted(_ENUMS[name]))}"
-    mandatory = [*_MANDATORY, *(("ProviderName", "PublisherName") if version != "1.4" else ()), *(("ServiceProviderName",) if version != "1.2" else ())]
-    missing = [name for name in mandatory if row.get(name) is None]
+    missing = [name for name in _mandatory(version) if name not in row]
     if missing:
         yield f"{', '.join(missing)} must not be null"
         return
@@ -224,16 +242,18 @@ def _of_texts(row: Row) -> Iterator[str]:
         yield "BillingAccountId of digits alone is read as a number"
     for name in _JSONS:
         value = row.get(name)
-        if value is None:
-            continue
-        try:
-            found = json.loads(str(value))
-        except ValueError:
-            yield f"{name} is no JSON"
-            continue
-        is_flat = isinstance(found, dict) and not any(isinstance(one, (dict, list)) for one in found.values())
-        if not is_flat and name != "AllocatedMethodDetails":
-            yield f"{name} is no flat object"
+        if value is not None and (fault := _json_fault(str(value), is_nested=name == "AllocatedMethodDetails")):
+            yield f"{name} is {fault}"
+
+
+@lru_cache(maxsize=4096)  # rows of one item say the same
+def _json_fault(text: str, *, is_nested: bool) -> str:
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return "no JSON"
+    is_flat = isinstance(found, dict) and not any(isinstance(one, (dict, list)) for one in found.values())
+    return "" if is_flat or is_nested else "no flat object"
 
 
 @dataclass(slots=True)

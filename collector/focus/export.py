@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime
 from decimal import Decimal
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, get_args
 
@@ -26,7 +27,7 @@ from collector.azure.storage import Storage
 from collector.closing import month_from
 from collector.focus.check import Commitment, Together, faults
 from collector.focus.columns import DECIMALS, TIMES, VERSIONS, Version, columns
-from collector.focus.rows import Row, row_of
+from collector.focus.rows import Row, Rows
 from collector.reports.places import Places
 from models import ledger, money
 from models.errors import InvalidInput, InvariantBroken
@@ -38,7 +39,7 @@ Form = Literal["csv", "parquet"]
 FORMATS: tuple[Form, ...] = get_args(Form)
 MEDIA_TYPES: Mapping[Form, str] = {"csv": "text/csv; charset=utf-8", "parquet": "application/vnd.apache.parquet"}
 # What a spreadsheet would run as a formula, were it the first sign of a cell; numbers are written as numbers.
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+_FORMULA = frozenset("=+-@\t\r\n|%")
 _GROUP_ROWS = 20_000
 # decimal(38, 18): exact for anything a bill says, and what readers of Parquet agree on.
 _PRECISION, _SCALE = 38, 18
@@ -172,11 +173,11 @@ def export(
     progress: Progress = lambda _done, _of: None,
 ) -> Written:
     """Write the month into the stream. A row that breaks a rule stops it: nobody is to book a wrong file."""
-    names, written, together = columns(version), Written(), Together()
+    names, written, together, made = columns(version), Written(), Together(), Rows(about.month, version)
 
     def rows() -> Iterator[Row]:
         for line in ledger.focus_lines(session, about, visible=visible, now=now):
-            row = row_of(line, month=about.month, version=version)
+            row = made.of(line)
             wrong = faults(row, version=version)
             if wrong:
                 raise InvariantBroken(f"row {row.get('x_ChargeId')} would break FOCUS {version}: {'; '.join(wrong[:3])}; nothing was written")
@@ -202,23 +203,29 @@ def _csv(rows: Iterator[Row], names: Sequence[str], stream: BinaryIO) -> None:
     text = io.TextIOWrapper(stream, encoding="utf-8", newline="", write_through=False)
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(names)
+    cells: list[tuple[str, Callable[[Any], str]]] = [
+        (name, _decimal_cell if name in DECIMALS else _time_cell if name in TIMES else _text_cell) for name in names
+    ]
     for row in rows:
-        writer.writerow([_cell(name, row.get(name)) for name in names])
+        get = row.get
+        writer.writerow(["" if (value := get(name)) is None else cell(value) for name, cell in cells])
     text.flush()
     text.detach()
 
 
-def _cell(name: str, value: Any) -> str:
-    if value is None:
-        return ""
-    if name in DECIMALS:
-        told = money.text(value)
-        return told if "." in told else told + ".0"  # without a point some readers take a column for whole numbers
-    if name in TIMES:
-        return rfc3339(value)
-    told = str(value)
+def _decimal_cell(value: Any) -> str:
+    told = money.text(value)
+    return told if "." in told else told + ".0"  # without a point some readers take a column for whole numbers
+
+
+@lru_cache(maxsize=4096)  # a month has few days
+def _time_cell(value: Any) -> str:
+    return rfc3339(value)
+
+
+def _text_cell(value: str) -> str:
     # An apostrophe in front keeps a name from being run as a formula.
-    return "'" + told if told.startswith(_FORMULA) else told
+    return "'" + value if value[0] in _FORMULA else value
 
 
 def _parquet(rows: Iterator[Row], names: Sequence[str], stream: BinaryIO) -> None:

@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping
 from datetime import UTC, date, datetime, time
 from decimal import Decimal
+from functools import lru_cache
 
 from collector.focus.columns import Version
 from models import money, skus
@@ -21,6 +22,7 @@ from models.resources import Mode, Route
 Value = str | Decimal | datetime | None
 Row = dict[str, Value]
 METHOD = "request-tokens-proportional"
+_MOST_STILL = 20_000
 _TOKENS = frozenset({MeterKind.INPUT, MeterKind.OUTPUT, MeterKind.CACHED_INPUT, MeterKind.TRAINING})
 _HOURS = frozenset({MeterKind.HOSTING, MeterKind.COMPUTE, MeterKind.COMMITMENT})
 _TOKEN_TYPE = {MeterKind.INPUT: "input", MeterKind.OUTPUT: "output", MeterKind.CACHED_INPUT: "cached_input", MeterKind.TRAINING: "training"}
@@ -67,19 +69,71 @@ _REGIONS = {
 }
 
 
+class Rows:
+    """The rows of one file. What lines of one item have in common is made once: a month of millions of lines has few items."""
+
+    def __init__(self, month: date, version: Version) -> None:
+        self._month, self._version = month, version
+        self._still: dict[tuple[object, ...], Row] = {}
+
+    def of(self, line: FocusLine) -> Row:
+        """The row of a line, with every column of the version that is not null; what is missing is null."""
+        if line.kind != "charge" or _commitment_id(line) is not None:
+            return row_of(line, month=self._month, version=self._version)
+        # Items and facts are the export's own objects for as long as it runs: told apart by what they are.
+        key = (
+            id(line.item),
+            id(line.fact),
+            line.identity,
+            line.charge_type,
+            line.currency,
+            line.pricing_currency,
+            line.rate,
+            line.list_price,
+            line.contracted_price,
+            line.billed_unit,
+            line.units is None,
+            line.price_version,
+            line.invoice_id,
+            line.billing_account,
+            line.subscription,
+            line.day < self._month,
+        )
+        still = self._still.get(key)
+        if still is None:
+            if len(self._still) >= _MOST_STILL:
+                self._still.clear()
+            still = self._still[key] = _still(line, self._month, self._version)
+        return still | _moving(line, still)
+
+
 def row_of(line: FocusLine, *, month: date, version: Version) -> Row:
     """The row, with every column of the version that is not null; what is missing is null."""
+    still = _still(line, month, version)
+    return still | _moving(line, still)
+
+
+def _still(line: FocusLine, month: date, version: Version) -> Row:
+    """What a line shares with others of its item: everything but its day, its amounts and its id."""
     row: Row = {}
     row |= _account(line, month)
     row |= _charge(line, month)
     row |= _service(line, version)
-    row |= _amounts(line)
+    row |= _prices(line)
     row |= _resource(line, version)
     row |= _commitment(line)
     row |= _ours(line)
     if version == "1.4":
         del row["ProviderName"], row["PublisherName"]
     return {name: value for name, value in row.items() if value is not None and value != ""}
+
+
+def _moving(line: FocusLine, still: Row) -> Row:
+    found: Row = {"ChargePeriodStart": _midnight(line.day), "ChargePeriodEnd": _midnight(line.day + DAY), "x_ChargeId": line.id}
+    cores = still.get("x_CoreHours")
+    if cores is not None and line.units is not None:
+        found["x_CoreHours"] = _core_hours(line)
+    return found | _costs(line, still.get("ListUnitPrice"), still.get("ContractedUnitPrice"))
 
 
 def _account(line: FocusLine, month: date) -> Row:
@@ -96,8 +150,6 @@ def _account(line: FocusLine, month: date) -> Row:
         "BillingCurrency": line.currency,
         "BillingPeriodStart": _midnight(month),
         "BillingPeriodEnd": _midnight(next_month(month)),
-        "ChargePeriodStart": _midnight(line.day),
-        "ChargePeriodEnd": _midnight(line.day + DAY),
         "InvoiceId": line.invoice_id,
         "InvoiceIssuerName": "Microsoft",
         "SubAccountId": f"/subscriptions/{line.subscription}" if line.subscription else None,
@@ -106,6 +158,7 @@ def _account(line: FocusLine, month: date) -> Row:
     }
 
 
+@lru_cache(maxsize=4096)  # asked for every row
 def _midnight(day: date) -> datetime:
     return datetime.combine(day, time(), UTC)
 
@@ -217,32 +270,22 @@ def _service(line: FocusLine, version: Version) -> Row:
     return named
 
 
-def _amounts(line: FocusLine) -> Row:
-    found: Row = {
-        "BilledCost": line.billed,
-        "EffectiveCost": line.effective,
-        "PricingCurrency": line.pricing_currency,
-        "PricingCurrencyEffectiveCost": _divided(line.effective, line.rate),
-    }
-    of = category(line)
+def _prices(line: FocusLine) -> Row:
+    """What a priced unit costs, with all that hangs on it; nothing where it is not known."""
+    of, block = category(line), line.billed_unit
     counts_tokens, counts_hours = line.meter in _TOKENS, line.meter in _HOURS
-    block, units = line.billed_unit, line.units
-    if of not in ("Usage", "Purchase") or units is None or not block or not (counts_tokens or counts_hours):
-        return found | {"ListCost": line.billed if of != "Usage" or line.kind != "estimate" else line.effective, "ContractedCost": line.billed}
-    quantity = money.QUOTIENT.divide(units, block)
+    found: Row = {"PricingCurrency": line.pricing_currency}
+    if of not in ("Usage", "Purchase") or line.units is None or not block or not (counts_tokens or counts_hours):
+        return found
     listed, contracted = _per_block(line.list_price, block), _per_block(line.contracted_price, block)
     listed, contracted = listed if listed is not None else contracted, contracted if contracted is not None else listed
     if listed is None or contracted is None:
-        # Nobody knows a price: a quotient of the amount would be no price.
-        return found | {"ListCost": line.billed, "ContractedCost": line.billed}
+        return found  # nobody knows a price: a quotient of the amount would be no price
     sku = _sku(line)
     found |= {
-        "PricingQuantity": quantity,
         "PricingUnit": _unit(block, counts_tokens=counts_tokens),
         "ListUnitPrice": listed,
-        "ListCost": money.times(listed, quantity),
         "ContractedUnitPrice": contracted,
-        "ContractedCost": money.times(contracted, quantity),
         "PricingCurrencyListUnitPrice": _divided(listed, line.rate),
         "PricingCurrencyContractedUnitPrice": _divided(contracted, line.rate),
         "SkuId": sku,
@@ -251,7 +294,20 @@ def _amounts(line: FocusLine) -> Row:
         "SkuPriceDetails": _details(line),
     }
     if of == "Usage" and not _is_unused(line):
-        found |= {"ConsumedQuantity": units, "ConsumedUnit": "Tokens" if counts_tokens else "Hours"}
+        found["ConsumedUnit"] = "Tokens" if counts_tokens else "Hours"
+    return found
+
+
+def _costs(line: FocusLine, listed: Value, contracted: Value) -> Row:
+    """A line's amounts; list and contracted cost are price x quantity where there is a price."""
+    found: Row = {"BilledCost": line.billed, "EffectiveCost": line.effective, "PricingCurrencyEffectiveCost": _divided(line.effective, line.rate)}
+    if not isinstance(listed, Decimal) or not isinstance(contracted, Decimal) or line.units is None or not line.billed_unit:
+        is_estimate = line.kind == "estimate" and category(line) == "Usage" and line.units is None
+        return found | {"ListCost": line.effective if is_estimate else line.billed, "ContractedCost": line.billed}
+    quantity = money.QUOTIENT.divide(line.units, line.billed_unit)
+    found |= {"PricingQuantity": quantity, "ListCost": money.times(listed, quantity), "ContractedCost": money.times(contracted, quantity)}
+    if category(line) == "Usage" and not _is_unused(line):
+        found["ConsumedQuantity"] = line.units
     return found
 
 
@@ -365,13 +421,16 @@ def _named(resource: str | None) -> Row:
     return {"ResourceId": resource, "ResourceName": resource.rpartition("/")[2], "ResourceType": kind}
 
 
+def _core_hours(line: FocusLine) -> Decimal | None:
+    if line.meter != MeterKind.COMPUTE or line.units is None:
+        return None
+    each = (line.item.cores if line.item is not None else None) or skus.cores((line.item.sku if line.item is not None else None) or line.identity.sku or "")
+    return None if each is None else money.times(line.units, each)
+
+
 def _ours(line: FocusLine) -> Row:
     name = line.identity.deployment
     endpoint = line.fact.endpoint if line.fact is not None else (name or "").partition("/")[0] or None
-    cores = None
-    if line.meter == MeterKind.COMPUTE and line.units is not None:
-        each = (line.item.cores if line.item is not None else None) or skus.cores((line.item.sku if line.item is not None else None) or line.identity.sku or "")
-        cores = None if each is None else money.times(line.units, each)
     source = (
         "RequestUsage"
         if line.kind == "estimate"
@@ -392,7 +451,7 @@ def _ours(line: FocusLine) -> Row:
         "x_DeploymentKind": None if mode == Mode.UNKNOWN else mode.value,
         "x_ModelName": line.identity.model or (line.item.model if line.item is not None else None),
         "x_TokenType": _TOKEN_TYPE.get(line.meter),
-        "x_CoreHours": cores,
+        "x_CoreHours": _core_hours(line),
         "x_PriceBookVersion": line.price_version,
         "x_BillingExchangeRate": line.rate,
         "x_OriginChargeId": line.origin,

@@ -68,7 +68,9 @@ def fill(database: Path, *, rows: int) -> None:
             at = datetime(2026, 10, 10, 8, tzinfo=UTC)
             make.event(session, make.series(session, deployment=name), time=at, input_tokens=2_000_000, output_tokens=0)
         items.append(make.charge_item(session, offer_id="llama-offer").id or 0)
-        part = make.bill_part(session, period_start=_MONTH, landed_at=_NOW - timedelta(days=1), rows=rows, reaches={"foundry": "2026-10-31"})
+        part = make.bill_part(
+            session, period_start=_MONTH, landed_at=_NOW - timedelta(days=1), rows=rows, reaches={"foundry": "2026-10-31", "marketplace": "2026-10-31"}
+        )
         days: dict[tuple[date, int], list[Any]] = {}
         batch: list[dict[str, Any]] = []
         for row in _rows(part.id or 0, items, rows):

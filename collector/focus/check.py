@@ -84,6 +84,8 @@ _COMMITMENT = ("CommitmentDiscountCategory", "CommitmentDiscountQuantity", "Comm
 _UNIT = re.compile(r"(?:(?:1000|1000000) )?Tokens|Hours")
 _CURRENCY = re.compile(r"[A-Z]{3}")
 _NONE = timedelta(0)
+# A ratio in JSON is a number of that format's: sixteen digits.
+_RATIO_ROUNDED = Decimal("1e-12")
 _JSONS = ("Tags", "SkuPriceDetails", "AllocatedTags", "AllocatedMethodDetails")
 
 
@@ -133,7 +135,7 @@ def _faults(row: Row, version: Version) -> Iterator[str]:
         return
     yield from _of_time(row)
     yield from _of_amounts(row)
-    yield from _of_kind(row)
+    yield from _of_kind(row, version)
     yield from _of_commitment(row)
     yield from _of_texts(row)
 
@@ -176,7 +178,7 @@ def _number(row: Row, name: str) -> Decimal:
     return value if isinstance(value, Decimal) else ZERO
 
 
-def _of_kind(row: Row) -> Iterator[str]:
+def _of_kind(row: Row, version: Version) -> Iterator[str]:
     of, status = row["ChargeCategory"], row.get("x_CostStatus")
     billed = _number(row, "BilledCost")
     if status == "Estimated" and billed != 0:
@@ -191,6 +193,8 @@ def _of_kind(row: Row) -> Iterator[str]:
             yield f"the four costs of {of} must be the same"
     if of == "Purchase" and row.get("ChargeFrequency") == "Usage-Based":
         yield "a Purchase is not Usage-Based"
+    if of == "Purchase" and row.get("CommitmentDiscountId") is not None and _number(row, "EffectiveCost"):
+        yield "EffectiveCost of a commitment's fee must be 0: what it covers has its cost"
     if of == "Purchase" and row.get("ConsumedQuantity") is not None:
         yield "ConsumedQuantity must be null on Purchase"
     if of == "Usage" and row.get("SkuPriceId") is not None and row.get("ConsumedQuantity") is None and row.get("CommitmentDiscountStatus") != "Unused":
@@ -202,6 +206,23 @@ def _of_kind(row: Row) -> Iterator[str]:
         yield "x_AllocatedRatio and x_OriginChargeId are set together or not at all"
     if isinstance(ratio, Decimal) and not 0 <= ratio <= 1:
         yield "x_AllocatedRatio is not from 0 to 1"
+    if version != "1.2":
+        yield from _of_allocation(row)
+
+
+def _of_allocation(row: Row) -> Iterator[str]:
+    """Split rows say how they were split, of later versions in columns of FOCUS's own."""
+    method, details = row.get("AllocatedMethodId"), row.get("AllocatedMethodDetails")
+    if (method is None) != (row.get("x_OriginChargeId") is None):
+        yield "AllocatedMethodId and x_OriginChargeId are set together or not at all"
+    named = [name for name in ("AllocatedMethodDetails", "AllocatedResourceId", "AllocatedResourceName", "AllocatedTags") if row.get(name) is not None]
+    if named and method is None:
+        yield f"{', '.join(named)} need an AllocatedMethodId"
+    if details is not None and not _json_fault(str(details), is_nested=True):
+        told = json.loads(str(details), parse_float=Decimal)
+        ratios = [Decimal(str(one["AllocatedRatio"])) for one in told.get("Elements", ()) if "AllocatedRatio" in one] if isinstance(told, dict) else []
+        if not ratios or abs(money.minus(money.add(ratios), _number(row, "x_AllocatedRatio"))) > _RATIO_ROUNDED:
+            yield "AllocatedMethodDetails says another ratio than x_AllocatedRatio"
 
 
 def _of_commitment(row: Row) -> Iterator[str]:

@@ -166,11 +166,11 @@ def _midnight(day: date) -> datetime:
 def category(line: FocusLine) -> str:
     """FOCUS's category of a charge; a refund keeps that of what it refunds."""
     kind = line.charge_type.casefold()
+    if kind in ("credit", "tax"):
+        return kind.capitalize()
     if line.kind == "correction" or line.meter == MeterKind.ADJUSTMENT or kind in ("roundingadjustment", "adjustment"):
         return "Adjustment"
     match kind:
-        case "credit" | "tax":
-            return kind.capitalize()
         case "purchase":
             return "Purchase"
         case "refund" if line.meter == MeterKind.COMMITMENT:
@@ -225,6 +225,9 @@ def _commitment(line: FocusLine) -> Row:
     """
     named, of = _commitment_id(line), category(line)
     if named is None or of not in ("Usage", "Purchase"):
+        return {}
+    if of == "Purchase" and line.effective:
+        # The bill does not spread it (there is no amortized report of it): what is bought is spent, as of any purchase.
         return {}
     is_plan = _plan(line) == "Savings Plan"
     quantity = line.units if not is_plan else line.billed if of == "Purchase" else line.effective

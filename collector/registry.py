@@ -26,6 +26,7 @@ from sqlmodel import Session, col, select
 
 from collector.rowfiles import MAX_NAME, MAX_ROWS, Faults, Row, is_json, overlaps, read_json, read_rows, rows_from_objects
 from models.errors import InvalidInput
+from models.limits import LimitSource, set_limit
 from models.matching import full_name
 from models.periods import parse_instant
 from models.prices import model_name
@@ -138,6 +139,11 @@ def import_inventory(session: Session, files: Sequence[tuple[str, bytes]], *, no
     workspace_changes = _apply(session, _WORKSPACES, _standing_inventory(session, WorkspaceFact), workspaces, inventory)
     standing = [fact for fact in _standing_inventory(session, DeploymentFact) if fact.workspace.casefold() in found.mentioned]
     deployment_changes = _apply(session, _DEPLOYMENTS, standing, deployments, inventory, end_unnamed=replace)
+    for workspace, deployment, measure, value in found.limits:
+        set_limit(
+            session, workspace=workspace, deployment=deployment, measure=measure, value=value, source=LimitSource.AZURE,
+            evidence="the deployment's rateLimits in the inventory", seen_at=now, now=now,
+        )  # fmt: skip
     return InventoryImport(deployment_changes, workspace_changes, dict(found.ignored))
 
 
@@ -196,6 +202,7 @@ class _Inventory:
     implied: list[_Said] = field(default_factory=list)  # of a workspace, by what is said of its deployments
     regions: dict[str, set[str]] = field(default_factory=dict)  # where its deployments are
     mentioned: dict[str, str] = field(default_factory=dict)  # workspaces: case-folded name -> as first written
+    limits: list[tuple[str, str, str, int]] = field(default_factory=list)  # workspace, deployment, measure, a minute
     ignored: Counter[str] = field(default_factory=Counter)
 
 
@@ -396,6 +403,7 @@ def _read_azure(objects: Sequence[_Resource], found: _Inventory, faults: Faults)
         elif resource.kind == f"{_ACCOUNT}/deployments":
             kind, region = "foundry_account", region or account_regions.get(workspace.casefold())
             said = _foundry_deployment(resource, region, faults)
+            found.limits += _rate_limits(resource)
         elif resource.kind == _ACCOUNT:
             kind = "foundry_account"
         elif resource.kind not in {_ML, f"{_ML}/onlineendpoints", f"{_ML}/marketplacesubscriptions"}:
@@ -470,6 +478,25 @@ def _foundry_deployment(resource: _Resource, region: str | None, faults: Faults)
         region=region,
         state=resource.word("properties", "provisioningState"),
     )
+
+
+_LIMIT_KEYS = {"token": "tokens_per_minute", "request": "requests_per_minute"}
+
+
+def _rate_limits(resource: _Resource) -> list[tuple[str, str, str, int]]:
+    """What Azure dealt out to a deployment, a minute; a kind of limit that is not one of ours is left alone."""
+    said = resource.member("properties", "rateLimits")
+    found: list[tuple[str, str, str, int]] = []
+    for one in said if isinstance(said, list) else ():
+        measure = _LIMIT_KEYS.get(str(one.get("key", "")).casefold()) if isinstance(one, dict) else None
+        count, seconds = (_positive(one.get(name)) for name in ("count", "renewalPeriod")) if measure is not None else (None, None)
+        if measure is not None and count is not None and seconds is not None:
+            found.append((resource.names[0], resource.names[1], measure, max(1, int(count * 60 // seconds))))
+    return found
+
+
+def _positive(value: Any) -> int | float | None:
+    return value if isinstance(value, int | float) and not isinstance(value, bool) and value > 0 else None
 
 
 def _azure_deployment(resource: _Resource, names: Sequence[str], faults: Faults, **attributes: Any) -> _Said:

@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 from sqlmodel import col, select
 
+from collector.azure.simulator import shapes
 from collector.registry import Changes, InventoryImport, OwnerImport, import_inventory, import_owners, set_owners
+from models import ledger
 from models.errors import InvalidInput
 from models.matching import Registry
 from models.resources import DeploymentFact, Mode, Owner, Route, Workspace, WorkspaceFact
@@ -507,3 +509,18 @@ def test_two_owners_at_once_are_refused(sqlite_store: Store) -> None:
         owners(sqlite_store, "application,team,valid_from\nbot,A,2026-01-01\nbot,B,2026-02-01\n")
     with pytest.raises(InvalidInput, match=r"team of bot is B, but owners\.csv line 2 says A"):
         owners(sqlite_store, "application,team\nbot,A\nbot,B\n")
+
+
+def test_what_azure_deals_out_to_a_foundry_deployment_is_its_limit(sqlite_store: Store) -> None:
+    deployment = shapes.foundry_deployment(
+        "/subscriptions/s1/resourceGroups/g/providers/Microsoft.CognitiveServices/accounts/acct/deployments/chat",
+        model="Llama-3.3-70B-Instruct", capacity=250, created_at=datetime(2026, 1, 1, tzinfo=UTC),
+    )  # fmt: skip
+    deployment["properties"]["rateLimits"].append({"key": "images", "renewalPeriod": 60, "count": 3})
+    deployment["properties"]["rateLimits"][0] = {"key": "request", "renewalPeriod": 10, "count": 41}
+    for _ in range(2):
+        with sqlite_store.write() as session:
+            import_inventory(session, [("list.json", json.dumps({"value": [deployment]}).encode())], now=NOW, author="tests")
+    with sqlite_store.read() as session:
+        found = {one.measure: (one.limit, one.limit_source, len(one.limits_said)) for one in ledger.quotas(session, now=NOW) if one.kind == "deployment"}
+    assert found == {"tokens_per_minute": (250_000, "azure", 1), "requests_per_minute": (246, "azure", 1)}

@@ -16,6 +16,7 @@ from collector.rulebook import Author, BudgetBody, RuleBody, SilenceBody
 from collector.watch import Watcher
 from models import leases
 from models.alerts import Alert, AlertRule, AlertState, Budget, Kind
+from models.limits import Counting, LimitSource, set_limit
 from models.sources import PULLED_EVERY, PullState, begin, finish
 from models.store import Store
 from models.usage import Status
@@ -253,6 +254,35 @@ def test_an_edited_rule_is_judged_anew(lite: Watched) -> None:
         row = rulebook.found(session, AlertRule, rule, visible=None)
         rulebook.replace_rule(session, row, RuleBody(name="rule", kind=Kind.TOKENS_PER_MINUTE, threshold=Decimal(2000)), by=BY, now=lite.now)
     assert lite.run(SECOND) == [("alert.resolved", "rule", None)]
+
+
+def test_ones_own_instances_have_no_limit_to_be_near(lite: Watched) -> None:
+    with lite.store.write() as session:
+        factories.managed(session)
+    lite.rule(kind="tokens_per_minute", threshold_percent=80)
+    lite.use(tokens=900_000, endpoint="llama-online", deployment="blue")
+    assert lite.run() == []
+    with lite.store.write() as session:
+        set_limit(session, workspace="ws-east", deployment="llama-online/blue", measure="tokens_per_minute", value=1_000_000, source=LimitSource.USER, now=NOW)
+    assert lite.run(SECOND) == [("alert.firing", "rule", None)]
+
+
+def test_a_limit_that_counts_what_is_admitted_is_judged_by_that(watch: Watched) -> None:
+    with watch.store.write() as session:
+        factories.serverless(session)
+        set_limit(
+            session, workspace="ws-east", deployment="llama-chat", measure="tokens_per_minute", value=10_000, source=LimitSource.USER,
+            counting=Counting.ADMITTED, now=NOW,
+        )  # fmt: skip
+        # It was answered 10 tokens and was admitted for 1,000 + 2 x 3,500, half a minute ago.
+        factories.event(
+            session, time=NOW, input_tokens=1_000, output_tokens=10, started_at=NOW - 30 * SECOND, details={"max_tokens": 3_500, "choices": 2}
+        )  # fmt: skip
+    watch.rule(kind="tokens_per_minute", threshold_percent=80)
+    assert watch.run() == [("alert.firing", "rule", None)]
+    (alert,) = watch.alerts()
+    assert (alert.value, alert.threshold, alert.fired_at, alert.sample["counting"]) == (Decimal(8_000), Decimal(8_000), NOW - 30 * SECOND, "admitted")
+    assert watch.run(30 * SECOND) == [("alert.resolved", "rule", None)]
 
 
 def test_the_builtin_rules_watch_every_deployment(sqlite_store: Store) -> None:

@@ -231,7 +231,7 @@ def charts_of(body: Mapping[str, Any], one: Mapping[str, Any]) -> list[Chart]:
             at += step
         given.append(Bar(f"this {of}", 0.0, float(fall[f"this_{of}"]), _short(fall[f"this_{of}"]), FIRM))
         says = "; ".join(f"{bar.label}: {bar.note} {currency}" for bar in given)
-        levels = [level for bar in given for level in (bar.start, bar.end) if level]
+        levels = [given[0].end, given[-1].end, *(level for bar in given[1:-1] for level in (bar.start, bar.end))]
         # Small steps from one large bar to the other could not be seen from zero.
         low, high = min(levels, default=0.0), max(levels, default=0.0)
         base = low - 2 * (high - low) if low > 0 and high - low < low * _SMALL_STEPS else 0.0

@@ -21,7 +21,7 @@ from fpdf import FPDF
 from playwright.sync_api import sync_playwright
 from sqlmodel import Session, select
 
-from collector import auth, reports
+from collector import auth, reports, rulebook
 from collector.reports import delivery, mailing
 from collector.reports.letter import letter
 from collector.webhooks import sending
@@ -242,6 +242,9 @@ def test_a_team_gets_nothing_of_another_in_mail_pdf_link_and_files(store: Store,
         world(session)
         part = make.bill_part(session, landed_at=NOW)
         make.charge(session, part, make.charge_item(session, deployment="secret-of-search"), "777.77", charged_on=datetime(2026, 11, 10, tzinfo=UTC).date())
+        for name, scope in (("all of it", {}), ("for search", {"team": "search"}), ("for risk", {"team": "risk"})):
+            asked = {"name": f"Budget {name}", "scope": scope, "amount": "4321.00", "currency": "USD", "period": "month"}
+            rulebook.create_budget(session, rulebook.BudgetBody.model_validate(asked), by=rulebook.Author("tests"), now=NOW)
         mailbox(session)
         schedule(session, teams=["risk"], attach=["pdf", "csv"], folder="risk")
     delivery.run(store, NOW, public_url="https://costs.example.com")
@@ -262,7 +265,7 @@ def test_a_team_gets_nothing_of_another_in_mail_pdf_link_and_files(store: Store,
     assert {"plain", "html", "csv", "pdf", ".json", ".csv", ".html", "link html", "link json", "link csv"} == set(shown)
     for where, text in shown.items():
         assert "of-risk" in text, where
-        for foreign in ("search", "777.77", "1,777"):
+        for foreign in ("search", "777.77", "1,777", "all of it"):
             assert foreign not in text, (where, foreign)
     for path in (path for path in folder.iterdir() if "manifest" in path.name):
         assert (json.loads(path.read_text())["files"][0]["control_total"], "search" in path.read_text()) == (

@@ -211,10 +211,20 @@ class Identities:
 
     def refresh(self, connection: sa.Connection, shards: Iterable[int]) -> None:
         """Learn what other processes committed since. The shards are locked by the caller."""
-        for number in sorted(shards):
-            low = (number << _SHARD_BITS) + self._seen.get(number, -1) + 1
-            driver: Any = connection.connection.driver_connection
-            found = driver.execute(self._newer, (low, (number + 1) << _SHARD_BITS)).fetchall()
+        self.learn(connection, self.ask(connection, shards))
+
+    def ask(self, connection: sa.Connection, shards: Iterable[int]) -> list[tuple[int, Any]]:
+        """The first half of ``refresh``: ask for what is new, to be learnt once the answers are there."""
+        driver: Any = connection.connection.driver_connection
+        return [
+            (number, driver.execute(self._newer, ((number << _SHARD_BITS) + self._seen.get(number, -1) + 1, (number + 1) << _SHARD_BITS)))
+            for number in sorted(shards)
+        ]
+
+    def learn(self, connection: sa.Connection, asked: Iterable[tuple[int, Any]]) -> None:
+        """The second half of ``refresh``."""
+        for number, answer in asked:
+            found = answer.fetchall()
             if number not in self._shards or any(kind == _REWRITTEN for _, kind, _ in found):
                 self._reload(connection, number)
                 continue
@@ -308,7 +318,8 @@ class Identities:
     def _joined(self, connection: sa.Connection, number: int, fingerprints: Array, times: Array) -> bytes:
         """The runs that were not joined yet, and what comes now, as one."""
         low, high = (number << _SHARD_BITS) + self._shards[number].first_loose, (number + 1) << _SHARD_BITS
-        found = connection.exec_driver_sql(f"SELECT body FROM usage_identity_run WHERE id >= {low} AND id < {high} ORDER BY id")  # noqa: S608 - numbers
+        driver: Any = connection.connection.driver_connection
+        found = driver.execute(f"SELECT body FROM usage_identity_run WHERE id >= {low} AND id < {high} ORDER BY id").fetchall()  # noqa: S608 - numbers
         parts = [*(_entries(bytes(body)) for (body,) in found), (fingerprints, times)]
         return _body(np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts]))
 
@@ -325,15 +336,17 @@ class Identities:
             cuts.append(int(np.searchsorted(fingerprints, fingerprints[end - 1], "right")))
         mark = "?" if self._is_sqlite else "%s"
         blocks = [(base + int(fingerprints[start]), _body(fingerprints[start:end], times[start:end])) for start, end in pairwise(cuts)]
-        connection.exec_driver_sql(f"INSERT INTO usage_identity_block (id, body) VALUES ({mark}, {mark})", blocks)  # noqa: S608 - marks
+        cursor: Any = connection.connection.cursor()
+        cursor.executemany(f"INSERT INTO usage_identity_block (id, body) VALUES ({mark}, {mark})", blocks)  # noqa: S608 - marks
+        cursor.close()
         self._delete_runs(connection, number, 0)
         self._insert_run(connection, number, run, _REWRITTEN, b"")
         self._staged.append((number, run, _FINISHED, fingerprints, times))
 
     def _delete_runs(self, connection: sa.Connection, number: int, first: int) -> None:
-        connection.exec_driver_sql(
-            f"DELETE FROM usage_identity_run WHERE id >= {(number << _SHARD_BITS) + first} AND id < {(number + 1) << _SHARD_BITS}"  # noqa: S608 - numbers
-        )
+        low, high = (number << _SHARD_BITS) + first, (number + 1) << _SHARD_BITS
+        driver: Any = connection.connection.driver_connection
+        driver.execute(f"DELETE FROM usage_identity_run WHERE id >= {low} AND id < {high}")  # noqa: S608 - numbers
 
     def _insert_run(self, connection: sa.Connection, number: int, run: int, kind: int, body: bytes) -> None:
         driver: Any = connection.connection.driver_connection

@@ -16,7 +16,7 @@ import numpy as np
 
 from collector.capture.event import CapturedEvent, Item
 from models.columns import canonical_json
-from models.usage import STATUS_CODE, short_id, split_details
+from models.usage import STATUS_CODE, STATUS_OF_CODE, Flag, Operation, Quality, Split, short_id, split_details
 
 Array = np.ndarray[Any, Any]
 # By their words: a member's own hash is worked out anew for every event.
@@ -65,6 +65,36 @@ class EventColumns:
     request_ids: list[str | None]
     details: list[str | None]
     rest: list[int]
+
+    def event(self, at: int) -> CapturedEvent:
+        """One of them by itself, as its format would have made it."""
+        said = self.said[self.codes[at]]
+        details = Split(self.durations[at], self.response_ids[at], self.request_ids[at], self.details[at])
+        return CapturedEvent(
+            self.ids[at],
+            int(self.times[at]),
+            said.source,
+            said.workspace,
+            said.endpoint or None,
+            said.deployment or None,
+            said.model or None,
+            Operation(said.operation),
+            said.fine_tuned,
+            said.application or None,
+            said.team or None,
+            msgspec.json.decode(said.tags),
+            STATUS_OF_CODE[int(self.status[at])],
+            bool(self.billable[at]),
+            self.inputs[at],
+            self.outputs[at],
+            self.cached[at],
+            self.reasoning[at],
+            Quality(int(self.quality[at])),
+            Flag(int(self.flags[at])),
+            self.started[at],
+            said.is_native,
+            details.whole(),
+        )
 
     def only(self, taken: Array) -> EventColumns:
         """The events that are marked; the others are left to ``rest``."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from typing import Any, NamedTuple
@@ -16,14 +16,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import sqlalchemy as sa
 
-from collector.capture.columns import Array, EventColumns, Said, columns_of
+from collector.capture.columns import STATUS_CODE_OF_WORD, Array, EventColumns, Said, columns_of
 from collector.capture.event import CapturedEvent, Item, Refusal
 from collector.ingest.batch import LONG_ANSWER, Batch, Refused, Rejected, Stored, Verdict
 from collector.ingest.names import Names, SeriesRef
 from collector.ingest.rows import Numbers, Rows, StoredCall
 from models.columns import canonical_json, from_microseconds
 from models.identities import Identities, shard_of
-from models.store import quick
+from models.store import quick, together
 from models.usage import DAY_SECONDS, STATUS_CODE, Flag, Quality, Split, Status, long_id, short_id
 
 _SECOND = 1_000_000
@@ -75,9 +75,15 @@ class _Known:
     stands_at: int  # the effective time
     is_untimed: bool
     started_at: int | None
-    content: _Content
+    says: _Content | Callable[[], _Content]  # what came in this commit is rarely met again in it
     flags: int
     quality: int
+
+    @property
+    def content(self) -> _Content:
+        if callable(self.says):
+            self.says = self.says()
+        return self.says
 
 
 @dataclass(slots=True)
@@ -107,6 +113,12 @@ class _Group:
     workspace_ids: Array
     source_ids: Array
     series: list[SeriesRef | None] = field(default_factory=list)
+
+    def row(self, at: int) -> _Row:
+        """One of the events, to be decided by itself."""
+        columns, code = self.columns, self.columns.codes[at]
+        identity = self.homes[code] or "", columns.said[code].source, columns.ids[at]
+        return _Row(self.verdict, self.is_long, (self.number, int(columns.index[at])), columns.event(at), identity, int(self.fingerprints[at]))
 
 
 class Commit:
@@ -213,35 +225,37 @@ class Commit:
             return []
         known = np.zeros(len(fingerprints), bool)
         times: dict[tuple[int, int], list[int]] = {}
-        for shard in np.unique(shard_of_each).tolist():
+        for shard in (0,) if self._is_sqlite else np.unique(shard_of_each).tolist():
             here = shard_of_each == shard
             suspects = self._identities.suspects(shard, fingerprints[here])
             known[here] = suspects
             if suspects.any():
                 found = self._identities.times(self._connection, shard, fingerprints[here][suspects])
                 times.update({(shard, fingerprint): at for fingerprint, at in found.items()})
-        met = known | _repeated(fingerprints) if self._groups else known
-        new: list[_Row] = []
-        start = len(asked)
-        for group in self._groups:
-            columns = group.columns
-            doubtful = met[start : start + len(group.fingerprints)] & group.taken
-            start += len(group.fingerprints)
-            for at in np.nonzero(doubtful)[0].tolist():
-                place, said = int(columns.index[at]), columns.said[columns.codes[at]]
-                event = group.items[place]
-                if isinstance(event, CapturedEvent):
-                    home = group.homes[columns.codes[at]] or ""
-                    new.append(
-                        _Row(group.verdict, group.is_long, (group.number, place), event, (home, said.source, columns.ids[at]), int(group.fingerprints[at]))
-                    )
-            group.taken = group.taken & ~doubtful
         candidates: dict[_Identity, list[int]] = {}
-        for row in (*asked, *new):
+        for row in asked:
             found_at = times.get((self._shard(row.identity[0]), row.fingerprint or 0))
             if found_at:
                 candidates[row.identity] = found_at
+        repeated = _repeated(fingerprints) if self._groups else known
+        hints: list[tuple[_Group, int, _Row, bool]] = []
+        start = len(asked)
+        for group in self._groups:
+            end = start + len(group.fingerprints)
+            for at in np.nonzero((known | repeated)[start:end] & group.taken)[0].tolist():
+                row = group.row(at)
+                hints.append((group, at, row, bool(repeated[start + at])))
+                found_at = times.get((self._shard(row.identity[0]), row.fingerprint or 0))
+                if found_at:
+                    candidates[row.identity] = found_at
+            start = end
         self._load(candidates)
+        new: list[_Row] = []
+        for group, at, row, is_repeated in hints:
+            # A filter errs once in a few hundred: what stands nowhere after all stays with the others.
+            if is_repeated or row.identity in self._standing:
+                group.taken[at] = False
+                new.append(row)
         return new
 
     def _fingerprint(self, rows: Sequence[_Row]) -> list[_Row]:
@@ -250,7 +264,8 @@ class Commit:
         numbers: list[tuple[int, int]] = []
         for row in rows:
             workspace, source, _ = row.identity
-            workspace_id, source_id = self._names.known_workspace(workspace), self._names.known_source(source)
+            workspace_id = self._names.workspaces.get(workspace) or self._names.known_workspace(workspace)
+            source_id = self._names.sources.get(source) or self._names.known_source(source)
             if workspace_id is not None and source_id is not None:
                 found.append(row)
                 numbers.append((workspace_id, source_id))
@@ -279,13 +294,7 @@ class Commit:
                 group.series.append(series)
             if ungrouped:
                 others = np.isin(columns.codes, ungrouped) & group.taken
-                for at in np.nonzero(others)[0].tolist():
-                    place, said = int(columns.index[at]), columns.said[columns.codes[at]]
-                    event = group.items[place]
-                    if isinstance(event, CapturedEvent):
-                        home = group.homes[columns.codes[at]] or ""
-                        identity = home, said.source, columns.ids[at]
-                        back.append(_Row(group.verdict, group.is_long, (group.number, place), event, identity, int(group.fingerprints[at])))
+                back += [group.row(at) for at in np.nonzero(others)[0].tolist()]
                 group.taken = group.taken & ~others
         return back
 
@@ -328,7 +337,7 @@ class Commit:
     # -- identity -------------------------------------------------------------------------------
 
     def _shard(self, workspace: str) -> int:
-        return shard_of(workspace, is_sqlite=self._is_sqlite)
+        return 0 if self._is_sqlite else shard_of(workspace, is_sqlite=False)
 
     def _shards(self, group: _Group) -> Array:
         """The shard of each thing that a group's events say."""
@@ -340,13 +349,15 @@ class Commit:
         The unique key is led by the time, and a retry with another time (restamped, untimed or from a clock ahead) would
         pass it by. SQLite has one writer anyway; on PostgreSQL a workspace has one at a time.
         """
-        shards = {self._shard(workspace) for workspace in workspaces}
-        if not self._is_sqlite:
-            # In order: two processes wait for each other instead of deadlocking.
-            for shard in sorted(shards):
-                quick(self._connection, "SELECT pg_advisory_xact_lock(%s, %s)", (_LOCK_CLASS, shard))
-            self._names.look_again()
-        self._identities.refresh(self._connection, shards)
+        shards = sorted({self._shard(workspace) for workspace in workspaces})
+        with together(self._connection):
+            if not self._is_sqlite:
+                # In order: two processes wait for each other instead of deadlocking.
+                quick(self._connection, "SELECT pg_advisory_xact_lock(%s, shard) FROM unnest(%s::int[]) AS shard", (_LOCK_CLASS, shards))
+                self._names.look_again()
+            asked = self._identities.ask(self._connection, shards)
+            self._rows.ask()
+        self._identities.learn(self._connection, asked)
 
     def _load(self, candidates: Mapping[_Identity, Sequence[int]]) -> None:
         """What stands under these identities at these times, in the order of arrival."""
@@ -429,7 +440,7 @@ class Commit:
         tags = canonical_json(event.tags) if event.tags else "{}"
         series = self._names.series_of(
             (
-                workspace, source, event.endpoint or "", deployment or "", event.model or "", event.operation.value,
+                workspace, source, event.endpoint or "", deployment or "", event.model or "", event.operation._value_,
                 event.fine_tuned, event.application or "", event.team or "", tags,
             )
         )  # fmt: skip
@@ -451,29 +462,31 @@ class Commit:
         if series.is_ungrouped:
             flags |= _TAGS_NOT_GROUPED
             details = {**details, "tags": tags}
-        is_unknown = event.billable and event.quality == _MISSING and STATUS_CODE[event.status] not in _UNBILLED_STATUS
+        quality, status = int(event.quality), STATUS_CODE_OF_WORD[event.status._value_]
+        is_unknown = event.billable and quality == _MISSING and status not in _UNBILLED_STATUS
         row.verdict.unknown += is_unknown
-        row.verdict.estimated += event.quality == _ESTIMATED
+        row.verdict.estimated += quality == _ESTIMATED
         seq = self._rows.add(
             event,
             time=time,
             sent=sent,
-            workspace_id=self._names.workspace(workspace),
-            source_id=self._names.source(source),
+            workspace_id=self._names.workspaces.get(workspace) or self._names.workspace(workspace),
+            source_id=self._names.sources.get(source) or self._names.source(source),
             event_id=event_id,
             series_id=series.id or 0,
             flags=flags,
             details=details,
+            status=status,
+            quality=quality,
             is_unknown=is_unknown,
         )
         self._single.append((row, time))
-        content = _Content._make(
-            (
-                *series.named[2:], STATUS_CODE[event.status], event.billable,
-                event.input_tokens, event.output_tokens, event.cached_input_tokens, event.reasoning_output_tokens, dict(event.details),
-            )
-        )  # fmt: skip
-        return _Known(seq, time if sent is None else sent, time, event.time is None, event.started_at, content, flags, int(event.quality))
+
+        def says() -> _Content:
+            counts = event.input_tokens, event.output_tokens, event.cached_input_tokens, event.reasoning_output_tokens
+            return _Content._make((*series.named[2:], status, event.billable, *counts, dict(event.details)))
+
+        return _Known(seq, time if sent is None else sent, time, event.time is None, event.started_at, says, flags, quality)
 
     # -- writing --------------------------------------------------------------------------------
 
@@ -491,16 +504,17 @@ class Commit:
     def _write_identities(self) -> None:
         if self._single:
             self._fingerprint([row for row, _ in self._single if row.fingerprint is None])
-            shards = np.array([self._shard(row.identity[0]) for row, _ in self._single], np.int64)
+            shards = np.array([0 if self._is_sqlite else self._shard(row.identity[0]) for row, _ in self._single], np.int64)
             fingerprints = np.array([row.fingerprint for row, _ in self._single], "<u4")
             self._stored.append((shards, fingerprints, np.array([time for _, time in self._single], np.int64)))
         shards, fingerprints, times = (np.concatenate(pieces) for pieces in zip(*self._stored, strict=True))
         if self._is_sqlite:
             self._identities.write(self._connection, 0, fingerprints, times)
             return
-        for shard in np.unique(shards).tolist():
-            here = shards == shard
-            self._identities.write(self._connection, shard, fingerprints[here], times[here])
+        with together(self._connection):
+            for shard in np.unique(shards).tolist():
+                here = shards == shard
+                self._identities.write(self._connection, shard, fingerprints[here], times[here])
 
 
 def _columns(items: Sequence[Item]) -> EventColumns | None:

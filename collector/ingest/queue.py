@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import date, datetime
-from typing import Protocol
+from typing import Any, Protocol
 
 import psycopg
 import sqlalchemy as sa
@@ -63,6 +63,10 @@ class _Waiting:
     is_wanted: Callable[[], bool] | None = None  # asked once, when its turn comes
 
 
+class _Stale(Exception):
+    """A connection that was kept had ended."""
+
+
 class Ingest:
     """The writer of events of one process. ``now`` is the server's clock."""
 
@@ -83,6 +87,8 @@ class Ingest:
         self._changed = threading.Condition()
         self._stopping = False
         self._thread: threading.Thread | None = None
+        # Kept from commit to commit: to take one from the pool costs as much as a small commit's own statements.
+        self._connection: sa.Connection | None = None
         self._names = Names(is_sqlite=store.is_sqlite)
         self._numbers = Numbers(is_sqlite=store.is_sqlite)
         self._identities = Identities(is_sqlite=store.is_sqlite)
@@ -158,7 +164,7 @@ class Ingest:
                 while not self._waiting and not self._stopping:
                     self._changed.wait()
                 if not self._waiting:
-                    return
+                    break
                 taken: list[_Waiting] = []
                 events = 0
                 while self._waiting and (not taken or events + len(self._waiting[0].batch.items) <= MAX_COMMIT_EVENTS):
@@ -170,6 +176,7 @@ class Ingest:
                 self._commit_all(taken)
                 for told in self._told:
                     told()
+        self._hang_up()
 
     def _commit_all(self, taken: list[_Waiting]) -> None:
         try:
@@ -203,6 +210,8 @@ class Ingest:
                 return self._attempt(batches)
             except (exc.IntegrityError, sqlite3.IntegrityError, psycopg.IntegrityError):
                 pass  # Another process was quicker with one of these events.
+            except _Stale:
+                pass  # The connection ended while nobody used it.
             except Unavailable as fault:
                 cause = getattr(fault.__cause__, "orig", fault.__cause__)
                 if getattr(cause, "sqlstate", None) not in _LOST_RACE:
@@ -212,26 +221,48 @@ class Ingest:
         raise Unavailable("other writers kept storing the same events; send them again", retry_after_seconds=1)
 
     def _attempt(self, batches: Sequence[Batch]) -> list[Verdict]:
-        with unavailable_as_such(), self._store.connection() as connection, connection.begin() as transaction:
-            received = to_microseconds(self._now())
-            commit = Commit(
-                connection,
-                self._names,
-                self._identities,
-                self._numbers,
-                is_sqlite=self._store.is_sqlite,
-                received=received,
-                closed=self._closed(connection),
-            )
-            verdicts = commit.judge(batches)
-            commit.write()
-            if self._link is not None:
-                calls = commit.calls()
-                if calls:
-                    self._link(connection, calls, received=received, is_sqlite=self._store.is_sqlite)
-            transaction.commit()
-            self._identities.keep()
-            return verdicts
+        was_open = self._connection is not None
+        with unavailable_as_such():
+            if self._connection is None:
+                self._connection = self._store.writer()
+            connection = self._connection
+            driver: Any = connection.connection.driver_connection
+            try:
+                with connection.begin() as transaction:
+                    verdicts = self._taken(connection, batches)
+                    transaction.commit()
+            except BaseException as fault:
+                self._hang_up()
+                if was_open and not self._store.is_sqlite and driver.closed:
+                    raise _Stale from fault
+                raise
+        self._identities.keep()
+        return verdicts
+
+    def _taken(self, connection: sa.Connection, batches: Sequence[Batch]) -> list[Verdict]:
+        received = to_microseconds(self._now())
+        commit = Commit(
+            connection,
+            self._names,
+            self._identities,
+            self._numbers,
+            is_sqlite=self._store.is_sqlite,
+            received=received,
+            closed=self._closed(connection),
+        )
+        verdicts = commit.judge(batches)
+        commit.write()
+        if self._link is not None:
+            calls = commit.calls()
+            if calls:
+                self._link(connection, calls, received=received, is_sqlite=self._store.is_sqlite)
+        return verdicts
+
+    def _hang_up(self) -> None:
+        """Give the connection back; the pool looks at it before it is used again."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
 
     def _forget(self) -> None:
         """A transaction was rolled back: what was learnt in it may not be so."""

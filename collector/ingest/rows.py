@@ -9,8 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from itertools import pairwise
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import chain, pairwise
 from operator import itemgetter
 from typing import Any, NamedTuple
 
@@ -20,10 +20,11 @@ import sqlalchemy as sa
 from collector.capture.columns import Array, EventColumns, summed
 from collector.capture.event import CapturedEvent
 from models.columns import canonical_json
-from models.store import quick
-from models.usage import DAY_SECONDS, MINUTE_SECONDS, QUARTER_SECONDS, STATUS_CODE, Operation, Quality, long_id, short_id, split_details
+from models.store import quick, together
+from models.usage import DAY_SECONDS, MINUTE_SECONDS, QUARTER_SECONDS, Operation, Quality, long_id, short_id, split_details
 
 _SECOND = 1_000_000
+_MINUTE = MINUTE_SECONDS * _SECOND
 _HOUR = 3600 * _SECOND
 # On PostgreSQL a commit takes one number of a sequence, and its events the numbers behind it.
 _SEQ_BITS = 20
@@ -37,7 +38,6 @@ _EVENT = (
 )  # fmt: skip
 _ROLLUP_SUMS = ("requests", "input_tokens", "output_tokens", "cached_input_tokens", "reasoning_output_tokens", "unknown_requests", "estimated_requests")
 _ROLLUP_COLUMNS = ("starts_at", "series_id", "known_on", "outcome", *_ROLLUP_SUMS)
-_ROLLUPS = (("usage_quarter", QUARTER_SECONDS), ("usage_minute", MINUTE_SECONDS))
 _TO_ESCAPE = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
 
 
@@ -56,6 +56,8 @@ class StoredCall(NamedTuple):
     span_id: str | None  # trace and span together
 
 
+_FEW = 200  # as many events are one statement among others on PostgreSQL
+_ROWS_A_STEP = 250  # SQLite takes 32,766 marks in a statement; a row has 22 at most
 _IDS = frozenset({"event_id", "response_id", "request_id"})
 
 
@@ -81,13 +83,14 @@ class Numbers:
         """A transaction was rolled back."""
         self._last = -1
 
-    def first(self, connection: sa.Connection) -> int:
-        """Where a commit begins to count."""
+    def ask(self, connection: sa.Connection) -> Callable[[], int]:
+        """Ask where a commit begins to count; what is given here says it, once the answer is there."""
         if not self._is_sqlite:
-            return int(quick(connection, "SELECT nextval('usage_commit')").fetchone()[0]) << _SEQ_BITS
+            asked = quick(connection, "SELECT nextval('usage_commit')")
+            return lambda: int(asked.fetchone()[0]) << _SEQ_BITS
         newest = "" if self._last < 0 else " WHERE arrived_at = (SELECT MAX(arrived_at) FROM usage_arrival)"
         last = quick(connection, f"SELECT MAX(last_seq) FROM usage_arrival{newest}").fetchone()[0]  # noqa: S608 - names of ours
-        return max(last or 0, self._last) + 1
+        return lambda: max(last or 0, self._last) + 1
 
     def used(self, last: int) -> None:
         """How far a commit counted."""
@@ -104,14 +107,18 @@ class Rows:
         self._received = received
         self._singles: list[tuple[Any, ...]] = []
         self._pieces: list[list[_Column]] = []
-        self._sums: tuple[dict[Any, list[int]], dict[Any, list[int]]] = {}, {}
+        self._minutes: dict[tuple[int, int, int], list[int]] = {}  # by start, series and outcome
         self._conflicts: list[tuple[int, int, CapturedEvent]] = []
         self._twins: list[tuple[int, int, int, int]] = []
         self._seq = 0
 
+    def ask(self) -> None:
+        """Ask for this commit's place in the order of arrival."""
+        self._first = self._numbers.ask(self._connection)
+
     def begin(self) -> None:
-        """Take this commit's place in the order of arrival."""
-        self._seq = self._numbers.first(self._connection)
+        """Take the place that was asked for."""
+        self._seq = self._first()
 
     # -- gathering ------------------------------------------------------------------------------
 
@@ -127,32 +134,32 @@ class Rows:
         series_id: int,
         flags: int,
         details: Mapping[str, Any],
+        status: int,
+        quality: int,
         is_unknown: bool,
     ) -> int:
         """One event; gives its number in the order of arrival."""
-        quality, status, billable = int(event.quality), STATUS_CODE[event.status], int(event.billable)
+        billable = int(event.billable)
         inputs, outputs, cached, reasoning = event.input_tokens, event.output_tokens, event.cached_input_tokens, event.reasoning_output_tokens
-        outcome, seconds = status * 2 + billable, time // _SECOND
-        for sums, (_, width) in zip(self._sums, _ROLLUPS, strict=True):
-            key = (seconds - seconds % width, series_id, outcome)
-            into = sums.get(key)
-            if into is None:
-                into = sums[key] = [0, 0, 0, 0, 0, 0, 0]
-            into[0] += 1
-            into[1] += inputs or 0
-            into[2] += outputs or 0
-            into[3] += cached or 0
-            into[4] += reasoning or 0
-            into[5] += is_unknown
-            into[6] += quality == _ESTIMATED
-        split = split_details(details)
+        key = (time // _MINUTE * MINUTE_SECONDS, series_id, status * 2 + billable)
+        into = self._minutes.get(key)
+        if into is None:
+            into = self._minutes[key] = [0, 0, 0, 0, 0, 0, 0]
+        into[0] += 1
+        into[1] += inputs or 0
+        into[2] += outputs or 0
+        into[3] += cached or 0
+        into[4] += reasoning or 0
+        into[5] += is_unknown
+        into[6] += quality == _ESTIMATED
+        duration, response, request, rest = split_details(details)
         seq = self._seq
         self._seq += 1
         self._singles.append(
             (
                 time, workspace_id, source_id, self._id(event_id), seq, series_id, status, billable,
                 inputs, outputs, cached, reasoning, quality, int(is_unknown), flags, self._received, sent, event.started_at,
-                split.duration_ms, self._id(split.response_id), self._id(split.request_id), split.details,
+                duration, None if response is None else self._id(response), None if request is None else self._id(request), rest,
             )
         )  # fmt: skip
         return seq
@@ -177,7 +184,7 @@ class Rows:
                 _numbers(columns.quality),
                 _numbers(is_unknown),
                 _numbers(columns.flags),
-                _Same(self._received),
+                [self._received] * count,  # not a number in the statement, which would be another one each time
                 _NOTHING,
                 _said(columns.started),
                 _said(columns.durations),
@@ -209,21 +216,23 @@ class Rows:
                 columns.quality == _ESTIMATED,
             )
         )
-        seconds = columns.times // _SECOND
-        outcome = columns.status * 2 + columns.billable
-        keys = np.column_stack((seconds, series, outcome))
-        quarters, minutes = self._sums
-        # Quarter hours are sums of the minutes: few rows, where there were thousands.
-        for width, sums in ((MINUTE_SECONDS, minutes), (QUARTER_SECONDS, quarters)):
-            keys[:, 0] -= keys[:, 0] % width
-            keys, counted = _totals(keys, counted)
-            for key, total in zip(map(tuple, keys.tolist()), counted.tolist(), strict=True):
-                into = sums.get(key)
-                sums[key] = total if into is None else [left + right for left, right in zip(into, total, strict=True)]
+        keys, counted = _totals(np.column_stack((columns.times // _MINUTE * MINUTE_SECONDS, series, columns.status * 2 + columns.billable)), counted)
+        for key, total in zip(map(tuple, keys.tolist()), counted.tolist(), strict=True):
+            into = self._minutes.get(key)
+            self._minutes[key] = total if into is None else [left + right for left, right in zip(into, total, strict=True)]
 
-    def _id(self, text: str | None) -> str | bytes | None:
+    def _quarters(self) -> dict[tuple[int, int, int], list[int]]:
+        """Quarter hours are sums of the minutes: few rows, where there were thousands."""
+        found: dict[tuple[int, int, int], list[int]] = {}
+        for (minute, series_id, outcome), counts in self._minutes.items():
+            key = minute - minute % QUARTER_SECONDS, series_id, outcome
+            into = found.get(key)
+            found[key] = counts if into is None else [left + right for left, right in zip(into, counts, strict=True)]
+        return found
+
+    def _id(self, text: str) -> str | bytes:
         """An id as this database keeps it."""
-        return short_id(text) if self._is_sqlite and text is not None else text
+        return short_id(text) if self._is_sqlite else text
 
     def _ids(self, texts: Sequence[str | None]) -> _Column:
         said = _said(texts)
@@ -234,35 +243,48 @@ class Rows:
     def write(self) -> None:
         """Insert events, rollups and evidence; ``IntegrityError`` if another process stored one of the events meanwhile."""
         if self._singles or self._pieces:
-            self._write_events()
-            known_on = self._received // _SECOND // DAY_SECONDS
-            for (table, _), sums in zip(_ROLLUPS, self._sums, strict=True):
-                # In key order: two processes that meet in the same rows wait for each other instead of deadlocking.
-                self._upsert(table, [(starts_at, series_id, known_on, outcome, *counts) for (starts_at, series_id, outcome), counts in sorted(sums.items())])
-            self._write_arrivals()
+            # Events of a minute are neighbours in the key.
+            self._singles.sort(key=itemgetter(0))
+            if self._pieces or len(self._singles) > _FEW:
+                self._write_many()
+            with together(self._connection):
+                if not self._pieces and len(self._singles) <= _FEW:
+                    self._write_few()
+                known_on = self._received // _SECOND // DAY_SECONDS
+                for table, sums in (("usage_quarter", self._quarters()), ("usage_minute", self._minutes)):
+                    # In key order: two processes that meet in the same rows wait for each other instead of deadlocking.
+                    rows = [(starts_at, series_id, known_on, outcome, *counts) for (starts_at, series_id, outcome), counts in sorted(sums.items())]
+                    self._upsert(table, rows)
+                self._write_arrivals()
             self._numbers.used(self._seq - 1)
         self._write_conflicts()
         if self._twins:
             marks = ", ".join(["?" if self._is_sqlite else "%s"] * 4)
             self._connection.exec_driver_sql(f"INSERT INTO usage_twin (seq, time, of_seq, of_time) VALUES ({marks})", self._twins)  # noqa: S608 - names of ours
 
-    def _write_events(self) -> None:
-        # Events of a minute are neighbours in the key.
-        self._singles.sort(key=itemgetter(0))
+    def _write_few(self) -> None:
+        driver: Any = self._connection.connection.driver_connection
         if self._is_sqlite:
-            driver: Any = self._connection.connection.driver_connection
-            if self._singles:
-                driver.executemany(_INSERT_EVENT, self._singles)
+            driver.executemany(_INSERT_EVENT, self._singles)
+        else:
+            driver.execute(_INSERT_EVENTS, [list(column) for column in zip(*self._singles, strict=True)])
+
+    def _write_many(self) -> None:
+        driver: Any = self._connection.connection.driver_connection
+        if self._is_sqlite:
+            driver.executemany(_INSERT_EVENT, self._singles)
             for piece in self._pieces:
-                driver.executemany(*_insert(piece))
+                _insert(driver, piece)
             return
         # Nothing of it can stand already, under the lock: no table between, no ON CONFLICT.
-        copied = [_copied([list(column) for column in zip(*self._singles, strict=True)])] if self._singles else []
-        copied += [_copied(piece) for piece in self._pieces]
-        driver = self._connection.connection.driver_connection
-        with driver.cursor() as cursor, cursor.copy(f"COPY usage_event ({', '.join(_EVENT)}) FROM STDIN") as copy:
-            for rows in copied:
-                copy.write(rows)
+        pieces = list(self._pieces)
+        if self._singles:
+            pieces.append([list(column) for column in zip(*self._singles, strict=True)])
+        with driver.cursor() as cursor:
+            for piece in pieces:
+                names, text = _copied(piece)
+                with cursor.copy(f"COPY usage_event ({', '.join(names)}) FROM STDIN") as copy:
+                    copy.write(text)
 
     def _write_arrivals(self) -> None:
         hour = self._received // _HOUR * 3600
@@ -319,6 +341,15 @@ class Rows:
 
 _INSERT_EVENT = f"INSERT INTO usage_event ({', '.join(_EVENT)}) VALUES ({', '.join('?' * len(_EVENT))})"  # noqa: S608 - names of ours
 
+_KINDS = {"event_id": "text", "response_id": "text", "request_id": "text", "details": "text", "status": "smallint", "quality": "smallint", "flags": "int"}
+_INSERT_EVENTS = (
+    f"INSERT INTO usage_event ({', '.join(_EVENT)}) SELECT "  # noqa: S608 - names of ours
+    + ", ".join(f"{name} <> 0" if name in {"billable", "is_unknown"} else name for name in _EVENT)
+    + " FROM unnest("
+    + ", ".join(f"%s::{_KINDS.get(name, 'bigint')}[]" for name in _EVENT)
+    + f") AS e({', '.join(_EVENT)})"
+)
+
 
 def _listed(column: _Column) -> Sequence[Any]:
     if isinstance(column, _Same):
@@ -336,9 +367,11 @@ def _said(values: Sequence[Any]) -> _Column:
     return _NOTHING if values.count(None) == len(values) else values
 
 
-def _insert(piece: Sequence[_Column]) -> tuple[str, list[tuple[Any, ...]]]:
-    """How SQLite stores a piece: the statement and its rows, neighbours in the key beside each other."""
-    names, marks, columns = [], [], []
+def _insert(driver: Any, piece: Sequence[_Column]) -> None:
+    """Store a piece in SQLite, neighbours in the key beside each other."""
+    names: list[str] = []
+    marks: list[str] = []
+    columns: list[Sequence[Any]] = []
     for name, column in zip(_EVENT, piece, strict=True):
         if isinstance(column, _Same):
             if column.value is not None:
@@ -352,28 +385,40 @@ def _insert(piece: Sequence[_Column]) -> tuple[str, list[tuple[Any, ...]]]:
     rows = list(zip(*columns, strict=True))
     if any(left > right for left, right in pairwise(_listed(piece[0]))):
         rows.sort(key=itemgetter(0))
-    return f"INSERT INTO usage_event ({', '.join(names)}) VALUES ({', '.join(marks)})", rows  # noqa: S608 - names and numbers of ours
+    statement, one = f"INSERT INTO usage_event ({', '.join(names)}) VALUES ", f"({', '.join(marks)})"  # noqa: S608 - names and numbers of ours
+    # Many rows a step: the driver lets other threads run during each step, and waits for them after it.
+    whole = len(rows) - len(rows) % _ROWS_A_STEP
+    many = statement + ", ".join([one] * _ROWS_A_STEP)
+    for start in range(0, whole, _ROWS_A_STEP):
+        driver.execute(many, list(chain.from_iterable(rows[start : start + _ROWS_A_STEP])))
+    driver.executemany(statement + one, rows[whole:])
 
 
 def _bound(stored: str | bytes | None) -> str | bytearray | None:
     return bytearray(stored) if type(stored) is bytes else stored  # type: ignore[return-value]  # no other kind of bytes comes here
 
 
-def _copied(columns: Iterable[_Column]) -> bytes:
-    """Rows in the text form of PostgreSQL's COPY, made a column at a time."""
-    columns = list(columns)
-    count = len(_listed(columns[0]))
-    texts: list[Sequence[str]] = []
-    for column in columns:
+def _copied(piece: Sequence[_Column]) -> tuple[list[str], bytes]:
+    """A piece for PostgreSQL's COPY: the names of its columns, and its rows as text, made a column at a time."""
+    names: list[str] = []
+    texts: list[Iterable[str]] = []
+    same: list[tuple[str, str]] = []
+    for name, column in zip(_EVENT, piece, strict=True):
         if isinstance(column, _Same):
-            texts.append(["\\N" if column.value is None else str(column.value)] * count)
-        elif isinstance(next((value for value in column if value is not None), None), str):
+            if column.value is not None:
+                same.append((name, str(column.value)))
+            continue
+        names.append(name)
+        if isinstance(next((value for value in column if value is not None), None), str):
             texts.append(["\\N" if value is None else str(value).translate(_TO_ESCAPE) for value in column])
         elif None in column:
             texts.append(["\\N" if value is None else str(value) for value in column])
         else:
-            texts.append(list(map(str, column)))
-    return ("\n".join(map("\t".join, zip(*texts, strict=True))) + "\n").encode()
+            texts.append(map(str, column))
+    # What is the same in every row stands at its end.
+    end = "".join(f"\t{text}" for _, text in same) + "\n"
+    rows = end.join(map("\t".join, zip(*texts, strict=True))) + end
+    return [*names, *(name for name, _ in same)], rows.encode()
 
 
 def _totals(keys: Array, counted: Array) -> tuple[Array, Array]:

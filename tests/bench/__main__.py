@@ -1,9 +1,9 @@
 """How fast it is, measured through the real service beside the limits of the same machine in the same minutes.
 
-python -m tests.bench [ingest] [gzip] [thousand] [single] [serial] [peer] [query] [proxy] [admission] [bills] [focus] [month] [--rounds N] [--json FILE]
+python -m tests.bench [ingest] [gzip] [thousand] [single] [serial] [formats] [peer] [query] [proxy] [admission] [bills] [focus] [month] [--rounds N] [--json FILE]
 
-ingest: batches of 10,000 events over 8 connections; gzip: the same packed; thousand: batches of 1,000; single: one event
-a request over 64 connections; serial: over one; peer: what a plain service stores; query: the ledger over 60 days of
+ingest: batches of 10,000 events over 8 connections; gzip: the same packed, beside themselves plain; thousand: batches of 1,000; single: one event
+a request over 64 connections; serial: over one; formats: OTLP and LiteLLM bodies beside native ones; peer: what a plain service stores; query: the ledger over 60 days of
 the sample world; proxy: what the metering proxy adds to a call; admission: a question before a call, 500 a second; bills: a cost details month landed; focus: a month exported;
 month: reconciled, and a weekly report. Growth to ten million is a run of its own (``python -m tests.bench.growth``). Every figure is the median of its rounds, which take turns; no figure passes or fails anything.
 """
@@ -21,7 +21,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from tests import databases
-from tests.bench import admission, bills, focus, ingest, month, peer, proxy, query
+from tests.bench import admission, bills, focus, formats, ingest, month, peer, proxy, query
 from tests.bench.figures import Figure, table
 
 PARTS: Mapping[str, Callable[..., list[Figure]]] = {
@@ -30,6 +30,7 @@ PARTS: Mapping[str, Callable[..., list[Figure]]] = {
     "thousand": ingest.smaller,
     "single": ingest.singles,
     "serial": ingest.serial,
+    "formats": formats.formats,
     "peer": peer.beside,
     "query": query.queries,
     "proxy": proxy.added,

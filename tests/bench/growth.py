@@ -3,7 +3,7 @@
 python -m tests.bench.growth day|replay|late [--millions N] [--database-url URL]
 
 day: arrival in order within one busy day; replay: the same number over 90 days; late: the day with 2 % up to a day late.
-Bodies are decoded and committed in this process, without HTTP; only that is timed. Exit code 1 if the last million ran
+The default number is METERBRIDGE_BENCH_MILLIONS, else ten. Bodies are decoded and committed in this process, without HTTP; only that is timed. Exit code 1 if the last million ran
 at less than 70 % of the first (35 % for late).
 """
 
@@ -35,7 +35,7 @@ def main() -> int:
     """Fill a database and watch."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench.growth", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("kind", choices=sorted(_SPAN))
-    parser.add_argument("--millions", type=float, default=10)
+    parser.add_argument("--millions", type=float, default=float(os.environ.get("METERBRIDGE_BENCH_MILLIONS", "10")))
     parser.add_argument("--database-url")
     options = parser.parse_args()
     count = int(options.millions * 1_000_000)

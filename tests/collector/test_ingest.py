@@ -533,21 +533,22 @@ def test_postgresql_that_ends_every_session_is_met_again(postgresql_url: str, cl
 def test_a_full_disk_is_unavailable_and_stores_nothing(sqlite_store: Store, clock: Clock) -> None:
     with running(sqlite_store, clock) as ingest:
         ingest.accept(Batch([call("a")]))
-        sqlite_store.close()
-        limit = 0
+    sqlite_store.close()
+    limit = 1  # raised by SQLite to what the file has
 
-        def small_disk(connection: Any, _record: Any) -> None:
-            if limit:
-                connection.execute(f"PRAGMA max_page_count = {limit}")
+    def small_disk(connection: Any, _record: Any) -> None:
+        if limit:
+            connection.execute(f"PRAGMA max_page_count = {limit}")
 
-        sa.event.listen(sqlite_store.engine, "connect", small_disk)
-        limit = 1  # raised by SQLite to what the file has
+    sa.event.listen(sqlite_store.engine, "connect", small_disk)
+    with running(sqlite_store, clock) as ingest:
         with pytest.raises(Unavailable, match="full"):
             ingest.accept(Batch([call(f"b-{number}", tags={"note": "x" * 250}) for number in range(2000)]))
         limit = 0
         sqlite_store.close()
         with sqlite_store.write() as session:
             session.execute(sa.text("PRAGMA max_page_count = 4294967294"))
+        # The same writer is well again.
         assert ingest.accept(Batch([call("a"), call("b-0")])).accepted == 1
     assert count(sqlite_store, "usage_event") == 2
 

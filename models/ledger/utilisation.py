@@ -6,6 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from decimal import Decimal
 
+import sqlalchemy as sa
 from sqlmodel import Session, col, select
 
 from models import money
@@ -30,7 +31,9 @@ def gpu_use(session: Session, period: Period, places: Collection[tuple[str, str]
     """How busy the GPUs of these deployments (workspace, name) were, every hour of each weighing the same."""
     wanted = {(workspace.casefold(), name.casefold()) for workspace, name in places}
     row = GpuHour
-    asked = select(row).where(col(row.time) >= period.start, col(row.time) < period.end, col(row.workspace).in_({workspace for workspace, _ in places}))
+    asked = select(row).where(
+        col(row.time) >= period.start, col(row.time) < period.end, sa.func.lower(col(row.workspace)).in_({workspace for workspace, _ in wanted})
+    )
     told = [one for one in session.exec(asked) if (one.workspace.casefold(), one.deployment.casefold()) in wanted] if places else []
     busy, memory = ([value for value in values if value is not None] for values in ((one.busy_percent for one in told), (one.memory_percent for one in told)))
     return GpuUse(_share(busy), _share(memory), len(busy), None if busy else ABSENT)

@@ -26,6 +26,7 @@ from models.ledger import FIGURES, Ask
 from models.prices import PriceMeter
 from models.resources import DeploymentSetting
 from models.store import Store
+from models.utilisation import GpuHour
 from tests import factories as make
 from tests.collector.api.serving import Service
 from tests.collector.api.serving import serving as api
@@ -79,6 +80,16 @@ def store(sqlite_store: Store) -> Store:
         unpriced = make.series(session, workspace_name="ws-lonely", deployment="secret", model="A-Model-Of-No-List")
         session.add(DeploymentSetting(workspace="ws-east", name="llama-online/blue", capacity_tokens_per_minute=50_000, known_from=make.LONG_AGO))
         make.event(session, unpriced, time=NOW - timedelta(days=2), input_tokens=1234, output_tokens=None)
+        session.add(
+            GpuHour(
+                workspace="ws-east",
+                deployment="llama-online/blue",
+                time=NOW - timedelta(hours=5),
+                busy_percent=Decimal(35),
+                memory_percent=Decimal(80),
+                received_at=NOW,
+            )
+        )
         october = make.bill_part(session, period_start=date(2026, 10, 1), file_name="october.csv", landed_at=NOW - timedelta(days=3))
         make.event(session, series, time=datetime(2026, 10, 10, 8, tzinfo=NOW.tzinfo), input_tokens=10_000_000, output_tokens=0)
         make.charge(session, october, make.charge_item(session, ChargeClass.FOUNDRY), "11.00", quantity="11", charged_on=date(2026, 10, 10))

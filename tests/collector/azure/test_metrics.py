@@ -214,12 +214,12 @@ def test_the_schedule_brings_every_hour_once_and_the_sources_say_how_far(store: 
     asked = place.azure.counted()["metrics"]
     place.at = datetime(2026, 10, 20, 10, 17, tzinfo=UTC)
     assert run_slot(job, store, lambda: place.at, holder="b")
-    # One call for each of the two endpoints and the account.
-    assert place.azure.counted()["metrics"] == asked + 3
+    # One call for each of the two endpoints and the account, and one for the GPUs of each of the three deployments.
+    assert place.azure.counted()["metrics"] == asked + 6
     assert max(max(times) for times in stored(store).values()) == datetime(2026, 10, 20, 10, tzinfo=UTC)
     with store.read() as session:
         (source,) = [one for one in ledger.sources(session, visible=None, now=place.at) if one.name == "metrics"]
-    assert (source.state, source.data_until, source.calls) == ("ok", datetime(2026, 10, 20, 10, tzinfo=UTC), 3)
+    assert (source.state, source.data_until, source.calls) == ("ok", datetime(2026, 10, 20, 10, tzinfo=UTC), 6)
     assert source.next_run == datetime(2026, 10, 20, 11, 17, tzinfo=UTC)
 
 

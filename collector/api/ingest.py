@@ -118,9 +118,10 @@ def _no_content(verdict: Verdict, items: int, _media_type: str | None) -> Respon
     """OpenMeter's clients take exactly 204 for success; what was refused is a problem that lists it."""
     if not verdict.rejected:
         return Response(status_code=204)
-    rejected = verdict.body()["rejected"]
-    detail = f"{len(rejected)} of {items} events were refused, the others are stored; the first: {rejected[0]['detail']}"
-    return problem(400, detail, error=rejected[0]["error"], rejected=rejected, accepted=verdict.accepted, duplicates=verdict.duplicates)
+    first = verdict.rejected[0]
+    detail = f"{len(verdict.rejected)} of {items} events were refused, the others are stored; the first: {first.detail}"
+    rejected = msgspec.to_builtins(verdict.rejected)
+    return problem(400, detail, error=first.error, rejected=rejected, accepted=verdict.accepted, duplicates=verdict.duplicates)
 
 
 def _otlp_answer(kind: otlp.Kind) -> Answer:
@@ -262,7 +263,10 @@ class IngestRoutes:
     def refused(self, path: str, fault: DomainError, key_id: str | None, media_type: str | None) -> Response:
         """The answer to a body that is refused as a whole, and its place in the counts."""
         self.tally.refused(fault, key_id=key_id, path=path, at=self.clock())
-        return ROUTES[path].fault(fault, media_type)
+        response = ROUTES[path].fault(fault, media_type)
+        # Its traceback holds the frames that hold the body, and they hold it: 16 MiB each, until garbage is looked for.
+        fault.__traceback__ = fault.__cause__ = fault.__context__ = None
+        return response
 
     @staticmethod
     def answered(path: str, verdict: Verdict, items: int, media_type: str | None) -> Response:

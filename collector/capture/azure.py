@@ -67,7 +67,7 @@ def capture(body: bytes, *, media_type: str | None, headers: Mapping[str, str], 
     text = bodies.trimmed(body)
     found = [values.loaded(piece) for piece in bodies.pieces(text, media_type=media_type)]
     if len(found) == 1 and text[:1] != b"[" and isinstance(found[0], Refusal):
-        raise InvalidInput(found[0].detail, error="malformed")
+        raise InvalidInput(found[0].detail, error=found[0].error)
     rows = [row for value in found for row in _rows(value)]
     if len(rows) > bodies.MAX_ITEMS:
         raise InvalidInput(f"the body holds {len(rows)} records and may hold {bodies.MAX_ITEMS}; send it in parts", error="too_large")

@@ -64,7 +64,7 @@ def capture(body: bytes, *, media_type: str | None, headers: Mapping[str, str], 
         raise InvalidInput(f"the body does not fit its content type: {said}", error="schema_invalid")
     found = [values.loaded(piece) for piece in bodies.pieces(text, media_type=media_type)]
     if len(found) == 1 and not is_batch and isinstance(found[0], Refusal):
-        raise InvalidInput(found[0].detail, error="malformed")
+        raise InvalidInput(found[0].detail, error=found[0].error)
     return [_item(value, defaults) for value in found]
 
 

@@ -30,7 +30,7 @@ def capture(body: bytes, *, media_type: str | None, headers: Mapping[str, str], 
     """The observations of the body; a page of the API (``{"data": […]}``) is read as its observations."""
     found = [values.loaded(piece) for piece in bodies.pieces(body, media_type=media_type)]
     if len(found) == 1 and isinstance(found[0], Refusal) and found[0].error == "malformed":
-        raise InvalidInput(found[0].detail, error="malformed")
+        raise InvalidInput(found[0].detail, error=found[0].error)
     return [_item(value, defaults) for page in found for value in (page["data"] if _is_page(page) else [page])]
 
 

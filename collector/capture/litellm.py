@@ -117,7 +117,7 @@ def capture(body: bytes, *, media_type: str | None, headers: Mapping[str, str], 
     text = bodies.trimmed(body)
     found = [_loaded(piece) for piece in _pieces(text, media_type)]
     if len(found) == 1 and text[:1] != b"[" and isinstance(found[0], Refusal) and found[0].error == "malformed":
-        raise InvalidInput(found[0].detail, error="malformed")
+        raise InvalidInput(found[0].detail, error=found[0].error)
     return [_item(value, defaults) for value in found]
 
 

@@ -49,7 +49,7 @@ def capture(body: bytes, *, media_type: str | None, headers: Mapping[str, str], 
     else:
         found, is_single = _values(text, media_type)
         if is_single and isinstance(found[0], Refusal) and found[0].error == "malformed":
-            raise InvalidInput(found[0].detail, error="malformed")
+            raise InvalidInput(found[0].detail, error=found[0].error)
     shared = headers if is_single else {}
     return [value if isinstance(value, Refusal) else _item(value, context, shared, received_at) for value in found]
 

@@ -25,7 +25,7 @@ def capture(body: bytes, *, media_type: str | None, headers: Mapping[str, str], 
     """The requests that the export holds."""
     found = [values.loaded(piece) for piece in bodies.pieces(body, media_type=media_type)]
     if len(found) == 1 and isinstance(found[0], Refusal) and found[0].error == "malformed":
-        raise InvalidInput(found[0].detail, error="malformed")
+        raise InvalidInput(found[0].detail, error=found[0].error)
     return [_item(value, defaults, received_at) for value in found]
 
 

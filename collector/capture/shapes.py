@@ -15,12 +15,15 @@ from collector.capture import bodies
 from models.errors import InvalidInput
 
 _MOST_BYTES = 64 * 1024
+_LONGEST_BODY, _MOST_COMMAS = 4 * 1024 * 1024, 100_000  # a large body is not gone through once more for a sample
 _MOST_NAMES, _MOST_DEPTH = 60, 5
 MASKED = "…"
 _NAME = re.compile(r"[A-Za-z_$@][A-Za-z0-9_.:$@/-]{0,47}")
 # Words and dots are short between their separators; keys and tokens are not, or mix letters and digits.
 _PIECE = re.compile(r"[A-Za-z0-9]+")
 _QUOTED = re.compile(r"(?<!\w)(['\"`])(.*)\1(?!\w)", re.DOTALL)
+# Before a quote of these stands the sender's own name for something; any other may be a value.
+_NAMED = re.compile(r"(?:unknown field|workspace|content type|content encoding|the header) \Z")
 _RECORDS = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _LIST = msgspec.json.Decoder(list[msgspec.Raw])
 _ANY = msgspec.json.Decoder()
@@ -35,15 +38,17 @@ def is_name(text: str) -> bool:
 
 
 def safe_detail(detail: str) -> str:
-    """A message without what it quotes of the sender's, unless that is a field's name."""
+    """A message without what it quotes of the sender's, unless that is a name."""
     found = _QUOTED.search(detail)
-    if found and not is_name(found[2]):
+    if found and not (_NAMED.search(detail[: found.start()]) and is_name(found[2])):
         detail = detail[: found.start(2)] + MASKED + detail[found.end(2) :]
     return detail[:300]
 
 
 def shape_at(body: bytes, place: int | None, *, media_type: str | None) -> Any:
     """The shape of the item at that place of a body; of the whole body where there is one item only. None where it cannot be told."""
+    if len(body) > _LONGEST_BODY or body.count(b",") > _MOST_COMMAS:
+        return None
     try:
         found = bodies.pieces(body, media_type=media_type)
         piece = found[place or 0] if len(found) > (place or 0) else found[0]

@@ -59,7 +59,7 @@ class Verdict:
         answer: dict[str, Any] = {
             "accepted": self.accepted,
             "duplicates": self.duplicates,
-            "rejected": [{"index": one.index, "error": one.error, "detail": one.detail} for one in self.rejected],
+            "rejected": self.rejected,  # encoded as they are: a dictionary for each would be most of a hostile body's memory
         }
         if self.ignored:
             answer["ignored"] = self.ignored

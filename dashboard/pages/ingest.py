@@ -112,7 +112,8 @@ def _lines(found: Intake) -> Component:
 
 
 def _refused(view: View, found: Intake) -> Component:
-    if not found.refused:
+    refused = [one for one in found.refused if one.error != "conflict"]  # those have a table of their own
+    if not refused:
         said = "None in these days. An event that is refused is named in the answer, with its index, the field and what to do; it would stand here too. "
         return card("Refused events", html.P([said, dcc.Link("How to send", href=f"{view.prefix}start")]), name="wide")
     columns = [
@@ -134,9 +135,9 @@ def _refused(view: View, found: Intake) -> Component:
             html.Span(one.fix, className="wrap"),
             html.Div([_sample(each, view) for each in one.samples] or [html.Span("not kept any more", className="absent")]),
         ]
-        for one in found.refused[:_MOST_SHOWN]
+        for one in refused[:_MOST_SHOWN]
     ]
-    note = "A sample is the names of the fields and the kinds of their values; what was sent is not kept. " + _shown(len(found.refused), _MOST_SHOWN)
+    note = "A sample is the names of the fields and the kinds of their values; what was sent is not kept. " + _shown(len(refused), _MOST_SHOWN)
     return card("Refused events", tables.table(columns, rows, caption="Refused events"), note=note, name="wide")
 
 

@@ -15,6 +15,7 @@ from models.errors import InvalidInput
 
 # An attribute of two brackets takes some 30 bytes; a body that is little but brackets is an attack on memory.
 _MAX_BRACKETS: Final = 4 * MAX_RECORDS
+_MAX_COMMAS: Final = 500_000
 _INTEGER = re.compile(r"-?[0-9]{1,20}\Z")
 _DELTA, _CUMULATIVE = "AGGREGATION_TEMPORALITY_DELTA", "AGGREGATION_TEMPORALITY_CUMULATIVE"
 _POINTS: Final = ("gauge", "sum", "histogram", "exponentialHistogram", "summary")
@@ -114,7 +115,9 @@ def _loaded(body: bytes) -> Json:
     text = bodies.trimmed(body)
     if not text:
         return {}  # nothing was sent, so nothing is lost
-    if text.count(b"{") + text.count(b"[") > _MAX_BRACKETS:
+    if text[:1] != b"{":
+        raise _malformed("the request is not an object")
+    if text.count(b"{") + text.count(b"[") > _MAX_BRACKETS or text.count(b",") > _MAX_COMMAS:
         raise InvalidInput("the body holds more objects and arrays than are read at once; send it in parts", error="too_large")
     try:
         value = json.loads(text.decode(), parse_int=_integer)

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from collector.capture import bodies
 from collector.capture.bodies import base_type, is_lines, pieces
 from models.errors import InvalidInput
 
@@ -39,6 +40,17 @@ def test_a_body_is_cut_into_its_items(body: bytes, media_type: str | None, expec
 def test_nesting_does_not_stop_the_cut() -> None:
     deep = b"[" * 100_000 + b"]" * 100_000
     assert pieces(b"[1," + deep + b",2]", media_type=None) == [b"1", deep, b"2"]
+
+
+@pytest.mark.parametrize("item", [b"1", b"{}", b'{"a":[1,2]}', b'"x,{"'])
+def test_more_items_than_real_usage_has_are_refused_before_they_are_made(item: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bodies, "MAX_ITEMS", 5)
+    assert pieces(b"[" + b",".join([item] * 5) + b"]", media_type=None) == [item] * 5
+    assert pieces(b" \n".join([item] * 5) + b"\n\n\n\n\n\n", media_type="application/x-ndjson") == [item] * 5
+    for body, media_type in ((b"[" + b",".join([item] * 6) + b"]", None), (b"\n\n".join([item] * 6), "application/x-ndjson")):
+        with pytest.raises(InvalidInput, match="more than 5 items") as fault:
+            pieces(body, media_type=media_type)
+        assert fault.value.error == "too_large"
 
 
 @pytest.mark.parametrize("body", [b"", b" \n ", b"[", b"[1", b"[1]]", b"[1]x", b'["a]', b"[{]", b"[nope]]"])

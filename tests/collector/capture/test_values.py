@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 
 from collector.capture import values
+from collector.capture.event import Refusal
 from collector.capture.values import Tokens, Unfit
 from models.usage import Flag, Operation, Quality, Status
 
@@ -56,3 +58,22 @@ def test_counts_are_missing_where_a_billed_call_was_answered(status: Status, htt
 def test_counts_have_the_native_names_too() -> None:
     found = values.tokens_of({"input_tokens": 9, "output_tokens": 4, "cached_input_tokens": 3, "reasoning_output_tokens": 5}, Operation.CHAT)
     assert (found.input, found.output, found.cached, found.reasoning, found.flags) == (9, 4, 3, None, Flag.SUBSET_EXCEEDS_TOTAL)
+
+
+@pytest.mark.parametrize("text", ["[1,1,1,1,1,1]", "[{},[],{},[]]", '{"a":[1,1,1,1,1]}'])
+def test_an_item_of_more_values_than_any_answer_has_is_not_read(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(values, "_MAX_VALUES", 5)
+    for piece in (text, text.encode()):
+        found = values.loaded(piece)
+        assert isinstance(found, Refusal)
+        assert found.error == "too_large"
+    assert isinstance(values.quickly(text.encode()), Refusal)
+    monkeypatch.setattr(values, "_MAX_VALUES", 500)
+    assert values.loaded(text) == json.loads(text)
+
+
+def test_a_long_item_is_read_without_a_copy_as_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(values, "_LONG", 5)
+    assert values.loaded(b'{"a": "xyz", "b": 1.5}') == {"a": "xyz", "b": 1.5}
+    assert values.loaded(b'{"a": NaN, "b": 1}')["b"] == 1
+    assert isinstance(values.loaded(b'{"a": nope}'), Refusal)

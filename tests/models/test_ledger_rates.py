@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import Any
 
+import pytest
+
+from models import ledger
 from models.columns import to_microseconds
+from models.corrections import UsagePosting
 from models.ledger import rates
+from models.lifecycle import context_tokens
 from models.store import Store
 from models.usage import Status
 from tests import factories
@@ -49,3 +55,85 @@ def test_seconds_hold_tokens_requests_and_throttles_of_what_came_in_time(store: 
     # The rollup holds what was late, too: it only bounds.
     assert minutes[series][SECOND - 300] == (16, 2, 0)
     assert minutes[series][SECOND + 60] == (3, 1, 0)
+
+
+@pytest.mark.parametrize(
+    ("said", "context", "admitted"),
+    [
+        ({"details": {"max_tokens": 400}}, 131_072, 1_400),
+        ({}, 131_072, 1_016),  # the documented default of 16
+        ({"output_tokens": 90}, 131_072, 1_090),  # it was answered more than the default: its limit was another
+        ({"output_tokens": 90, "details": {"choices": 3}}, 131_072, 1_090),  # thirty for each of three
+        ({"output_tokens": 91, "details": {"choices": 3}}, 131_072, 1_093),
+        ({"details": {"max_tokens": 400, "choices": 3}}, 131_072, 2_200),
+        ({"details": {"max_tokens": 400, "choices": 2, "best_of": 5}}, 131_072, 3_000),
+        ({"details": {"max_tokens": 400, "best_of": 4, "beam_search": True}}, 131_072, 2_600),  # four beams
+        ({"details": {"max_tokens": 4_000}}, 4_096, 4_096),  # no answer is longer than the context leaves it
+        ({"details": {"max_tokens": 4_000, "choices": 2}}, 4_096, 1_000 + 2 * 3_096),
+        ({"input_tokens": 5_000, "details": {"max_tokens": 400}}, 4_096, 5_000),
+        ({"details": {"max_tokens": 200_000}}, None, 201_000),
+        ({"input_tokens": None, "output_tokens": None, "details": {"max_tokens": 400}}, 131_072, 400),  # the prompt is not known
+    ],
+)
+def test_a_call_is_admitted_for_its_prompt_and_all_that_it_may_be_answered(
+    sqlite_store: Store, said: dict[str, Any], context: int | None, admitted: int
+) -> None:
+    with sqlite_store.write() as session:
+        of = factories.series(session)
+        factories.event(session, of, time=NOW, **{"input_tokens": 1_000, "output_tokens": 10} | said)
+        series = of.id or 0
+    with sqlite_store.read() as session:
+        found = rates.admitted(session, series={series: rates.Reserve(context, is_generating=True)}, start=SECOND - 60, end=SECOND)
+    assert found == {series: {SECOND: (admitted, 0, 0)}}
+
+
+def test_admitted_stands_at_the_beginning_of_calls_that_went_and_count(store: Store) -> None:
+    with store.write() as session:
+        of, vectors = factories.series(session), factories.series(session, operation="embeddings")
+        asked: dict[str, Any] = {"details": {"max_tokens": 500}}
+        factories.event(session, of, time=NOW, input_tokens=100, output_tokens=1, started_at=NOW - timedelta(seconds=20), **asked)
+        factories.event(session, of, time=NOW, input_tokens=200, output_tokens=1, duration_ms=30_000, **asked)
+        factories.event(session, of, time=NOW, input_tokens=300, output_tokens=1, started_at=NOW - timedelta(seconds=61), **asked)
+        factories.event(session, of, time=NOW, input_tokens=400, output_tokens=None, status=Status.THROTTLED, **asked)
+        factories.event(session, of, time=NOW, input_tokens=500, output_tokens=1, billable=False, **asked)
+        factories.event(session, vectors, time=NOW, input_tokens=7_000, output_tokens=None, details={"max_tokens": 500})
+        twin = factories.event(session, of, time=NOW, input_tokens=600, output_tokens=1, **asked)
+        session.add(
+            UsagePosting(
+                time=twin.time,
+                seq=twin.seq,
+                series_id=of.id or 0,
+                outcome=1,
+                sign=-1,
+                kind="witness",
+                made_at=NOW,
+                input_tokens=600,
+                output_tokens=1,
+                cached_input_tokens=0,
+                reasoning_output_tokens=0,
+                unknown_requests=0,
+                estimated_requests=0,
+            )
+        )
+        reserves = {of.id or 0: rates.Reserve(None, is_generating=True), vectors.id or 0: rates.Reserve(None, is_generating=False)}
+        chat, embedded = reserves
+    with store.read() as session:
+        found = rates.admitted(session, series=reserves, start=SECOND - 59, end=SECOND)
+    assert found == {chat: {SECOND - 20: (600, 0, 0), SECOND - 30: (700, 0, 0)}, embedded: {SECOND: (7_000, 0, 0)}}
+
+
+def test_the_context_of_a_model_is_that_of_its_card() -> None:
+    known = ("Llama-3.3-70B-Instruct", "Meta-Llama-3-8B-Instruct", "Llama-4-Maverick-17B-128E-Instruct-FP8", "phi-4", None)
+    assert [context_tokens(model) for model in known] == [131_072, 8_192, 1_048_576, None, None]
+
+
+def test_growing_peaks_meet_the_limit_on_a_day_that_is_told(sqlite_store: Store) -> None:
+    with sqlite_store.write() as session:
+        factories.serverless(session)
+        of = factories.series(session)
+        # Ten thousand more each day, 260,000 today: 140,000 are left, which is fourteen days.
+        for day in range(7):
+            factories.event(session, of, time=NOW - timedelta(days=day, minutes=1), input_tokens=260_000 - 10_000 * day, output_tokens=0)
+    with sqlite_store.read() as session:
+        tokens = next(one for one in ledger.quotas(session, now=NOW) if one.measure == "tokens_per_minute")
+    assert (tokens.limit, tokens.peak, tokens.saturation_at) == (400_000, 260_000, NOW + timedelta(days=14))

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
 
 from collector import rulebook
-from collector.watch import Watcher
+from collector.rulebook import RuleBody
+from collector.watch import Watcher, backtest
 from models.alerts import AlertRule
+from models.errors import InvalidInput
+from models.periods import Period
 from models.store import Store
 from tests import factories
 from tests.collector.api.serving import NOW, Service, bearer, serving
@@ -290,3 +293,80 @@ def test_the_builtin_rules_can_be_switched_off_and_stay_so(service: Service) -> 
     with service.store.read() as session:
         standing = {row.id: row.is_enabled for row in rulebook.standing(session, AlertRule)}
     assert (standing["builtin-tokens-80"], "builtin-throttled" in standing) == (False, False)
+
+
+def test_a_silenced_alert_is_listed_with_the_silence_that_covers_it_until_that_is_ended(service: Service) -> None:
+    service.client.post("/v1/alert-rules", json=RULE).raise_for_status()
+    with service.store.write() as session:
+        factories.event(session, time=NOW, input_tokens=1200, output_tokens=0)
+    evaluate(service)
+    [alert] = [one for one in alerts(service) if one["rule"] == "Tokens"]
+    assert (alert["state"], alert["silenced"], alert["silenced_by"]) == ("firing", False, None)
+    silence = service.client.post("/v1/silences", json=SILENCE).json()
+    other = service.client.post("/v1/silences", json=SILENCE | {"matchers": [{"name": "workspace", "value": "ws-west"}]}).json()
+    again = service.client.get(f"/v1/alerts/{alert['id']}").json()
+    assert (again["silenced"], again["silenced_by"]) == (True, silence["id"])
+    service.later(minutes=5)
+    ended = service.client.post(f"/v1/silences/{silence['id']}/expire").raise_for_status().json()
+    assert (ended["state"], ended["ends_at"]) == ("expired", "2026-11-20T10:05:00Z")
+    assert service.client.get(f"/v1/alerts/{alert['id']}").json()["silenced_by"] is None
+    # It stays listed, and ending it again is nothing new.
+    service.later(minutes=5)
+    assert service.client.post(f"/v1/silences/{silence['id']}/expire").json()["ends_at"] == "2026-11-20T10:05:00Z"
+    assert {one["id"]: one["state"] for one in service.client.get("/v1/silences").json()["items"]} == {silence["id"]: "expired", other["id"]: "active"}
+    trail = service.client.get("/v1/audit-trail", params={"object_id": silence["id"]}).json()["items"]
+    assert [(one["action"], (one["before"] or {}).get("ends_at"), one["after"]["ends_at"]) for one in trail] == [
+        ("update", "2026-11-20T12:00:00Z", "2026-11-20T10:05:00Z"),
+        ("create", None, "2026-11-20T12:00:00Z"),
+    ]
+
+
+def test_a_silence_that_is_called_off_before_it_begins_never_does(service: Service) -> None:
+    coming = service.client.post("/v1/silences", json=SILENCE | {"starts_at": "2026-11-20T11:00:00Z"}).json()
+    assert coming["state"] == "pending"
+    ended = service.client.post(f"/v1/silences/{coming['id']}/expire").json()
+    assert (ended["state"], ended["ends_at"]) == ("expired", "2026-11-20T10:00:00Z")
+
+
+def test_a_back_test_looks_at_usage_by_its_own_time_and_draws_the_line(service: Service) -> None:
+    with service.store.write() as session:
+        # Imported a week after it was used: nobody is told of it live, and a back-test is about just that.
+        factories.event(session, time=NOW - timedelta(days=7), received_at=NOW, input_tokens=1200, output_tokens=0)
+    body = {"rule": RULE, "from": "2026-11-13T09:00:00Z", "to": "2026-11-13T11:00:00Z"}
+    answer = service.client.post("/v1/alert-rules/backtest", json=body).json()
+    assert [(one["fired_at"], one["peak"]) for one in answer["firings"]] == [("2026-11-13T10:00:00Z", 1200)]
+    (line,) = answer["lines"]
+    assert (line["scope"], line["threshold"], answer["unit"]) == ({"workspace": "ws-east", "deployment": "llama-chat"}, 1000, "tokens a minute")
+    assert max(line["points"], key=lambda point: point[1]) == ["2026-11-13T10:00:00Z", 1200]
+    evaluate(service)
+    assert [one for one in alerts(service) if one["rule"] == "Tokens"] == []
+
+
+def test_a_back_test_of_a_budget_tells_its_steps_period_by_period(service: Service) -> None:
+    with service.store.write() as session:
+        factories.token_prices(session, "1.00", "2.00")
+        for day, millions in ((1, 40), (2, 30), (3, 40), (18, 90)):
+            factories.event(session, time=datetime(2026, 11, day, 12, tzinfo=NOW.tzinfo), input_tokens=millions * 1_000_000, output_tokens=0)
+    budget = BUDGET | {"period": "week", "time_zone": "UTC"}
+    body = {"budget": budget, "from": "2026-11-01T00:00:00Z", "to": "2026-11-20T00:00:00Z"}
+    answer = service.client.post("/v1/budgets/backtest", json=body).raise_for_status().json()
+    # 40 on Sunday the 1st end with its week; 30 + 40 from Monday on; 90 in the third week, of which 80 % tells and 50 % with it.
+    assert [(one["step"], one["fired_at"], one["resolved_at"], one["peak"]) for one in answer["firings"]] == [
+        (50, "2026-11-03T13:00:00Z", "2026-11-09T00:00:00Z", "70"),
+        (80, "2026-11-18T13:00:00Z", None, "90"),
+    ]
+    assert [line["threshold"] for line in answer["lines"]] == ["100"]
+    assert service.client.get("/v1/budgets").json()["items"] == []
+    # What was crossed before the time that is asked for told before it.
+    later = service.client.post("/v1/budgets/backtest", json=body | {"from": "2026-11-04T00:00:00Z"}).json()
+    assert [one["step"] for one in later["firings"]] == [80]
+    for start in ("2025-11-01T00:00:00Z", "2026-11-20T00:00:00Z"):
+        refused = service.client.post("/v1/budgets/backtest", json=body | {"from": start})
+        assert refused.status_code == 422, refused.text
+
+
+def test_a_back_test_that_takes_too_long_says_what_to_do(service: Service) -> None:
+    seconds = iter(range(0, 1000, 20))
+    rule = rulebook.tried_rule(RuleBody.model_validate(RULE), now=NOW)
+    with service.store.read() as session, pytest.raises(InvalidInput, match="more than 25 seconds; test a shorter time"):
+        backtest(session, rule, Period(NOW - timedelta(days=2), NOW), now=NOW, clock=lambda: next(seconds))

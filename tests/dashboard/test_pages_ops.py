@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from datetime import timedelta
 from decimal import Decimal
@@ -10,11 +11,16 @@ from typing import Any
 import pytest
 from flask.testing import FlaskClient
 from playwright.sync_api import expect, sync_playwright
+from plotly.utils import PlotlyJSONEncoder
 from sqlmodel import select
 
 from collector.desk import Desk
+from collector.webhooks.setup import Telling
+from dashboard import pages
 from dashboard.access import Viewer
 from dashboard.app import create_dashboard, ledger_over
+from dashboard.filters import Selection
+from dashboard.shell import View
 from models.alerts import Alert, AlertRule, AlertState, AuditEntry, Budget, Kind, Severity, Silence
 from models.notices import Delivery, DeliveryStatus, Format, Receiver
 from models.store import Store
@@ -72,7 +78,9 @@ def store(sqlite_store: Store) -> Store:
 def client(store: Store, scope: str = "", *, with_desk: bool = True) -> FlaskClient:
     """A browser of somebody with a key of this scope; without one in open mode."""
     access = fakes.FakeAccess(keyless=not scope, viewers={"secret": Viewer("k1", "olga", scope, None)} if scope else {})
-    app = create_dashboard(open_ledger=ledger_over(store.read), access=access, now=lambda: NOW, desk=Desk(store, now=lambda: NOW) if with_desk else None)
+    app = create_dashboard(
+        open_ledger=ledger_over(store.read), access=access, now=lambda: NOW, desk=Desk(store, now=lambda: NOW, telling=TELLING) if with_desk else None
+    )
     found: FlaskClient = app.server.test_client()
     if scope:
         answer = found.post("/login", data={"key": "secret"}, headers=SAME_SITE)
@@ -193,12 +201,144 @@ def test_a_test_notice_and_its_replay_go_through_the_outbox(store: Store) -> Non
     assert act(browser, "test-receiver", id="hook-2") == 409  # disabled
 
 
+HOOK = {
+    "name": "Standby",
+    "format": "standard",
+    "url": "https://hooks.example.com/standby",
+    "default": "no",
+    "severities": "",
+    "workspaces": "",
+    "matchers": "",
+}
+TELLING = Telling(resolver=lambda _host, _port: ["93.184.215.14"])
+
+
+def by_script(browser: FlaskClient, what: str, said: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+    """An act as the page's script does it."""
+    answer = browser.post(f"/act/{what}?back=receivers", data=said, headers=SAME_SITE | {"Accept": "application/json"})
+    return answer.status_code, answer.get_json()
+
+
+def test_a_receiver_is_made_changed_switched_off_and_deleted_and_its_secret_is_shown_once(store: Store) -> None:
+    browser = client(store, "admin")
+    status, said = by_script(browser, "create-receiver", HOOK | {"severities": "critical, error", "matchers": "deployment=chat, deployment=search"})
+    assert (status, said["go"], said["secret"][:6]) == (200, "/dashboard/receivers", "whsec_")
+    made = next(row for row in rows(store, Receiver) if row.name == "Standby")
+    assert (made.secret, made.severities, [one["value"] for one in made.matchers]) == (said["secret"], ["critical", "error"], ["chat", "search"])
+    # Nothing typed into what is secret: it stays.
+    assert act(browser, "replace-receiver", id=made.id, name="On call", url="", secret="", default="yes", severities="", matchers="") == 303
+    changed = next(row for row in rows(store, Receiver) if row.id == made.id)
+    assert (changed.name, changed.url, changed.secret, changed.is_default, changed.severities) == ("On call", HOOK["url"], made.secret, True, [])
+    status, said = by_script(browser, "rotate-receiver", {"id": made.id})
+    rotated = next(row for row in rows(store, Receiver) if row.id == made.id)
+    assert (status, said["secret"], rotated.previous_secret) == (200, rotated.secret, made.secret)
+    assert act(browser, "disable-receiver", id=made.id) == 303
+    assert act(browser, "test-receiver", id=made.id) == 409
+    assert act(browser, "enable-receiver", id=made.id) == 303
+    assert act(browser, "test-receiver", id=made.id) == 303
+    assert act(browser, "delete-receiver", id=made.id) == 303
+    assert act(browser, "delete-receiver", id=made.id) == 404
+    assert [action for _, action, _ in actors(store)] == ["create", "update", "rotate", "update", "update", "test", "delete"]
+    for page in ("receivers", "alerts", "rules"):
+        with ledger_over(store.read)() as opened:
+            view = View(Selection(), opened, NOW, None, "/dashboard/", page, "http://x", is_open=True, may_act=True)
+            drawn = json.dumps(getattr(pages, page).layout(view), cls=PlotlyJSONEncoder)
+        assert not any(secret in drawn for secret in (made.secret, rotated.secret, "/standby", "hooks.example/x"))
+
+
+@pytest.mark.parametrize(
+    ("what", "said", "field", "words"),
+    [
+        ("create-receiver", HOOK | {"url": "https://10.0.0.1/"}, "url", "not a public address"),
+        ("create-receiver", HOOK | {"url": ""}, "url", "required"),
+        ("create-receiver", HOOK | {"format": "pagerduty"}, "routing_key", "integration's key"),
+        ("create-receiver", HOOK | {"secret": "hunter2"}, "secret", "openssl rand"),
+        ("create-receiver", HOOK | {"matchers": "chat"}, "matchers", "label=value"),
+        ("create-receiver", HOOK | {"matchers": "colour=red"}, "matchers", "no alert has a label 'colour'"),
+        ("create-rule", RULE | {"threshold": "many"}, "threshold", "a number such as"),
+        ("create-rule", RULE | {"threshold": ""}, "threshold", "give either threshold or threshold_percent"),
+        ("create-rule", RULE | {"clear_threshold": "2000"}, "clear_threshold", "quiet side"),
+        ("create-rule", RULE | {"receivers": "hook-9"}, "receivers", "there is no receiver"),
+        ("create-rule", RULE | {"runbook_url": "javascript:alert(1)"}, "runbook_url", "http or https"),
+        ("create-budget", BUDGET | {"time_zone": "Europe/Nowhere"}, "time_zone", "Nowhere"),
+        ("create-silence", {"matchers": "deployment=chat", "hours": "1000"}, "hours", "from 1 to 168"),
+        ("create-silence", {"matchers": "", "hours": "1"}, "matchers", "at least 1"),
+        ("create-silence", {"matchers": "deployment=chat", "starts_at": "soon", "hours": "1"}, "starts_at", "2026-11-20 22:00"),
+        ("create-silence", {"matchers": "deployment=chat", "hours": "1", "days": "monday", "from": "25:00", "to": "2:00"}, "from", "time of day"),
+    ],
+)
+def test_what_cannot_be_meant_is_said_at_its_field(store: Store, what: str, said: dict[str, Any], field: str, words: str) -> None:
+    status, answer = by_script(client(store), what, said)
+    assert (status, answer["field"]) == (422, field)
+    assert words in answer["message"]
+    assert "hunter2" not in str(answer)
+    assert actors(store) == []
+
+
+def test_silences_and_maintenance_windows_are_made_moved_and_ended(store: Store) -> None:
+    browser = client(store, "admin")
+    assert act(browser, "create-silence", matchers="deployment=chat", hours="4", comment="a drill") == 303
+    window = {
+        "matchers": "workspace=ws-a",
+        "days": ["saturday", "sunday"],
+        "from": "22:00",
+        "to": "02:00",
+        "time_zone": "Europe/Berlin",
+        "ends_at": "2027-11-20 12:00",
+    }
+    assert by_script(browser, "create-silence", window)[0] == 200
+    drill, weekly = sorted(rows(store, Silence), key=lambda row: row.ends_at)
+    assert (drill.starts_at, drill.ends_at, drill.comment, drill.author) == (NOW, NOW + timedelta(hours=4), "a drill", "olga (k1)")
+    assert weekly.weekly == {"days": ["saturday", "sunday"], "from": "22:00", "to": "02:00", "time_zone": "Europe/Berlin"}
+    assert act(browser, "replace-silence", id=drill.id, ends_at="2026-11-20 15:30") == 303
+    assert act(browser, "end-silence", id=weekly.id) == 303
+    ends = {row.id: row.ends_at for row in rows(store, Silence)}
+    assert (ends[drill.id], ends[weekly.id]) == (NOW + timedelta(hours=3, minutes=30), NOW)
+    with ledger_over(store.read)() as opened:
+        view = View(Selection(), opened, NOW, None, "/dashboard/", "alerts", "http://x", is_open=True, may_act=True)
+        page = json.dumps(pages.alerts.layout(view), cls=PlotlyJSONEncoder)
+    # The alert of deployment chat is marked, and still there.
+    for words in (
+        "silenced until 20 Nov 2026, 15:30 UTC",
+        "1,200 tokens in a minute",
+        "1 silenced",
+        "every saturday, sunday 22:00 to 02:00 (Europe/Berlin)",
+        "past",
+        "active",
+    ):
+        assert words in page
+
+
+def test_a_trial_says_what_is_wrong_at_its_field_and_needs_an_admin(store: Store) -> None:
+    desk = Desk(store, now=lambda: NOW)
+    for said, words in (
+        ({"what": "rule", "name": "Try", "kind": "tokens_per_minute", "threshold": "1000", "days": "7"}, "It would not have fired"),
+        ({"what": "rule", "name": "Try", "kind": "tokens_per_minute", "threshold": "many", "days": "7"}, "a number such as 80"),
+        ({"what": "rule", "name": "Try", "kind": "heartbeat", "days": "7"}, "no history to test"),
+        ({"what": "rule", "name": "Try", "kind": "tokens_per_minute", "threshold": "1", "days": "92"}, "31 days at once"),
+        ({"what": "budget", "name": "Try", "amount": "10", "currency": "USD", "period": "month", "days": "31"}, "It would not have fired"),
+        ({}, "Fill in a rule or budget"),
+    ):
+        for may_act in (True, False):
+            with ledger_over(store.read)() as opened:
+                tried = desk.tried if may_act else None
+                view = View(Selection(), opened, NOW, None, "/dashboard/", "backtest", "http://x", is_open=True, may_act=may_act, said=said, tried=tried)
+                page = json.dumps(pages.backtest.layout(view), cls=PlotlyJSONEncoder)
+            assert (words in page) == may_act
+            assert ("admin key" in page) != may_act
+    assert rows(store, AlertRule) == []
+
+
 EVERY_ACT: tuple[tuple[str, dict[str, str]], ...] = (
     ("acknowledge", {"id": "al-1"}),
     ("silence", {"id": "al-1", "hours": "4"}),
     ("create-rule", RULE),
     ("create-budget", BUDGET),
     ("test-receiver", {"id": "hook-1"}),
+    ("create-receiver", HOOK),
+    ("disable-receiver", {"id": "hook-1"}),
+    ("delete-receiver", {"id": "hook-1"}),
+    ("create-silence", {"matchers": "deployment=chat", "hours": "4"}),
     ("nonsense", {}),
 )
 
@@ -248,7 +388,7 @@ def test_the_pages_of_operations_draw_and_their_buttons_work(store: Store) -> No
     desk("create-rule", RULE, admin)
     desk("test-receiver", {"id": "hook-1"}, admin)
     viewers = {"look": Viewer("k2", "rita", "read", None), "do": admin}
-    app = create_dashboard(open_ledger=ledger_over(store.read), access=fakes.FakeAccess(viewers=viewers), now=lambda: NOW, desk=desk)
+    app = create_dashboard(open_ledger=ledger_over(store.read), access=fakes.FakeAccess(viewers=viewers), now=lambda: NOW, desk=desk, tried=desk.tried)
     found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     with serving(mount(app)) as origin, sync_playwright() as playwright:
         driven = playwright.chromium.launch(executable_path=found, args=["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"])
@@ -275,6 +415,31 @@ def test_the_pages_of_operations_draw_and_their_buttons_work(store: Store) -> No
         page.get_by_role("button", name="Acknowledge").click()
         expect(page.locator("main table").first).to_contain_text("olga (k1)", timeout=30_000)
         expect(page.get_by_role("button", name="Acknowledge")).to_have_count(0)
+        page.goto(f"{origin}/dashboard/receivers")
+        new = page.locator("section", has=page.get_by_role("heading", name="A new receiver"))
+        new.locator("input[name=name]").fill("Standby")
+        new.locator("input[name=url]").fill("https://10.0.0.1/")
+        new.get_by_role("button").click()
+        # The fault is at its field, and what was typed is still there.
+        expect(new.locator("label", has=page.locator("input[name=url]")).locator(".field-fault")).to_contain_text("not a public address", timeout=30_000)
+        expect(new.locator("input[name=name]")).to_have_value("Standby")
+        new.locator("input[name=url]").fill("https://93.184.215.14/hook")
+        new.get_by_role("button").click()
+        expect(page.locator("dialog pre")).to_contain_text("whsec_", timeout=30_000)
+        page.get_by_role("button", name="I have kept it").click()
+        row = page.locator("tr", has_text="Standby").first
+        row.locator("summary", has_text="Edit").click()
+        expect(row.locator(".panel input[name=name]")).to_have_value("Standby")
+        page.keyboard.press("Escape")
+        expect(row.locator(".panel")).to_be_hidden()
+        page.goto(f"{origin}/dashboard/rules")
+        new = page.locator("section", has=page.get_by_role("heading", name="A new rule"))
+        new.locator("input[name=name]").fill("Tried")
+        new.locator("input[name=threshold]").fill("500")
+        new.get_by_role("button", name="Try on the past").click()
+        expect(page.locator("main h1")).to_have_text("Tried on the past", timeout=30_000)
+        expect(page.locator("main h2").first).to_contain_text("It would not have fired", timeout=30_000)
+        expect(page.locator("main input[name=threshold]")).to_have_value("500")
         page.goto(f"{origin}/dashboard/rules")
         new = page.locator("section", has=page.get_by_role("heading", name="A new budget"))
         new.locator("input[name=name]").fill("Support")

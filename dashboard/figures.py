@@ -320,7 +320,7 @@ def spans(rows: Sequence[tuple[str, datetime, datetime, str, str]], *, period: P
             {
                 "type": "bar",
                 "orientation": "h",
-                "y": [label(name, 44) for name, *_ in ordered],
+                "y": [label(name, 30) for name, *_ in ordered],
                 "base": [_at(start) for start in begun],
                 "x": [_milliseconds(end - start) for (_, _, end, _, _), start in zip(ordered, begun, strict=True)],
                 "marker": {"color": [colour for _, _, _, colour, _ in ordered]},

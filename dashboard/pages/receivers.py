@@ -80,11 +80,15 @@ def _table(view: View, found: Sequence[ReceiverStanding]) -> Component:
 
     def cells(one: ReceiverStanding) -> list[tables.Cell]:
         receiver = one.receiver
+        rests = receiver.is_enabled and receiver.rests_until is not None and receiver.rests_until > view.now
         where = text.short(text.visible(place(receiver.url, receiver.format)), 44)
         return [
             [tables.named(receiver.name), html.Br(), html.Span(where, className="where-is", title="the path of a URL is often a secret, and not shown")],
             _FORMATS[receiver.format],
-            html.Span(text.visible(_state(one)), className="pill settled" if _is_well(one) else "pill provisional"),
+            [
+                html.Span(text.visible(_state(one)), className="pill settled" if _is_well(one) else "pill provisional"),
+                *([html.Br(), html.Span(f"next try {text.instant(receiver.rests_until)}", className="where-is")] if rests else []),
+            ],
             html.Span([html.Span(line, className="wrap") for line in _hears(one)]),
             *([html.Span(_buttons(view, one), className="acts")] if view.may_act else []),
         ]
@@ -97,7 +101,7 @@ def _state(one: ReceiverStanding) -> str:
     if not receiver.is_enabled:
         return f"off: {receiver.disabled_reason or BY_HAND}"
     if receiver.rests_until is not None:
-        return f"not reached: {receiver.failures} failures in a row, tried again {text.instant(receiver.rests_until)}"
+        return f"not reached: {receiver.failures} failures in a row"
     return "well" if not receiver.failures else f"{receiver.failures} failure{'' if receiver.failures == 1 else 's'} in a row"
 
 
@@ -215,7 +219,9 @@ def _deliveries(view: View, one: ReceiverStanding) -> Component:
         answer = " ".join(part for part in (str(delivery.last_status or ""), text.visible(delivery.last_error or "")) if part)
         again = acts.form(view.prefix, "replay", "Send again", back=PATH, title="The same bytes under the same id", id=one.receiver.id, delivery=delivery.id)
         return [
-            text.visible(delivery.type),
+            [text.visible(delivery.type), html.Br(), html.Span(tables.named(one.about.get(delivery.alert_id, "")), className="where-is")]
+            if delivery.alert_id in one.about
+            else text.visible(delivery.type),
             html.Span(delivery.status.value, className=f"pill {_PILLS.get(delivery.status, 'provisional')}"),
             html.Span(text.ago(delivery.created_at, view.now), title=text.exact_instant(delivery.created_at)),
             text.instant(delivery.delivered_at) if delivery.delivered_at else "",

@@ -36,11 +36,12 @@ class BudgetStanding:
 
 @dataclass(frozen=True, slots=True)
 class ReceiverStanding:
-    """A receiver with its last deliveries, newest first, their attempts by delivery, and what names it."""
+    """A receiver with its last deliveries, newest first, their attempts by delivery, what they are about, and who names it."""
 
     receiver: Receiver
     deliveries: Sequence[Delivery]
     attempts: Mapping[str, Sequence[DeliveryAttempt]]
+    about: Mapping[str, str]  # the rules of the alerts that they tell of
     named_by: Sequence[str]
 
 
@@ -117,7 +118,8 @@ def receivers(session: Session, *, most: int = 5) -> list[ReceiverStanding]:
         attempts = select(DeliveryAttempt).where(col(DeliveryAttempt.delivery_id).in_([one.id for one in told])).order_by(col(DeliveryAttempt.seq))
         for attempt in session.exec(attempts):
             tried.setdefault(attempt.delivery_id, []).append(attempt)
-        found.append(ReceiverStanding(receiver, told, tried, named.get(receiver.id, ())))
+        about = dict(session.exec(select(Alert.id, Alert.rule).where(col(Alert.id).in_([one.alert_id for one in told]))).all())
+        found.append(ReceiverStanding(receiver, told, tried, about, named.get(receiver.id, ())))
     return found
 
 

@@ -298,7 +298,7 @@ class _Pull:
             is_told = False
         else:
             # A commitment that was bought and does not count for any day yet leaves the report without data; usage would be in both.
-            is_told = bool(paths) or not any(row.billed_cost and row.charge_type.casefold() == "usage" for row in actual.rows())
+            is_told = bool(paths) or not any(row.billed_cost and row.about.charge_type.casefold() == "usage" for row in actual.rows())
         if not is_told:
             self._say(f"{self._scope}: no amortized cost is to be had for {self._billed}; it is taken to be the actual one")
             return actual

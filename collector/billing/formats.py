@@ -135,29 +135,42 @@ _CACHE_ENTRIES = 50_000
 _CACHE_ROWS = 10_000  # the texts of a row take some 3 kB
 
 
-class BillRow(NamedTuple):
-    """One billed row, read. ``period_start`` is the first day of its billing month; ``line`` counts the header as 1.
+@dataclass(frozen=True, slots=True, eq=False)
+class About:
+    """What rows with the same texts share, which is all but their day and their numbers; one object for as long as it is known.
 
-    Of a bill for days that are no calendar month ``billed`` says them, and ``period_start`` is of the charge's own month.
+    ``month`` is the first day of the billing month; None where the row's own day says it. Of a bill for days that are no
+    calendar month ``billed`` says them.
     """
 
-    line: int
-    period_start: date
     subscription_id: str
     billing_account: str
+    month: date | None
+    billed: BillingPeriod | None
     item: Item
-    charged_on: date
     charge_type: str
+    currency: str
+    pricing_currency: str | None
+    exchange_rate: Decimal | None
+    exchange_rate_on: date | None
+
+
+class BillRow(NamedTuple):
+    """One billed row, read; ``line`` counts the header as 1."""
+
+    line: int
+    about: About
+    charged_on: date
     quantity: Decimal | None
     unit_price: Decimal | None
     billed_cost: Decimal
     effective_cost: Decimal | None
-    currency: str
-    pricing_currency: str | None
     invoice_id: str | None
-    exchange_rate: Decimal | None
-    exchange_rate_on: date | None
-    billed: BillingPeriod | None
+
+    @property
+    def period_start(self) -> date:
+        """The first day of its billing month, or of its own where the bill is for other days."""
+        return self.about.month or month_start(self.charged_on)
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,31 +301,29 @@ class _CsvTable(_Table):
     @cached_property
     def header(self) -> list[str]:
         with closing(self._cells()) as records:
-            cells = next(records, None)
-        if cells is None:
+            found = next(records, None)
+        if found is None:
             raise InvalidInput(f"{self.name} is empty; nothing was landed")
-        return [cell.strip() for cell in cells]
+        return [cell.strip() for cell in found[1]]
 
     def records(self, columns: Sequence[int]) -> Generator[tuple[int, list[str]], None, None]:  # noqa: ARG002 -- a CSV record comes whole
-        cells = self._cells()
-        next(cells, None)
         width = len(self.header)
-        for line, record in enumerate(cells, start=2):
+        for line, record in self._cells():
             if len(record) != width:
                 if not record:
                     continue
                 raise InvalidInput(f"{self.name} row {line} has {len(record)} cells where the header has {width} (cut off, or an unquoted comma?); {_AGAIN}")
-            yield line, record
+            if line > 1:
+                yield line, record
 
-    def _cells(self) -> Generator[list[str], None, None]:
+    def _cells(self) -> Generator[tuple[int, list[str]], None, None]:
         line = 0
         with self._path.open("rb") as raw:
             unpacked: Any = gzip.GzipFile(fileobj=raw) if self._is_gzip else raw
             try:
                 with io.TextIOWrapper(unpacked, encoding="utf-8-sig", newline="") as text:
-                    for record in csv.reader(text, strict=True):
-                        line += 1
-                        yield record
+                    for line, record in enumerate(csv.reader(text, strict=True), start=1):
+                        yield line, record
             except UnicodeDecodeError as fault:
                 raise InvalidInput(f"{self.name} is not UTF-8 text after row {line}; {_AGAIN}") from fault
             except csv.Error as fault:
@@ -449,7 +460,8 @@ def _with_differences(rows: Iterator[BillRow], amortization: BillFile) -> Iterat
 
 
 def _difference(differences: dict[tuple[object, ...], _Difference], row: BillRow) -> _Difference:
-    key = (row.subscription_id, row.period_start, row.billing_account, row.item.digest, row.charged_on, row.charge_type, row.currency)
+    about = row.about
+    key = (about.subscription_id, row.period_start, about.billed, about.billing_account, about.item.digest, row.charged_on, about.charge_type, about.currency)
     found = differences.get(key)
     if found is None:
         found = differences[key] = _Difference(row)
@@ -459,20 +471,6 @@ def _difference(differences: dict[tuple[object, ...], _Difference], row: BillRow
 # -- rows -----------------------------------------------------------------------------------------
 
 
-class _Known(NamedTuple):
-    """What rows with the same texts share; ``period_start`` None: the month of the row's own day."""
-
-    period_start: date | None
-    billed: BillingPeriod | None
-    billing_account: str
-    item: Item
-    charge_type: str
-    currency: str
-    pricing_currency: str | None
-    exchange_rate: Decimal | None
-    exchange_rate_on: date | None
-
-
 class _Rows:
     """Reads the records of one table; what repeats is read once."""
 
@@ -480,7 +478,7 @@ class _Rows:
         self._table = table
         self._schema = _FOCUS if source == "focus" else _COST_DETAILS
         self._columns = {name.casefold(): index for index, name in enumerate(table.header)}
-        self._known: dict[tuple[tuple[str, ...], str, bool], _Known] = {}
+        self._known: dict[tuple[tuple[str, ...], str, bool], About] = {}
         self._prices: dict[str, Decimal] = {}  # amounts hardly repeat, prices do
         self._days: dict[str, date] = {}
 
@@ -527,22 +525,13 @@ class _Rows:
                 BillRow,
                 (
                     line,
-                    known.period_start or month_start(day),
-                    known.item.subscription_id,
-                    known.billing_account,
-                    known.item,
+                    known,
                     day,
-                    known.charge_type,
                     (Decimal(amount) if _is_plain(amount) else self._number(amount, line, "quantity")) if amount else None,
                     price,
                     Decimal(cost) if _is_plain(cost) else self._number(cost, line, "billed_cost"),
                     self._number(record[effective], line, "effective_cost") if record[effective] else None,
-                    known.currency,
-                    known.pricing_currency,
                     record[invoice] or None,
-                    known.exchange_rate,
-                    known.exchange_rate_on,
-                    known.billed,
                 ),
             )
 
@@ -572,7 +561,7 @@ class _Rows:
     def _spares(self) -> set[int]:
         return {spare for _, spare in self._fallbacks()}
 
-    def _read(self, texts: tuple[str, ...], line: int, *, unit: str, is_negative: bool) -> _Known:
+    def _read(self, texts: tuple[str, ...], line: int, *, unit: str, is_negative: bool) -> About:
         row = Dimensions._make(text.strip() for text in texts)
         if unit:
             row = row._replace(unit=unit.strip(), unit_description="", block_size="")
@@ -583,11 +572,13 @@ class _Rows:
         rate = self._number(row.exchange_rate, line, "exchange_rate") if row.exchange_rate else None
         charge_type = charge_type_of(row, is_negative=is_negative)
         month, billed = self._billed(row, line)
-        return _Known(
+        item = classify(row, charge_type=charge_type)
+        return About(
+            item.subscription_id,
+            row.billing_account,
             month,
             billed,
-            row.billing_account,
-            classify(row, charge_type=charge_type),
+            item,
             charge_type,
             currency,
             pricing,

@@ -22,7 +22,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlmodel import SQLModel
 
 from collector.billing.classify import Item
-from collector.billing.formats import BillFile, BillRow
+from collector.billing.formats import About, BillFile, BillRow
 from models import money
 from models.charges import IN_SCOPE, BillPart, Charge, ChargeClass, ChargeDay, ChargeItem, MeterKind
 from models.errors import Conflict, Unavailable
@@ -34,17 +34,20 @@ from models.store import Store, unavailable_as_such
 # gets its turn within the 20 ms that DESIGN.md allows. Charges go to SQLite as plain tuples, four times as fast as the rest.
 _SLICE_ROWS = 500
 _CHARGES_A_SLICE = 2_000
+# Kinds of rows whose sums are at hand; a bill of more of them finds the others again.
+_MOST_KNOWN = 50_000
 # Problems kept per part; a file with more of them has one problem, which its first ones show.
 _MOST_PROBLEMS = 200
 _FLIP_LOCK = 0x6D62666C6970  # "mbflip": any constant that nobody else on the server uses
 _STAGING_LOCK = 0x6D627374  # "mbst", the first half of the lock that each landing holds while it stages
 
 _ROUTES = {ChargeClass.MARKETPLACE: Route.MARKETPLACE, ChargeClass.FOUNDRY: Route.FOUNDRY, ChargeClass.COMPUTE: Route.COMPUTE}
-_plus = money.EXACT.add  # money.plus without a call in between
+_plus, _minus = money.EXACT.add, money.EXACT.subtract  # money.plus and money.minus without a call in between
 _MEASURED = frozenset(MeterKind) - {MeterKind.ADJUSTMENT, MeterKind.OTHER, MeterKind.COMMITMENT}
 
 Problem = dict[str, Any]
 Totals = dict[str, Decimal]
+_Counted = tuple[int, "_Sum", int, str]
 _Thing = TypeVar("_Thing")
 
 # The landings that this process is staging: what they wrote so far is not a leftover. Across processes PostgreSQL's
@@ -180,13 +183,13 @@ class _DayKey(NamedTuple):
 class _Sum:
     """What a day's charges of one item add up to."""
 
-    __slots__ = ("billed_cost", "effective_cost", "quantity", "rows")
+    __slots__ = ("beyond_billed", "billed_cost", "quantity", "rows")
 
     def __init__(self) -> None:
         self.rows = 0
         self.quantity: Decimal | None = money.ZERO
         self.billed_cost = money.ZERO
-        self.effective_cost = money.ZERO
+        self.beyond_billed = money.ZERO  # what the effective cost is more than the billed one, where the source says it
 
 
 @dataclass(slots=True)
@@ -215,9 +218,9 @@ class _Staging:
         self.parts: dict[_PartKey, _Part] = {}
         self.items: dict[bytes, Item] = {}
         self._ids: dict[bytes, int] = {}
-        # What a row says of its part -> that part: spellings of one account are one part.
-        self._said: dict[tuple[object, ...], _PartKey] = {}
-        self._days: dict[tuple[object, ...], tuple[_Part, _Sum, int, str]] = {}
+        self._part_of: dict[tuple[About, date], _Part] = {}
+        # What rows say of themselves, and their day -> their part, the sum that they count into, their item and the day as text.
+        self._sums: dict[About, dict[date, _Counted]] = {}
 
     def run(self, progress: Callable[[int, int | None], None] | None) -> None:
         done, rows = 0, self._bill.rows()
@@ -233,99 +236,97 @@ class _Staging:
                     self._connection.execute(sa.insert(_table(ChargeDay)), [self._day(part, key, total) for key, total in days])
 
     def _stage(self, batch: list[BillRow]) -> None:
-        fresh = {row.item.digest: row.item for row in batch if row.item.digest not in self._ids}
-        unseen: dict[_PartKey, BillRow] = {}
-        for row in batch:
-            said = (row.subscription_id, row.period_start, row.billing_account, row.billed)
-            if said not in self._said:
-                self._said[said] = _part_key(row)
-                unseen.setdefault(self._said[said], row)
-        unseen = {key: row for key, row in unseen.items() if key not in self.parts}
+        sums = self._sums
+        if len(sums) > _MOST_KNOWN:
+            sums.clear()
+            self._part_of.clear()
+        if unseen := [row for row in batch if row.about not in sums or row.charged_on not in sums[row.about]]:
+            self._learn(unseen)
+        # Made before the transaction begins: ingest waits for what happens inside of it.
+        charges = self._charges(batch, as_text=self._connection.dialect.name == "sqlite")
+        with self._connection.begin():
+            _insert_charges(self._connection, charges)
+
+    def _learn(self, rows: list[BillRow]) -> None:
+        """Make the parts, items and sums that these rows are the first of."""
+        new = {key: row for row in rows if (key := (row.about, row.period_start)) not in self._part_of}
+        fresh = {row.about.item.digest: row.about.item for row in new.values() if row.about.item.digest not in self._ids}
+        places = {key: _part_key(row) for key, row in new.items()}
+        unseen = {places[key]: row for key, row in new.items() if places[key] not in self.parts}
         if fresh or unseen:
             with self._connection.begin():
                 self.parts.update({key: self._new_part(row) for key, row in unseen.items()})
                 if fresh:
                     self._ids.update(_item_ids(self._connection, fresh))
                     self.items.update(fresh)
-        # Made before the transaction begins: ingest waits for what happens inside of it.
-        charges = self._charges(batch, as_text=self._connection.dialect.name == "sqlite")
-        with self._connection.begin():
-            _insert_charges(self._connection, charges)
+        for (about, month), place in places.items():
+            part = self._part_of[about, month] = self.parts[place]
+            if about.exchange_rate is not None and about.pricing_currency is not None and about.pricing_currency != about.currency:
+                dated = (about.exchange_rate_on or part.period_start, about.exchange_rate)
+                part.rates.setdefault(f"{about.pricing_currency}>{about.currency}", set()).add(dated)
+        for row in rows:
+            about, day = row.about, row.charged_on
+            counted = self._sums.setdefault(about, {})
+            if day not in counted:
+                part = self._part_of[about, row.period_start]
+                total = part.days.setdefault(_DayKey(day, about.item.digest, about.charge_type, about.currency), _Sum())
+                counted[day] = (part.id, total, self._ids[about.item.digest], day.isoformat())
 
-    def _charges(self, batch: list[BillRow], *, as_text: bool) -> list[tuple[Any, ...]]:
-        """The rows as they are inserted, counted into their days. This is what a landing takes its time for: no call that can be spared."""
-        days = self._days
-        made: list[tuple[Any, ...]] = []
-        for row in batch:
-            (
-                line,
-                period,
-                subscription,
-                account,
-                item,
-                day,
-                charge_type,
-                quantity,
-                unit_price,
-                billed,
-                effective,
-                currency,
-                pricing,
-                invoice,
-                rate,
-                _,
-                billed_for,
-            ) = row
-            key = (subscription, period, account, billed_for, item.digest, day, charge_type, currency)
-            known = days.get(key)
-            if known is None:
-                known = days[key] = self._day_of(row)
-            part, total, item_id, charged_on = known
+    def _charges(self, batch: list[BillRow], *, as_text: bool) -> list[Any]:
+        """The rows' values, one row after the other as they are inserted, counted into their days. This is what a landing takes its time for: no call that can be spared."""
+        sums = self._sums
+        made: list[Any] = []
+        for line, about, day, quantity, unit_price, billed, effective, invoice in batch:
+            part_id, total, item_id, charged_on = sums[about][day]
             total.rows += 1
             total.quantity = None if quantity is None or total.quantity is None else _plus(total.quantity, quantity)
             total.billed_cost = _plus(total.billed_cost, billed)
-            total.effective_cost = _plus(total.effective_cost, billed if effective is None else effective)
-            if rate is not None and pricing is not None and pricing != currency:
-                part.rates.setdefault(f"{pricing}>{currency}", set()).add((row.exchange_rate_on or part.period_start, rate))
+            if effective is not None:
+                total.beyond_billed = _plus(total.beyond_billed, _minus(effective, billed))
             if as_text:
-                # As the column types (Date, ExactDecimal) write them on SQLite.
-                made.append(
-                    (
-                        part.id,
-                        line,
-                        item_id,
-                        charged_on,
-                        charge_type,
-                        None if quantity is None else _number_text(quantity),
-                        None if unit_price is None else _number_text(unit_price),
-                        _number_text(billed),
-                        None if effective is None else _number_text(effective),
-                        currency,
-                        pricing,
-                        invoice,
-                    )
+                # As the column types (Date, ExactDecimal) write them on SQLite; '' becomes NULL there, as None takes longer to bind than a text.
+                made += (
+                    part_id,
+                    line,
+                    item_id,
+                    charged_on,
+                    about.charge_type,
+                    "" if quantity is None else _number_text(quantity),
+                    "" if unit_price is None else _number_text(unit_price),
+                    _number_text(billed),
+                    "" if effective is None else _number_text(effective),
+                    about.currency,
+                    about.pricing_currency or "",
+                    invoice or "",
                 )
             else:
-                made.append((part.id, line, item_id, day, charge_type, quantity, unit_price, billed, effective, currency, pricing, invoice))
+                made += (
+                    part_id,
+                    line,
+                    item_id,
+                    day,
+                    about.charge_type,
+                    quantity,
+                    unit_price,
+                    billed,
+                    effective,
+                    about.currency,
+                    about.pricing_currency,
+                    invoice,
+                )
         return made
 
-    def _day_of(self, row: BillRow) -> tuple[_Part, _Sum, int, str]:
-        """The part and the day's sum that such rows count into."""
-        digest = row.item.digest
-        part = self.parts[self._said[row.subscription_id, row.period_start, row.billing_account, row.billed]]
-        total = part.days.setdefault(_DayKey(row.charged_on, digest, row.charge_type, row.currency), _Sum())
-        return part, total, self._ids[digest], row.charged_on.isoformat()
-
     def _new_part(self, row: BillRow) -> _Part:
+        about = row.about
         written = self._connection.execute(
             sa.insert(_table(BillPart)),
             {
                 "landing_id": self.landing_id,
-                "subscription_id": row.subscription_id,
-                "billing_account": row.billing_account,
+                "subscription_id": about.subscription_id,
+                "billing_account": about.billing_account,
                 "period_start": row.period_start,
-                "billed_from": None if row.billed is None else row.billed.start,
-                "billed_to": None if row.billed is None else row.billed.end,
+                "billed_from": None if about.billed is None else about.billed.start,
+                "billed_to": None if about.billed is None else about.billed.end,
                 "source": self._bill.source,
                 "file_name": self._bill.name,
                 "file_sha256": self._bill.sha256,
@@ -339,8 +340,8 @@ class _Staging:
             },
         )
         (part_id,) = written.inserted_primary_key or (0,)
-        billed = row.billed or BillingPeriod.of_month(row.period_start)
-        return _Part(int(part_id), row.subscription_id, row.billing_account, row.period_start, billed)
+        billed = about.billed or BillingPeriod.of_month(row.period_start)
+        return _Part(int(part_id), about.subscription_id, about.billing_account, row.period_start, billed)
 
     def _day(self, part: _Part, key: _DayKey, total: _Sum) -> dict[str, Any]:
         return {
@@ -352,7 +353,7 @@ class _Staging:
             "rows": total.rows,
             "quantity": total.quantity,
             "billed_cost": total.billed_cost,
-            "effective_cost": total.effective_cost,
+            "effective_cost": money.plus(total.billed_cost, total.beyond_billed),
         }
 
 
@@ -361,8 +362,9 @@ _PartKey = tuple[str, date, str, BillingPeriod]
 
 def _part_key(row: BillRow) -> _PartKey:
     # Charges of no subscription belong to their billing account; elsewhere the account does not matter.
-    account = "" if row.subscription_id else _account_key(row.billing_account)
-    return row.subscription_id, row.period_start, account, row.billed or BillingPeriod.of_month(row.period_start)
+    about = row.about
+    account = "" if about.subscription_id else _account_key(about.billing_account)
+    return about.subscription_id, row.period_start, account, about.billed or BillingPeriod.of_month(row.period_start)
 
 
 # The columns of a charge in the order of ``_Staging._charges``.
@@ -380,21 +382,34 @@ _CHARGE = (
     "pricing_currency",
     "invoice_id",
 )
-_INSERT_CHARGE = f"INSERT INTO charge ({', '.join(_CHARGE)}) VALUES ({', '.join('?' * len(_CHARGE))})"  # noqa: S608 (names of ours)
+_OPTIONAL = frozenset({"quantity", "unit_price", "effective_cost", "pricing_currency", "invoice_id"})
+# Rows to a statement on SQLite: half the time of one each, as most of it is spent on beginning and ending a statement.
+_TOGETHER = 20
+_VALUES = ", ".join("NULLIF(?, '')" if name in _OPTIONAL else "?" for name in _CHARGE)
+_INSERT_CHARGES = f"INSERT INTO charge ({', '.join(_CHARGE)}) VALUES "  # noqa: S608 (names of ours)
 
 
-def _insert_charges(connection: sa.Connection, charges: list[tuple[Any, ...]]) -> None:
-    """Write the rows: on SQLite past SQLAlchemy's conversion of each value, which takes longer than all the rest of a landing."""
-    if connection.dialect.name == "sqlite":
-        connection.exec_driver_sql(_INSERT_CHARGE, charges)
-    else:
-        connection.execute(sa.insert(_table(Charge)), [dict(zip(_CHARGE, charge, strict=True)) for charge in charges])
+def _insert_charges(connection: sa.Connection, values: list[Any]) -> None:
+    """Write rows that follow each other: on SQLite past SQLAlchemy's conversion of each value, which takes longer than all the rest of a landing."""
+    width = len(_CHARGE)
+    if connection.dialect.name != "sqlite":
+        connection.execute(sa.insert(_table(Charge)), [dict(zip(_CHARGE, values[at : at + width], strict=True)) for at in range(0, len(values), width)])
+        return
+    whole = len(values) - len(values) % (_TOGETHER * width)
+    for rows, first, last in ((_TOGETHER, 0, whole), (1, whole, len(values))):
+        if first < last:
+            many = [tuple(values[at : at + rows * width]) for at in range(first, last, rows * width)]
+            connection.exec_driver_sql(_INSERT_CHARGES + ", ".join([f"({_VALUES})"] * rows), many)
 
 
 def _number_text(value: Decimal) -> str:
     """``money.text``, at once where the plain text is it already."""
     text = str(value)
-    return text if text[-1] in "123456789" and "E" not in text else money.text(value)
+    if "E" in text or not value:
+        return money.text(value)
+    if text[-1] != "0":
+        return text
+    return text.rstrip("0").rstrip(".") if "." in text else text
 
 
 def _item_ids(connection: sa.Connection, items: Mapping[bytes, Item]) -> dict[bytes, int]:

@@ -282,25 +282,25 @@ def facts(rows: Iterable[BillRow]) -> Counter[Any]:
     """What a row says, but for the spelling of ids that datasets do not share."""
     return Counter(
         (
-            row.item.charge_class,
-            row.item.meter_kind,
-            row.item.is_fine_tuned,
-            row.item.model,
-            row.item.workspace,
-            row.item.endpoint,
-            row.item.deployment,
-            row.item.plan_id,
-            row.item.offer_id,
-            row.item.sku,
-            row.item.cores,
-            row.item.resource_id.casefold(),
-            row.subscription_id,
-            row.item.resource_group,
+            row.about.item.charge_class,
+            row.about.item.meter_kind,
+            row.about.item.is_fine_tuned,
+            row.about.item.model,
+            row.about.item.workspace,
+            row.about.item.endpoint,
+            row.about.item.deployment,
+            row.about.item.plan_id,
+            row.about.item.offer_id,
+            row.about.item.sku,
+            row.about.item.cores,
+            row.about.item.resource_id.casefold(),
+            row.about.subscription_id,
+            row.about.item.resource_group,
             row.charged_on,
-            row.charge_type.casefold().removeprefix("rounding"),
+            row.about.charge_type.casefold().removeprefix("rounding"),
             row.billed_cost,
-            row.currency,
-            None if row.quantity is None or row.item.unit_size is None else row.quantity * row.item.unit_size,
+            row.about.currency,
+            None if row.quantity is None or row.about.item.unit_size is None else row.quantity * row.about.item.unit_size,
         )
         for row in rows
     )
@@ -355,7 +355,7 @@ def test_one_file_is_not_two_parts_of_an_export() -> None:
 def test_a_native_focus_export_with_all_its_gaps_is_read() -> None:
     rows = list(read_bill(FOCUS / "azure_focus_1_2_preview_export.csv", name="export").rows())
 
-    assert Counter((row.item.charge_class.value, row.item.meter_kind.value, row.charge_type) for row in rows) == {
+    assert Counter((row.about.item.charge_class.value, row.about.item.meter_kind.value, row.about.charge_type) for row in rows) == {
         ("marketplace", "input", "Usage"): 4,
         ("marketplace", "output", "Usage"): 3,
         ("marketplace", "training", "Usage"): 1,
@@ -367,9 +367,9 @@ def test_a_native_focus_export_with_all_its_gaps_is_read() -> None:
         ("compute", "commitment", "Purchase"): 1,
         ("adjustment", "adjustment", "Adjustment"): 1,
     }
-    assert {row.item.unit_size for row in rows if row.item.meter_kind is MeterKind.INPUT} == {Decimal(1000)}
-    unused = next(row for row in rows if row.charge_type == "UnusedReservation")
-    assert (unused.item.deployment, unused.billed_cost, unused.effective_cost) == (None, Decimal(0), Decimal("4.7"))
+    assert {row.about.item.unit_size for row in rows if row.about.item.meter_kind is MeterKind.INPUT} == {Decimal(1000)}
+    unused = next(row for row in rows if row.about.charge_type == "UnusedReservation")
+    assert (unused.about.item.deployment, unused.billed_cost, unused.effective_cost) == (None, Decimal(0), Decimal("4.7"))
 
 
 def test_a_focus_file_without_azure_columns_is_read(table: Desk) -> None:
@@ -387,15 +387,24 @@ def test_a_focus_file_without_azure_columns_is_read(table: Desk) -> None:
             "PricingUnit": "Hours",
         },
     )
-    assert (tokens.item.charge_class, tokens.item.meter_kind, tokens.item.model) == (ChargeClass.MARKETPLACE, MeterKind.INPUT, "Meta-Llama-3.1-8B-Instruct")
-    assert (tokens.quantity, tokens.item.unit_size, tokens.effective_cost) == (Decimal(100), Decimal(1000), Decimal("0.03"))
-    assert (vm.item.charge_class, vm.item.workspace, vm.item.endpoint, vm.item.deployment) == (ChargeClass.COMPUTE, "ws-east", "ep", "blue")
-    assert (vm.item.sku, vm.item.cores, vm.item.unit_size) == ("Standard_NC24ads_A100_v4", 24, Decimal(1))
+    assert (tokens.about.item.charge_class, tokens.about.item.meter_kind, tokens.about.item.model) == (
+        ChargeClass.MARKETPLACE,
+        MeterKind.INPUT,
+        "Meta-Llama-3.1-8B-Instruct",
+    )
+    assert (tokens.quantity, tokens.about.item.unit_size, tokens.effective_cost) == (Decimal(100), Decimal(1000), Decimal("0.03"))
+    assert (vm.about.item.charge_class, vm.about.item.workspace, vm.about.item.endpoint, vm.about.item.deployment) == (
+        ChargeClass.COMPUTE,
+        "ws-east",
+        "ep",
+        "blue",
+    )
+    assert (vm.about.item.sku, vm.about.item.cores, vm.about.item.unit_size) == ("Standard_NC24ads_A100_v4", 24, Decimal(1))
 
 
 def test_a_focus_row_with_only_a_consumed_quantity_counts_that(table: Desk) -> None:
     (row,) = table.read(FOCUS_ROW | {"PricingQuantity": "", "PricingUnit": ""})
-    assert (row.quantity, row.item.unit, row.item.unit_size) == (Decimal(100_000), "Tokens", Decimal(1))
+    assert (row.quantity, row.about.item.unit, row.about.item.unit_size) == (Decimal(100_000), "Tokens", Decimal(1))
 
 
 # -- Parquet and gzip -----------------------------------------------------------------------------
@@ -803,7 +812,7 @@ def test_the_summary_says_what_happened_in_a_few_lines(table: Desk) -> None:
 )
 def test_marketplace_rows(table: Desk, change: dict[str, str], charge_class: ChargeClass) -> None:
     (row,) = table.read(TOKENS | change)
-    assert row.item.charge_class is charge_class
+    assert row.about.item.charge_class is charge_class
 
 
 @pytest.mark.parametrize(
@@ -824,7 +833,7 @@ def test_marketplace_rows(table: Desk, change: dict[str, str], charge_class: Cha
 )
 def test_vm_hours_count_unless_they_are_a_clusters_or_an_instances(table: Desk, change: dict[str, str], is_in_scope: bool) -> None:
     (row,) = table.read(VM | change)
-    assert row.item.charge_class is (ChargeClass.COMPUTE if is_in_scope else ChargeClass.OUT_OF_SCOPE)
+    assert row.about.item.charge_class is (ChargeClass.COMPUTE if is_in_scope else ChargeClass.OUT_OF_SCOPE)
 
 
 def test_a_commitment_for_machine_learning_is_capacity_of_no_deployment(table: Desk) -> None:
@@ -834,8 +843,8 @@ def test_a_commitment_for_machine_learning_is_capacity_of_no_deployment(table: D
         VM | {"chargeType": "Purchase", "reservationId": "r-2", "ResourceId": "", "tags": "", "consumedService": "Microsoft.Compute"},
     )
     for row in (bought, unused):
-        assert (row.item.charge_class, row.item.meter_kind, row.item.deployment) == (ChargeClass.COMPUTE, MeterKind.COMMITMENT, None)
-    assert other.item.charge_class is ChargeClass.OUT_OF_SCOPE
+        assert (row.about.item.charge_class, row.about.item.meter_kind, row.about.item.deployment) == (ChargeClass.COMPUTE, MeterKind.COMMITMENT, None)
+    assert other.about.item.charge_class is ChargeClass.OUT_OF_SCOPE
 
 
 def test_a_foundry_meter_belongs_to_its_account_and_deployment(table: Desk) -> None:
@@ -852,10 +861,14 @@ def test_a_foundry_meter_belongs_to_its_account_and_deployment(table: Desk) -> N
         "tags": '{"Deployment": "mav"}',
     }
     llama, gpt = table.read(foundry, foundry | {"meterName": "gpt 4o Inp glbl Tokens", "ProductName": "OpenAI"})
-    assert (llama.item.charge_class, llama.item.meter_kind, llama.item.unit_size) == (ChargeClass.FOUNDRY, MeterKind.CACHED_INPUT, Decimal(1_000_000))
-    assert (llama.item.workspace, llama.item.deployment, llama.item.resource_group) == ("Aif-Contoso", "mav", "rg-ai")
-    assert llama.item.model == "Llama-4-Maverick-17B-128E-Instruct-FP8"
-    assert gpt.item.charge_class is ChargeClass.OUT_OF_SCOPE
+    assert (llama.about.item.charge_class, llama.about.item.meter_kind, llama.about.item.unit_size) == (
+        ChargeClass.FOUNDRY,
+        MeterKind.CACHED_INPUT,
+        Decimal(1_000_000),
+    )
+    assert (llama.about.item.workspace, llama.about.item.deployment, llama.about.item.resource_group) == ("Aif-Contoso", "mav", "rg-ai")
+    assert llama.about.item.model == "Llama-4-Maverick-17B-128E-Instruct-FP8"
+    assert gpt.about.item.charge_class is ChargeClass.OUT_OF_SCOPE
 
 
 @pytest.mark.parametrize(
@@ -947,7 +960,7 @@ def test_other_units_are_not(text: str) -> None:
 )
 def test_the_unit_of_a_focus_row(table: Desk, change: dict[str, str], size: int | None) -> None:
     (row,) = table.read(FOCUS_ROW | change)
-    assert row.item.unit_size == size
+    assert row.about.item.unit_size == size
     assert row.quantity == 100
 
 
@@ -974,7 +987,7 @@ def test_a_timestamp_with_an_offset_is_a_utc_day() -> None:
 @pytest.mark.parametrize("text", ['{"env": "prod", "n": 1}', '"env": "prod", "n": 1', '{"env": "prod", "n": "1", "cut off": "he'])
 def test_tags_with_and_without_braces_and_cut_off(table: Desk, text: str) -> None:
     (row,) = table.read(TOKENS | {"tags": text})
-    assert row.item.tags == {"env": "prod", "n": "1"}
+    assert row.about.item.tags == {"env": "prod", "n": "1"}
 
 
 # -- first sights ---------------------------------------------------------------------------------

@@ -124,7 +124,7 @@ def test_only_what_differs_is_a_row_more(tmp_path: Path) -> None:
     actual, other = (read_bill(tmp_path / f"{name}.csv", name=name) for name in ("actual", "amortized"))
     assert (actual.has_commitments(), amortized(actual, other).sha256 == actual.sha256) == (True, False)
     found = [
-        (row.line, row.charge_type, str(row.quantity), str(row.billed_cost), None if row.effective_cost is None else str(row.effective_cost))
+        (row.line, row.about.charge_type, str(row.quantity), str(row.billed_cost), None if row.effective_cost is None else str(row.effective_cost))
         for row in amortized(actual, other).rows()
     ]
     assert found == [

@@ -79,6 +79,7 @@ class Store:
         self.url = normalize_url(url)
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
         self.path: Path | None = None
+        self.closings = 0
         if self.is_sqlite:
             self.path = Path(str(self.url.database)).absolute()
             refuse_network_file_system(self.path)
@@ -144,7 +145,8 @@ class Store:
         return connection
 
     def close(self) -> None:
-        """Give every connection back."""
+        """Give every connection back; whoever keeps one looks at ``closings`` before using it again."""
+        self.closings += 1
         self.engine.dispose()
 
     # -- schema ---------------------------------------------------------------------------------

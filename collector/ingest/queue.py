@@ -89,6 +89,7 @@ class Ingest:
         self._thread: threading.Thread | None = None
         # Kept from commit to commit: to take one from the pool costs as much as a small commit's own statements.
         self._connection: sa.Connection | None = None
+        self._closings = store.closings
         self._names = Names(is_sqlite=store.is_sqlite)
         self._numbers = Numbers(is_sqlite=store.is_sqlite)
         self._identities = Identities(is_sqlite=store.is_sqlite)
@@ -221,9 +222,12 @@ class Ingest:
         raise Unavailable("other writers kept storing the same events; send them again", retry_after_seconds=1)
 
     def _attempt(self, batches: Sequence[Batch]) -> list[Verdict]:
+        if self._closings != self._store.closings:
+            self._hang_up()
         was_open = self._connection is not None
         with unavailable_as_such():
             if self._connection is None:
+                self._closings = self._store.closings
                 self._connection = self._store.writer()
             connection = self._connection
             driver: Any = connection.connection.driver_connection

@@ -36,6 +36,9 @@ logger = logging.getLogger(__name__)
 
 # A period that the bill has not reached waits for it so long, and then names the days that are missing.
 WAITS = timedelta(hours=72)
+# What was missed meanwhile (a stop, a restart) is sent late; what is older is no news, and can be sent by hand.
+CATCHES_UP = timedelta(hours=72)
+_MOST_CAUGHT_UP = 4
 MOST_ATTEMPTS = 50
 # So many attempts in vain are a failure that somebody is told of, though more follow.
 IN_VAIN = 5
@@ -53,7 +56,9 @@ def run(store: Store, now: datetime, *, public_url: str = "") -> None:
     for schedule_id in ids:
         error = ""
         try:
-            send_due(store, schedule_id, now=now, public_url=public_url)
+            for _ in range(_MOST_CAUGHT_UP):
+                if send_due(store, schedule_id, now=now, public_url=public_url) is None:
+                    break
         except DomainError as fault:
             error = fault.message
             logger.warning("the report of schedule %s could not be made: %s", schedule_id, error)
@@ -74,18 +79,19 @@ def _note(store: Store, schedule_id: str, error: str) -> None:
 
 
 def send_due(store: Store, schedule_id: str, *, now: datetime, public_url: str = "") -> ReportDelivery | None:
-    """Send the last complete period if it is due and not sent; None where there is nothing to do, or another process did it."""
+    """Send the oldest period that is due and not sent; None where there is nothing to do, or another process did it."""
     with store.read() as session:
-        schedule = _due(session, schedule_id, now=now)
-        if schedule is None:
+        due = _due(session, schedule_id, now=now)
+        if due is None:
             return None
-        draft = drafted(session, schedule, now=now)
+        draft = drafted(session, due[0], now=now, period=due[1])
     try:
         with store.write() as session:
-            schedule = _due(session, schedule_id, now=now)
-            if schedule is None:
+            due = _due(session, schedule_id, now=now)
+            if due is None:
                 return None
-            return send(session, schedule, draft, slot=period_of(schedule, None, now=now)[0], now=now, public_url=public_url)
+            schedule, name = due
+            return send(session, schedule, draft, slot=name, now=now, public_url=public_url, period=name)
     except IntegrityError:
         return None  # another process has sent this one
 
@@ -111,7 +117,8 @@ def send_now(store: Store, schedule_id: str, asked: Asked, *, now: datetime, pub
         draft = drafted(session, schedule, now=now, period=asked.period)
     try:
         with store.write() as session:
-            return send(session, standing(session, schedule_id), draft, slot=slot, now=now, public_url=public_url, asked=asked).id
+            schedule = standing(session, schedule_id)
+            return send(session, schedule, draft, slot=slot, now=now, public_url=public_url, period=asked.period, asked=asked).id
     except IntegrityError:
         with store.read() as session:
             made = _sent(session, schedule_id, slot)
@@ -132,15 +139,29 @@ def _sent(session: Session, schedule_id: str, slot: str) -> ReportDelivery | Non
     return session.exec(select(ReportDelivery).where(col(ReportDelivery.schedule_id) == schedule_id, col(ReportDelivery.slot) == slot)).first()
 
 
-def _due(session: Session, schedule_id: str, *, now: datetime) -> ReportSchedule | None:
-    """The schedule where its last complete period is to be sent now, None where not."""
+def _due(session: Session, schedule_id: str, *, now: datetime) -> tuple[ReportSchedule, str] | None:
+    """The schedule and the oldest period that is to be sent now, None where none is."""
     schedule = session.get(ReportSchedule, schedule_id)
     if schedule is None or schedule.deleted_at is not None or not schedule.is_enabled:
         return None
-    name, period = period_of(schedule, None, now=now)
-    if period.end + timedelta(hours=schedule.hours_after) > now or period.end < schedule.created_at:
-        return None
-    return None if _sent(session, schedule.id, name) is not None or _waits(session, schedule, period, now=now) else schedule
+    for name, period in _candidates(schedule, now=now):
+        is_early = period.end < schedule.created_at
+        if not is_early and _sent(session, schedule.id, name) is None and not _waits(session, schedule, period, now=now):
+            return schedule, name
+    return None
+
+
+def _candidates(schedule: ReportSchedule, *, now: datetime) -> list[tuple[str, Period]]:
+    """The periods whose time to be sent has come, oldest first: the newest, and those before it that a stop of some days has missed."""
+    at, after = now - timedelta(hours=schedule.hours_after), now - timedelta(hours=schedule.hours_after) - CATCHES_UP
+    found: list[tuple[str, Period]] = []
+    while len(found) < _MOST_CAUGHT_UP:
+        name, period = period_of(schedule, None, now=at)
+        if found and period.end < after:
+            break
+        found.append((name, period))
+        at = period.start
+    return found[::-1]
 
 
 def period_of(schedule: ReportSchedule, name: str | None, *, now: datetime) -> tuple[str, Period]:
@@ -157,7 +178,8 @@ def period_of(schedule: ReportSchedule, name: str | None, *, now: datetime) -> t
 
 
 def _waits(session: Session, schedule: ReportSchedule, period: Period, *, now: datetime) -> bool:
-    if now >= period.end + WAITS:
+    # Yesterday's report is for today: a bill is never that quick.
+    if schedule.report == "daily" or now >= period.end + WAITS:
         return False
     reached = ledger.data_age(session, visible=filters_of(schedule).visible, now=now).billed_until
     # Where no bill has ever come there is none to wait for.
@@ -178,10 +200,18 @@ def drafted(session: Session, schedule: ReportSchedule, *, now: datetime, period
 
 
 def send(
-    session: Session, schedule: ReportSchedule, draft: Draft, *, slot: str, now: datetime, public_url: str = "", asked: Asked | None = None
+    session: Session,
+    schedule: ReportSchedule,
+    draft: Draft,
+    *,
+    slot: str,
+    now: datetime,
+    public_url: str = "",
+    period: str | None = None,
+    asked: Asked | None = None,
 ) -> ReportDelivery:
     """Put the report on its way, to whom it is for and may be; who cannot be told is written down with the reason."""
-    name, _ = period_of(schedule, None if asked is None else asked.period, now=now)
+    name, _ = period_of(schedule, period, now=now)
     if not draft.is_of(schedule.report, name, schedule.time_zone, filters_of(schedule)):
         raise Conflict(f"schedule {schedule.name!r} was changed while its report was being made; send it again")
     only = None if asked is None else asked.receivers

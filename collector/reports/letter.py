@@ -19,7 +19,7 @@ from collector.reports.charts import FIRM, INK, LINE, OPEN, QUIET
 
 _MOST_ROWS = 12
 _MOST_MOVERS = 5
-_MOST_CURRENCIES = 6
+_MOST_CURRENCIES, _MOST_DETAILED = 6, 2
 _NAME = 60
 _FONT = "font-family:Arial,Helvetica,sans-serif"
 
@@ -90,14 +90,14 @@ def _cost(body: Mapping[str, Any], title: str) -> Iterator[Block]:
     shown = list(zip(body["totals"], body["currencies"], strict=True))
     for total, _ in shown[:_MOST_CURRENCIES]:
         yield Said(words.headline(body, total), 16)
-    if len(shown) > _MOST_CURRENCIES:
-        yield Said(f"{len(shown) - _MOST_CURRENCIES} more currencies are in the files of this report.", 12, is_quiet=True)
+    if len(shown) > _MOST_DETAILED:
+        yield Said(f"Of {len(shown)} currencies the first {_MOST_DETAILED} are told in detail here; all are in the files of this report.", 12, is_quiet=True)
     if body["provisional_days"]:
         yield Said(f"Not billed yet: {', '.join(body['provisional_days'][:31])}.", 12, is_quiet=True)
     if changed := body.get("restatement"):
         rows = [[_place(line), words.amount(line["was"], line["currency"]), words.amount(line["is"], line["currency"])] for line in changed]
         yield _listed("What this restatement changes", ["Deployment", "Was", "Is"], rows)
-    for total, one in shown[:_MOST_CURRENCIES]:
+    for total, one in shown[:_MOST_DETAILED]:
         if total["cost"] is not None:
             yield from _currency(body, total, one)
     age = body["data_age"]

@@ -103,6 +103,36 @@ def test_a_week_is_sent_once_when_it_is_due(store: Store, tmp_path: Path) -> Non
         assert (file["bytes"], file["sha256"], file["control_total"]) == (len(content), hashlib.sha256(content).hexdigest(), {"USD": "5"})
 
 
+def test_each_day_is_sent_once_without_waiting_for_its_bill_and_after_a_stop_late(sqlite_store: Store) -> None:
+    with sqlite_store.write() as session:
+        world(session)
+        part = make.bill_part(session, landed_at=MONDAY)
+        make.charge(session, part, make.charge_item(session), "3.00", charged_on=date(2026, 11, 10))
+        receiver(session)
+        schedule(session, report="daily", created_at=MONDAY - timedelta(days=9))
+    delivery.run(sqlite_store, MONDAY + timedelta(hours=7))
+    assert sorted(sent(sqlite_store)) == [(day, day) for day in ("2026-11-12", "2026-11-13", "2026-11-14", "2026-11-15")]
+    for hours in (24, 30, 31, 32, 54, 55, 56):
+        delivery.run(sqlite_store, MONDAY + timedelta(hours=hours))
+    assert sorted(sent(sqlite_store))[4:] == [(day, day) for day in ("2026-11-16", "2026-11-17")]
+
+
+@pytest.mark.parametrize(("report", "hours", "first"), [("weekly", 200, "2026-W46"), ("daily", 30, "2026-11-17"), ("monthly", 240, "2026-10")])
+def test_one_that_is_sent_long_after_its_end_is_sent_too(sqlite_store: Store, report: str, hours: int, first: str) -> None:
+    """Its next period has ended by then: the last complete one is not the one whose time has come."""
+    with sqlite_store.write() as session:
+        world(session)
+        receiver(session)
+        schedule(session, report=report, hours_after=hours, created_at=datetime(2026, 10, 31, tzinfo=UTC))
+    with sqlite_store.read() as session:
+        row = session.get_one(ReportSchedule, "sch_1")
+        end = delivery.period_of(row, first, now=NOW + timedelta(days=30))[1].end
+    delivery.run(sqlite_store, end + timedelta(hours=hours) - timedelta(minutes=1))
+    assert first not in [slot for slot, _ in sent(sqlite_store)]
+    delivery.run(sqlite_store, end + timedelta(hours=hours))
+    assert first in [slot for slot, _ in sent(sqlite_store)]
+
+
 def test_processes_that_race_send_once(store: Store) -> None:
     with store.write() as session:
         world(session)

@@ -22,12 +22,11 @@ from playwright.sync_api import sync_playwright
 from sqlmodel import Session, select
 
 from collector import auth, reports, rulebook
-from collector.reports import delivery, mailing
+from collector.reports import delivery
 from collector.reports.letter import letter
+from collector.settings import Settings
 from collector.webhooks import sending
-from collector.webhooks.dispatch import Dispatcher
-from collector.webhooks.reach import Policy
-from collector.webhooks.sending import Mail, Sender
+from collector.webhooks.setup import Telling
 from models import ledger
 from models.notices import Delivery, DeliveryStatus, Format, Receiver
 from models.store import Store
@@ -68,9 +67,10 @@ def mailbox(session: Session) -> None:
 
 def mailed(store: Store, port: int) -> None:
     """Everything in the outbox, out of it."""
-    sender = Sender(Policy(), mail=Mail.parse(f"smtp://127.0.0.1:{port}", "meterbridge@example.com"), writer=mailing.Writer(store))
-    Dispatcher(store, sender, now=lambda: NOW).drain()
-    sender.close()
+    telling = Telling.of(Settings(smtp_url=f"smtp://127.0.0.1:{port}", smtp_from="meterbridge@example.com"))
+    dispatcher = telling.dispatcher(store, now=lambda: NOW)
+    dispatcher.drain()
+    dispatcher.stop()
 
 
 def parsed(inbox: Inbox) -> EmailMessage:

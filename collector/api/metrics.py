@@ -120,7 +120,7 @@ def _spend(session: Session, visible: frozenset[str] | None, now: datetime) -> l
 
 
 def _quotas(session: Session, visible: frozenset[str] | None, now: datetime) -> list[str]:
-    pools = ledger.quotas(session, Filters(visible=visible), now=now)[: MOST_DEPLOYMENTS * 4]
+    pools = ledger.quotas(session, Filters(visible=visible), now=now, is_brief=True)[: MOST_DEPLOYMENTS * 4]
     lines: list[str] = []
     gauges: tuple[tuple[str, str, Callable[[ledger.Pool], int | None]], ...] = (
         ("meterbridge_quota_limit", "The limit of a pool.", lambda pool: pool.limit),

@@ -24,7 +24,9 @@ from models.usage import MINUTE_SECONDS, STATUS_CODE, Status
 
 # The first look of a process goes this far back; later ones begin where the one before ended, less what may arrive late.
 _FIRST_LOOK = timedelta(minutes=10)
-_OVERLAP = timedelta(minutes=2)
+_OVERLAP = timedelta(seconds=30)
+# A header says the same again and again: of many events only the newest are looked into.
+_MOST_EVENTS = 20_000
 # 429s closer to each other than this are one episode; the last ones of so many days teach.
 _PAUSE = timedelta(seconds=60)
 _TAUGHT_BY = timedelta(days=7)
@@ -147,11 +149,12 @@ def _headers(session: Session, since: datetime, now: datetime) -> list[tuple[int
     tokens, requests, by = (_detail(session, name) for name in ("ratelimit_limit_tokens", "ratelimit_limit_requests", "throttled_by"))
     rows = session.execute(
         sa.text(
-            f"SELECT series_id, {tokens}, {requests}, MAX(time) FROM usage_event "  # noqa: S608 - names of ours
-            "WHERE time >= :start AND time <= :end AND details LIKE '%\"ratelimit_limit\\_%' ESCAPE '\\' "
+            f"SELECT series_id, {tokens}, {requests}, MAX(time) FROM "  # noqa: S608 - names of ours
+            "(SELECT series_id, time, details FROM usage_event WHERE time >= :start AND time <= :end ORDER BY time DESC LIMIT :most) newest "
+            "WHERE details LIKE '%\"ratelimit_limit\\_%' ESCAPE '\\' "
             f"AND COALESCE({by}, '') NOT IN ('gateway', 'client') GROUP BY 1, 2, 3"
         ),
-        {"start": to_microseconds(since), "end": to_microseconds(now)},
+        {"start": to_microseconds(since), "end": to_microseconds(now), "most": _MOST_EVENTS},
     )
     found: list[tuple[int, rates.Measure, int, int]] = []
     for series, of_tokens, of_requests, at in rows:

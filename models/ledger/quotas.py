@@ -23,7 +23,7 @@ from models.ledger.hours import stretches
 from models.ledger.values import Filters
 from models.ledger.world import Lens, World
 from models.lifecycle import context_tokens, retires_at
-from models.limits import Counting, PoolLimit, limits_known
+from models.limits import Counting, Limits, PoolLimit, limits_known
 from models.matching import Identity
 from models.periods import rfc3339
 from models.prices import model_key
@@ -123,10 +123,13 @@ class Pool:
         return not is_over and not is_full
 
 
-def quotas(session: Session, filters: Filters = Filters(), *, now: datetime) -> list[Pool]:  # noqa: B008 - a frozen value
-    """Every pool: deployments first (tokens, then requests), then what Foundry deployments share, then vCPU families."""
+def quotas(session: Session, filters: Filters = Filters(), *, now: datetime, is_brief: bool = False) -> list[Pool]:  # noqa: B008 - a frozen value
+    """Every pool: deployments first (tokens, then requests), then what Foundry deployments share, then vCPU families.
+
+    ``is_brief``: what a limit is and what is used of it now, without peaks, throttles and other readings; for who asks often.
+    """
     world = World(session, now)
-    found = _deployments(session, filters, world, now=now)
+    found = _deployments(session, filters, world, now=now, is_brief=is_brief)
     if filters.visible is None:
         # What others use of a shared pool, and the cores of a subscription, are not for a key of some workspaces.
         found += _foundry(found, world, now=now) + _cores(session, world, now=now)
@@ -160,7 +163,7 @@ def places(world: World, filters: Filters, *, now: datetime) -> tuple[dict[_Plac
 class _Windows:
     """What the series of a deployment used in the last minute and the last five, by reading and measure."""
 
-    series: Mapping[int, UsageOf]
+    callers: Mapping[int, str]  # as the page names them
     billed: Mapping[int, Mapping[int, rates.Counts]]
     admitted: Mapping[int, Mapping[int, rates.Counts]]
     at: int
@@ -178,36 +181,39 @@ class _Windows:
         for one in ids:
             amount = self.used((one,), measure, counting, MINUTE_SECONDS)
             if amount:
-                user = self.series[one].user
+                user = self.callers[one]
                 found[user] = found.get(user, 0) + amount
         return sorted(found.items(), key=lambda pair: (-pair[1], pair[0]))[:5]
 
 
-@dataclass(frozen=True, slots=True)
-class UsageOf:
-    """Who calls by a series, as the page names them."""
-
-    user: str
-
-
-def _windows(session: Session, world: World, places: Mapping[_Place, Sequence[int]], about: Mapping[_Place, Identity], *, now: datetime) -> _Windows:
+def _windows(
+    session: Session, world: World, places: Mapping[_Place, Sequence[int]], about: Mapping[_Place, Identity], limits: Limits, *, now: datetime, is_brief: bool
+) -> _Windows:
     at = to_microseconds(now) // 1_000_000
-    longest = max(rates.WINDOWS)
+    longest = MINUTE_SECONDS if is_brief else max(rates.WINDOWS)
     busy = rates.minutes(session, start=at - longest - MINUTE_SECONDS, end=at)
     wanted = {one: key for key, ids in places.items() for one in ids if one in busy}
-    reserves = {one: rates.Reserve(context_tokens(about[key].model), world.series[one].operation != Operation.EMBEDDINGS) for one, key in wanted.items()}
-    named = {one: UsageOf(world.series[one].application or world.series[one].team or world.series[one].workspace) for one in wanted}
+    reserves = {
+        one: rates.Reserve(context_tokens(about[key].model), world.series[one].operation != Operation.EMBEDDINGS)
+        for one, key in wanted.items()
+        if not is_brief or _counting(limits.of(*key, "tokens_per_minute")) is Counting.ADMITTED
+    }
+    named = {one: world.series[one].application or world.series[one].team or world.series[one].workspace for one in wanted}
     billed = rates.seconds(session, series=sorted(wanted), start=at - longest, end=at)
     return _Windows(named, billed, rates.admitted(session, series=reserves, start=at - longest, end=at), at)
 
 
-def _deployments(session: Session, filters: Filters, world: World, *, now: datetime) -> list[Pool]:
+def _counting(said: PoolLimit | None) -> Counting:
+    return said.counting if said is not None else Counting.BILLED
+
+
+def _deployments(session: Session, filters: Filters, world: World, *, now: datetime, is_brief: bool) -> list[Pool]:
     series, about = places(world, filters, now=now)
     limits = limits_known(session, now)
-    windows = _windows(session, world, series, about, now=now)
+    windows = _windows(session, world, series, about, limits, now=now, is_brief=is_brief)
     peaks = Peaks(session, now=now)
-    throttled = _throttled(session, world, places=series, now=now)
-    left = _left(session, places=series, now=now)
+    throttled = {} if is_brief else _throttled(session, world, places=series, now=now)
+    left = {} if is_brief else _left(session, places=series, now=now)
     deleting = {(one.workspace.casefold(), one.endpoint.casefold()): one.deletes_at for one in endpoints(session, known=now) if one.deletes_at is not None}
     found: list[Pool] = []
     for key in sorted(about):
@@ -221,8 +227,9 @@ def _deployments(session: Session, filters: Filters, world: World, *, now: datet
             said = limits.of(workspace, name, measure)
             # Nobody limits the tokens of one's own instances; a limit of theirs is one that an owner set.
             is_limited = identity.mode != Mode.MANAGED_COMPUTE or said is not None
-            counting = said.counting if said is not None else Counting.BILLED
-            peak, peak_at = peaks.of(ids, measure)
+            counting = _counting(said)
+            peak, peak_at = (None, None) if is_brief else peaks.of(ids, measure)
+            readings = {} if is_brief else {one.value: {f"{window}s": windows.used(ids, measure, one, window) for window in rates.WINDOWS} for one in Counting}
             value = limit.value if limit is not None and is_limited else None
             found.append(
                 Pool(
@@ -239,7 +246,7 @@ def _deployments(session: Session, filters: Filters, world: World, *, now: datet
                     limit_source=limit.source if limit is not None and is_limited else None,
                     limits_said=[_said(row, is_first=row is said) for row in limits.every(workspace, name, measure)],
                     used=windows.used(ids, measure, counting, MINUTE_SECONDS),
-                    readings={reading: {f"{window}s": windows.used(ids, measure, reading, window) for window in rates.WINDOWS} for reading in Counting},
+                    readings=readings,
                     left_said=left.get((key, measure)),
                     peak=peak,
                     peak_at=peak_at,
@@ -247,7 +254,7 @@ def _deployments(session: Session, filters: Filters, world: World, *, now: datet
                     throttled=_by_thrower(thrown),
                     throttled_callers=thrown,
                     users=windows.users(ids, measure, counting),
-                    saturation_at=peaks.saturation(ids, measure, value),
+                    saturation_at=None if is_brief else peaks.saturation(ids, measure, value),
                     deletes_at=deleting.get((workspace.casefold(), (endpoint or "").casefold())),
                     retires_at=retires_at(fact, identity.route),
                 )

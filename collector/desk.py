@@ -10,10 +10,11 @@ from decimal import Decimal, InvalidOperation
 from types import MappingProxyType
 from typing import Protocol
 
+from pydantic import ValidationError
 from sqlmodel import Session
 
 from collector import rulebook
-from collector.api import alerts, receivers, schedules
+from collector.api import alerts, receivers, schedules, workbench
 from collector.auth import OPEN, Principal
 from collector.receivers import ReceiverBody
 from collector.rulebook import MATCHER_NAMES, BudgetBody, RuleBody, SilenceBody, Weekly, parsed
@@ -123,6 +124,17 @@ def _in_one(session: Session, what: str, said: Mapping[str, str], caller: Princi
             receivers.delete(session, caller, now, receiver_id=_needed(said, "id"))
         case "rotate-receiver":
             return _secret(receivers.rotate(session, caller, now, receiver_id=_needed(said, "id")))
+        case "sign-line":
+            workbench.put_worklist(session, caller, now, item_id=_needed(said, "id"), said=workbench.Said(sign=True))
+        case "say-of-line":
+            words = workbench.Said(owner=said.get("owner", ""), note=said.get("note", ""))
+            workbench.put_worklist(session, caller, now, item_id=_needed(said, "id"), said=words)
+        case "say-of-invoice":
+            try:
+                stated = workbench.Stated(currency=said.get("currency", ""), amount=_needed(said, "amount"), tax=said.get("tax") or "0")
+            except ValidationError as fault:
+                raise InvalidInput("an invoice says an amount and a tax, as 1234.56") from fault
+            workbench.put_invoice(session, caller, now, invoice_id=_needed(said, "id"), said=stated)
         case "test-receiver":
             receivers.test(session, caller, now, receiver_id=_needed(said, "id"))
         case "replay":

@@ -64,6 +64,9 @@ from models.ledger import (
     Explanation,
     Filters,
     Forecast,
+    Invoice,
+    Lag,
+    Moved,
     Pool,
     Problem,
     ReceiverStanding,
@@ -75,6 +78,7 @@ from models.ledger import (
     WhatIf,
     Why,
     WitnessRow,
+    WorklistItem,
 )
 from models.ledger.intake import Intake, SnapshotRecord, intake, report_snapshots
 from models.periods import GRANULARITIES, Period, parse_bound, utc_day
@@ -186,6 +190,21 @@ class LedgerReader:
 
     def why(self, ask: Ask, *, now: datetime) -> Why:
         return ledger.why(self.session, ask, now=now)
+
+    def worklist(self, month: date, filters: Filters, *, now: datetime) -> list[WorklistItem]:
+        return ledger.worklist(self.session, month, filters, now=now)
+
+    def invoices(self, month: date, *, now: datetime) -> list[Invoice]:
+        return ledger.invoices(self.session, month, now=now)
+
+    def lags(self, *, now: datetime) -> list[Lag]:
+        return ledger.lags(self.session, now=now)
+
+    def before_last_landing(self, *, now: datetime) -> datetime | None:
+        return ledger.before_last_landing(self.session, now=now)
+
+    def moved_since(self, period: Period, filters: Filters, *, since: datetime, now: datetime) -> list[Moved]:
+        return ledger.moved_since(self.session, period, filters, since=since, now=now)
 
     def conflicts(self, *, visible: frozenset[str] | None) -> list[ConflictRecord]:
         return ledger.conflicts(self.session, workspaces=(), visible=visible, limit=50, before=None)[0]

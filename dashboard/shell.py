@@ -39,6 +39,9 @@ from models.ledger import (
     Figures,
     Filters,
     Forecast,
+    Invoice,
+    Lag,
+    Moved,
     Pool,
     Problem,
     ReceiverStanding,
@@ -50,6 +53,7 @@ from models.ledger import (
     WhatIf,
     Why,
     WitnessRow,
+    WorklistItem,
 )
 from models.ledger.intake import Intake, SnapshotRecord
 from models.periods import Period, utc_day
@@ -129,6 +133,16 @@ class Ledger(Protocol):
     def explain(self, query: CostQuery, *, now: datetime) -> Explanation: ...
 
     def why(self, ask: Ask, *, now: datetime) -> Why: ...
+
+    def worklist(self, month: date, filters: Filters, *, now: datetime) -> list[WorklistItem]: ...
+
+    def invoices(self, month: date, *, now: datetime) -> list[Invoice]: ...
+
+    def lags(self, *, now: datetime) -> list[Lag]: ...
+
+    def before_last_landing(self, *, now: datetime) -> datetime | None: ...
+
+    def moved_since(self, period: Period, filters: Filters, *, since: datetime, now: datetime) -> list[Moved]: ...
 
     def conflicts(self, *, visible: frozenset[str] | None) -> list[ConflictRecord]: ...
 

@@ -59,6 +59,8 @@ _DOCUMENTED: Mapping[str, tuple[str, bool]] = {
     "alert": ("the id of an alert", False),
     "problem": ("the kind of a finding", False),
     "subject": ("what a finding is about", False),
+    "invoice": ("the id of an invoice; - for what is not invoiced yet", False),
+    "since": ("of a page: compare with before the newest bill", False),
     "sender": ("the source of events", False),
     "sku": ("what if: the VM size of the instances", False),
     "instances": ("what if: how many of them", False),

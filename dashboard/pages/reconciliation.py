@@ -13,6 +13,7 @@ from dash.development.base_component import Component
 
 from dashboard import figures, tables, text
 from dashboard.filters import Selection
+from dashboard.pages import monthly
 from dashboard.shell import Failure, View, age_line, card, empty_panel, failure_panel, switch, tile
 from models import money
 from models.errors import InvalidInput
@@ -82,7 +83,7 @@ def layout(view: View) -> list[Component]:
             _by_cause(view, whole, rows, total, cause),
             _by_deployment(view, whole, rows, total),
         ]
-    return [*head, *parts, _lines(view, whole, found.rows, cause), *_adjusted(view, period, finals)]
+    return [*head, *parts, _lines(view, whole, found.rows, cause), *monthly.sections(view, period, PATH), *_adjusted(view, period, finals)]
 
 
 def _cause(view: View) -> Cause | None:
@@ -169,8 +170,8 @@ def _by_deployment(view: View, whole: Selection, rows: list[ReconciliationRow], 
         for row in of:
             for cause, amount in row.causes.items():
                 causes[cause] = money.plus(causes.get(cause, ZERO), amount)
-        narrowed = _narrowed(whole, workspace, deployment)
-        without = _without(workspace, deployment)
+        narrowed = monthly.narrowed(whole, workspace, deployment)
+        lacks = monthly.without(workspace, deployment)
         lines.append(
             (
                 abs(money.minus(billed, expected)),
@@ -178,10 +179,10 @@ def _by_deployment(view: View, whole: Selection, rows: list[ReconciliationRow], 
                     tables.named(workspace),
                     html.A(tables.named(deployment), href=view.link(PATH, narrowed)) if deployment else tables.named(deployment),
                     *(
-                        view.figure(name, value, total.currency, selection=narrowed, without=without)
+                        view.figure(name, value, total.currency, selection=narrowed, without=lacks)
                         for name, value in (("expected", expected), ("billed", billed), ("variance", money.minus(billed, expected)))
                     ),
-                    html.Span(_told(view, causes, total.currency, selection=narrowed, without=without)[:7] or "none", className="wrap"),
+                    html.Span(_told(view, causes, total.currency, selection=narrowed, without=lacks)[:7] or "none", className="wrap"),
                 ],
             )
         )
@@ -245,10 +246,10 @@ def _lines(view: View, whole: Selection, found: list[ReconciliationRow], cause: 
             tables.named(row.deployment, length=28),
             text.words(row.meter),
             *(
-                view.figure(name, getattr(row, name), row.currency, selection=_narrowed(whole, row.workspace, row.deployment), **_own(row))
+                view.figure(name, getattr(row, name), row.currency, selection=monthly.narrowed(whole, row.workspace, row.deployment), **_own(row))
                 for name in ("expected", "billed", "variance")
             ),
-            html.Span(_told(view, row.causes, row.currency, selection=_narrowed(whole, row.workspace, row.deployment), **_own(row)), className="wrap"),
+            html.Span(_told(view, row.causes, row.currency, selection=monthly.narrowed(whole, row.workspace, row.deployment), **_own(row)), className="wrap"),
             html.Span(row.state, className=f"pill {_PILLS[row.state]}"),
         ]
         for row in rows[:_MOST_ROWS]
@@ -262,22 +263,9 @@ def _lines(view: View, whole: Selection, found: list[ReconciliationRow], cause: 
     )
 
 
-def _narrowed(selection: Selection, workspace: str | None, deployment: str | None) -> Selection:
-    """The selection of one place; what a place has no name for stays as wide as it was."""
-    return replace(
-        selection,
-        workspaces=(workspace,) if workspace else selection.workspaces,
-        deployments=(deployment,) if deployment else selection.deployments,
-    )
-
-
-def _without(workspace: str | None, deployment: str | None) -> list[str]:
-    return [name for name, value in (("workspace", workspace), ("deployment", deployment)) if value is None]
-
-
 def _own(row: ReconciliationRow) -> dict[str, Any]:
     """What a row is narrowed by beside its place."""
-    return {"meter": row.meter, "day": row.day.isoformat(), "without": _without(row.workspace, row.deployment)}
+    return {"meter": row.meter, "day": row.day.isoformat(), "without": monthly.without(row.workspace, row.deployment)}
 
 
 def _told(view: View, causes: Mapping[Cause, Decimal], currency: str | None, **narrowed: Any) -> list[str | Component]:
@@ -290,7 +278,7 @@ def _told(view: View, causes: Mapping[Cause, Decimal], currency: str | None, **n
 
 
 def _address(view: View, row: ReconciliationRow) -> str:
-    return view.link(PATH, _narrowed(view.selection, row.workspace, row.deployment).asking(day=row.day.isoformat(), meter=row.meter, cause=None))
+    return view.link(PATH, monthly.narrowed(view.selection, row.workspace, row.deployment).asking(day=row.day.isoformat(), meter=row.meter, cause=None))
 
 
 # -- one row ----------------------------------------------------------------------------------------
@@ -340,7 +328,7 @@ def _row(view: View, whole: Selection, found: list[ReconciliationRow], day: date
     columns = [tables.Column("Side"), tables.Column("Deployment"), tables.Column("From"), tables.Column("Source"), tables.Column("Amount", is_number=True)]
     causes: list[str | Component] = []
     for row in rows:
-        told = _told(view, row.causes, row.currency, selection=_narrowed(whole, row.workspace, row.deployment), **_own(row))
+        told = _told(view, row.causes, row.currency, selection=monthly.narrowed(whole, row.workspace, row.deployment), **_own(row))
         causes += ["; " if causes and told else "", *told]
     standing = ", ".join(sorted({row.state for row in rows}))
     return [
@@ -424,8 +412,8 @@ def _adjusted(view: View, period: Period, closed: list[ClosedMonth]) -> list[Com
                 "adjustment",
                 one.amount,
                 one.currency,
-                selection=_narrowed(replace(view.selection, begin=period.start, end=period.end), one.workspace, one.deployment),
-                without=_without(one.workspace, one.deployment),
+                selection=monthly.narrowed(replace(view.selection, begin=period.start, end=period.end), one.workspace, one.deployment),
+                without=monthly.without(one.workspace, one.deployment),
                 day=one.day.isoformat(),
                 meter=one.meter,
                 side=one.side,

@@ -23,6 +23,7 @@ from models.ledger.quotas import Pool, pool_place, quotas
 from models.ledger.reconciliation import Reconciliation, ReconciliationRow, ReconciliationTotal, reconciliation
 from models.ledger.reporting import ScheduleStanding, Sent, periods_of, report_schedules
 from models.ledger.rerating import Rerate, rerated
+from models.ledger.since import Moved, before_last_landing, moved_since
 from models.ledger.sources import Source, sources
 from models.ledger.spans import span_of
 from models.ledger.taken_back import ConflictRecord, DoubleSource, PostingRecord, conflicts, double_sources, postings
@@ -93,6 +94,7 @@ __all__ = [
     "Lag",
     "Line",
     "MeteredLine",
+    "Moved",
     "Pool",
     "PostingRecord",
     "Problem",
@@ -125,6 +127,7 @@ __all__ = [
     "adjustments",
     "alert_rules",
     "alerts",
+    "before_last_landing",
     "budget_standings",
     "choices",
     "close_month",
@@ -147,6 +150,7 @@ __all__ = [
     "instance_hours",
     "invoices",
     "lags",
+    "moved_since",
     "onboarding",
     "periods_of",
     "pool_place",

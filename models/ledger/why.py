@@ -25,11 +25,14 @@ from models.ledger.costs import costs
 from models.ledger.explain import FORMULA, Explanation, explain
 from models.ledger.insight import data_age, forecast
 from models.ledger.intake import intake
+from models.ledger.invoices import SHARES, invoices
 from models.ledger.onboarding import onboarding
 from models.ledger.quotas import quotas
 from models.ledger.reconciliation import ReconciliationRow, reconciliation
+from models.ledger.since import before_last_landing, moved_since
 from models.ledger.values import Basis, CostQuery, DataAge, Figures, Filters
 from models.ledger.witnesses import problems
+from models.ledger.worklist import WAITED_FOR
 from models.periods import DAY, Period, day_start, month_period, month_start, rfc3339, utc_day
 from models.variance import Cause
 
@@ -37,7 +40,7 @@ Kind = Literal["money", "tokens", "count", "share", "hours", "rate"]
 Number = Decimal | int
 # What narrows a figure beside the filters of every read.
 OWN = (
-    *("figure", "without", "meter", "day", "cause", "side", "pool", "budget", "alert", "problem", "subject", "sender"),
+    *("figure", "without", "meter", "day", "cause", "side", "pool", "budget", "alert", "problem", "subject", "sender", "invoice", "since"),
     *("sku", "instances", "hours_per_day"),
 )
 _MOST_ROWS = 60
@@ -289,6 +292,7 @@ def _of_reconciliation(session: Session, ask: Ask, now: datetime) -> _Found:
         "expected": lambda row: row.expected,
         "billed": lambda row: row.billed,
         "variance": lambda row: row.variance,
+        "left": lambda row: money.minus(row.variance, money.add(row.causes.get(cause, money.ZERO) for cause in WAITED_FOR)),
     }.get(ask.figure, lambda row: row.causes.get(cause or Cause.UNEXPLAINED, money.ZERO))
     total = next((one for one in found.totals if one.currency == ask.query.currency), None)
     value: Decimal | None = money.add(read(row) for row in rows)
@@ -383,6 +387,48 @@ def _of_adjustment(session: Session, ask: Ask, now: datetime) -> _Found:
         adds_up=True,
         route="/v1/adjustments",
         parameters=[("month", f"{month:%Y-%m}"), *kept],
+    )
+
+
+def _of_moved(session: Session, ask: Ask, now: datetime) -> _Found:
+    since = before_last_landing(session, now=now)
+    rows = [] if since is None else moved_since(session, ask.query.period, ask.query.filters, since=since, now=now)
+    meant = [one for one in rows if one.currency == ask.query.currency and ask.own.get("meter") in (None, one.meter) and _lacks(one, _without(ask))]
+    side = ask.figure.removeprefix("moved_")
+    return _Found(
+        value=money.add(getattr(one, side) for one in meant),
+        unit=ask.query.currency,
+        rows=[
+            Term(f"{one.workspace or 'unallocated'} / {one.deployment or 'unallocated'} · {one.meter}", getattr(one, side), "money", one.currency)
+            for one in meant
+        ],
+        adds_up=True,
+        formula="" if since is None else f"{FIGURES[ask.figure].formula} (as_of={rfc3339(since)})",
+        route="/v1/explain",
+        parameters=[*_narrowed(ask), *((name, value) for name, value in ask.own.items() if name in ("figure", "meter", "without"))],
+    )
+
+
+def _of_invoice(session: Session, ask: Ask, now: datetime) -> _Found:
+    month, asked = month_start(utc_day(ask.query.period.start)), ask.own.get("invoice", "-")
+    found = invoices(session, month, now=now)
+    one = next((each for each in found if (each.invoice_id or "-", each.currency) == (asked, ask.query.currency)), None)
+    if one is None or ask.query.filters.visible is not None:
+        raise NotFound(f"there is no invoice {asked[:60]!r} of {month:%Y-%m} in this currency")
+    parts = [Term(share.replace("_", " "), getattr(one, share), "money", one.currency) for share in SHARES]
+    value: Decimal | None = getattr(one, ask.figure.removeprefix("invoice_"))
+    return _Found(
+        value=value,
+        unit=one.currency,
+        reason=None if value is not None else "nobody has said what the invoice prints",
+        terms=[
+            *parts,
+            Term("total", one.total, "money", one.currency),
+            Term("the invoice says", one.stated, "money", one.currency),
+            Term("rows", one.rows, "count"),
+        ],
+        route="/v1/invoices",
+        parameters=[("month", f"{month:%Y-%m}")],
     )
 
 
@@ -590,6 +636,7 @@ FIGURES: Mapping[str, Figure] = {
     "expected": Figure("expected", "money", "metered quantity x the price of its time, at the bill's own exchange rate", _of_reconciliation),
     "billed": Figure("billed", "money", "the charges of the current bills that belong here", _of_reconciliation),
     "variance": Figure("variance", "money", "billed - expected; the named causes add up to it exactly", _of_reconciliation),
+    "left": Figure("to look at", "money", "variance without what only has to be waited for: not yet billed, timing, rounding", _of_reconciliation),
     "unexplained": Figure("unexplained", "money", CAUSES[Cause.UNEXPLAINED], _of_reconciliation),
     "cause": Figure("cause", "money", "", _of_reconciliation),
     "bill_coverage": Figure(
@@ -599,6 +646,22 @@ FIGURES: Mapping[str, Figure] = {
         _of_reconciliation,
     ),
     "adjustment": Figure("adjustment", "money", "what today says less what was stored when the month was closed", _of_adjustment),
+    **{
+        f"moved_{side}": Figure(f"change of {side}", "money", f"{side} now less {side} as it was known before the newest bill came", _of_moved)
+        for side in ("expected", "billed", "unexplained")
+    },
+    **{
+        f"invoice_{name}": Figure(f"invoice, {words}", "money", formula, _of_invoice)
+        for name, words, formula in (
+            ("in_scope", "in scope", "its charges of model spend: what every other figure counts"),
+            ("out_of_scope", "out of scope", "its other charges, kept and never added to model spend"),
+            ("credits", "credits", "its credits and refunds"),
+            ("tax", "tax", "its tax, as billed or as said of the invoice"),
+            ("total", "total", "in scope + out of scope + credits + tax"),
+            ("stated", "as it says", "what somebody said that the invoice prints"),
+            ("difference", "difference", "what the invoice prints less the total; must be nought"),
+        )
+    },
     "serverless_per_1m": Figure("serverless cost of a million tokens", "money", "serverless cost / serverless tokens x 1,000,000", _of_comparison),
     "serverless_list_per_1m": Figure(
         "serverless list price of a million tokens",

@@ -28,7 +28,7 @@ from models.worklist import WorklistEntry
 LEAST_AMOUNT = Decimal("1.00")
 LEAST_SHARE = Decimal("0.01")
 # Time brings these right by itself, or there is nothing to bring right.
-_NOBODYS = frozenset({Cause.NOT_YET_BILLED, Cause.TIMING, Cause.ROUNDING})
+WAITED_FOR = frozenset({Cause.NOT_YET_BILLED, Cause.TIMING, Cause.ROUNDING})
 _STATES: tuple[State, ...] = ("open", "settling", "closed")
 _Key = tuple[str | None, str | None, str, str | None]  # workspace, deployment, meter, currency
 
@@ -62,7 +62,7 @@ class WorklistItem:
 
     @property
     def left(self) -> Decimal:
-        return money.minus(self.variance, money.add(amount for cause, amount in self.causes.items() if cause in _NOBODYS))
+        return money.minus(self.variance, money.add(amount for cause, amount in self.causes.items() if cause in WAITED_FOR))
 
     @property
     def is_material(self) -> bool:

@@ -32,6 +32,9 @@ from models.ledger import (
     Figures,
     Filters,
     Forecast,
+    Invoice,
+    Lag,
+    Moved,
     Pool,
     Problem,
     ReceiverStanding,
@@ -46,6 +49,7 @@ from models.ledger import (
     WhatIf,
     Why,
     WitnessRow,
+    WorklistItem,
 )
 from models.ledger.intake import Intake, SnapshotRecord
 from models.periods import DAY, Period, buckets, day_start
@@ -324,6 +328,31 @@ class FakeLedger:
             [],
             self.data_age(visible=None, now=now),
         )
+
+    def worklist(self, month: date, filters: Filters, *, now: datetime) -> list[WorklistItem]:
+        del month, filters, now
+        self._called("worklist")
+        return []
+
+    def invoices(self, month: date, *, now: datetime) -> list[Invoice]:
+        del month, now
+        self._called("invoices")
+        return []
+
+    def lags(self, *, now: datetime) -> list[Lag]:
+        del now
+        self._called("lags")
+        return []
+
+    def before_last_landing(self, *, now: datetime) -> datetime | None:
+        del now
+        self._called("before_last_landing")
+        return None
+
+    def moved_since(self, period: Period, filters: Filters, *, since: datetime, now: datetime) -> list[Moved]:
+        del period, filters, since, now
+        self._called("moved_since")
+        return []
 
     def adjustments(self, month: date, filters: Filters, *, now: datetime) -> list[Adjustment]:
         del month, filters, now

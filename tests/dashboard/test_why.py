@@ -47,6 +47,7 @@ SCREENS: tuple[tuple[ModuleType, str], ...] = (
     (reconciliation, WHOLE),
     (reconciliation, f"{WHOLE}&cause=unmetered_usage&workspace=ws-east&deployment=llama-foundry&day=2026-11-10&meter=input"),
     (reconciliation, "?from=2026-10-01&to=2026-11-01"),
+    (reconciliation, "?from=2026-11-01&to=2026-12-01&since=bill"),
     (comparison, f"{WHOLE}&sku=Standard_NC24ads_A100_v4&instances=2&hours_per_day=12"),
     (quotas, ""),
     (rules, ""),

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 import sqlalchemy as sa
 from hypothesis import given, settings
@@ -27,6 +28,7 @@ from collector.ingest import Batch, Ingest, Rejected, StoredCall, Verdict, commi
 from models import ledger
 from models.columns import to_microseconds
 from models.errors import Unavailable
+from models.identities import Identities
 from models.ledger import CostQuery
 from models.periods import Period
 from models.store import Store
@@ -723,6 +725,16 @@ def test_deciding_by_columns_and_one_by_one_are_the_same(
         found.append((bodies, _everything(store)))
         store.close()
     assert found[0] == found[1]
+
+
+def test_what_a_filter_suspects_in_vain_is_new_all_the_same(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Identities, "suspects", lambda _self, _shard, fingerprints: np.ones(len(fingerprints), bool))
+    events = [call(str(uuid.UUID(int=number)), NOW - number * MINUTE) for number in range(300)]
+    twice = [*events[:2], *(call(str(uuid.UUID(int=1000 + number)), NOW - number * MINUTE) for number in range(298)), events[2], call("new"), call("new")]
+    with running(store) as ingest:
+        assert outcome(ingest.accept(Batch(events))) == (300, 0, [])
+        assert outcome(ingest.accept(Batch(twice))) == (299, 4, [])
+    assert count(store, "usage_event") == 599
 
 
 @pytest.mark.parametrize("least", [1, 10**9])

@@ -502,3 +502,4 @@ def test_a_large_body_says_by_columns_what_it_says_one_by_one() -> None:
     for name in ("times", "status", "billable", "quality", "flags"):
         assert getattr(columns, name).tolist() == getattr(expected, name).tolist(), name
     assert [columns.said[code] for code in columns.codes] == [expected.said[code] for code in expected.codes]
+    assert [columns.event(at) for at in range(len(events))] == events

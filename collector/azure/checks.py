@@ -25,6 +25,17 @@ _SUBSCRIPTION_VERSION = "2022-12-01"
 _PERMISSIONS_VERSION = "2022-04-01"
 _ML_VERSION = "2024-10-01"
 _EXPORTS_VERSION = "2025-03-01"
+_DENIALS_VERSION = "2022-04-01"
+_ACCOUNT_VERSION = "2024-04-01"
+_ACCOUNT = re.compile(r"providers/Microsoft\.Billing/billingAccounts/[^/]+", re.IGNORECASE)
+_ACCOUNTS = {
+    "EnterpriseAgreement": "Enterprise Agreement",
+    "MicrosoftCustomerAgreement": "Microsoft Customer Agreement",
+    "MicrosoftPartnerAgreement": "Microsoft Partner Agreement",
+}
+# The principal that deny assignments name for all of the tenant.
+_EVERYONE = "00000000-0000-0000-0000-000000000000"
+_MOST_CONTAINERS = 10
 _DAY = timedelta(days=1)
 # The documentation says that cost data is refreshed every four hours and asks for one pull a day.
 _STALE = {"costs": 2 * _DAY, "inventory": 2 * _DAY, "quotas": 2 * _DAY, "prices": 8 * _DAY, "metrics": 2 * _DAY}
@@ -36,6 +47,7 @@ _HOURLY_BUDGET = 600
 
 Place = Literal["subscription", "resource group", "workspace"]
 
+READ_BLOBS = "Microsoft.Storage/storageAccounts/blobServices/containers/blobs/read"
 READ_COSTS = "Microsoft.CostManagement/query/read"
 READ_INVENTORY = "Microsoft.MachineLearningServices/workspaces/read"
 
@@ -96,6 +108,7 @@ def examine(
         for subscription in subscriptions:
             yield from _subscription(azure, subscription)
         for scope in scopes:
+            yield from _account(azure, scope)
             yield from _scope(azure, scope)
         if deploy_permissions:
             for subscription in subscriptions:
@@ -160,6 +173,26 @@ def _kind(subscription: str, said: Mapping[str, Any]) -> Finding:
     return Finding("ok", f"{named}: {name} ({quota_id})")
 
 
+def _account(azure: Azure, scope: str) -> Iterator[Finding]:
+    """What kind of billing account a scope is in; bills of one opened at the portal are read by subscription alone."""
+    found = _ACCOUNT.match(scope)
+    if found is None:
+        return
+    try:
+        said = azure.arm_get(f"/{found[0]}", api_version=_ACCOUNT_VERSION)
+    except DomainError:
+        return  # whether its costs may be read is asked below; its kind is only a help
+    kind = str((said.get("properties") or {}).get("agreementType") or "")
+    if kind == "MicrosoftOnlineServicesProgram":
+        yield Finding(
+            "failure",
+            f"{scope}: a pay-as-you-go account, whose bills Azure gives by subscription only",
+            "name its subscriptions in METERBRIDGE_AZURE_SUBSCRIPTIONS, and no METERBRIDGE_AZURE_SCOPES",
+        )
+    elif kind:
+        yield Finding("ok", f"{scope}: {_ACCOUNTS.get(kind, kind)}")
+
+
 def _scope(azure: Azure, scope: str) -> Iterator[Finding]:
     """Whether the bill of a scope can be read, and what exports it has."""
     if scope.casefold().startswith("providers/microsoft.billing"):
@@ -180,10 +213,63 @@ def _scope(azure: Azure, scope: str) -> Iterator[Finding]:
     names = sorted(str(each.get("name") or "") for each in exports)
     if names:
         yield Finding("ok", f"{scope}: exports {', '.join(names[:10])}" + (f" and {len(names) - 10} more" if len(names) > 10 else ""))
+        yield from _storage(azure, scope, exports)
     else:
         yield Finding(
             "ok", f"{scope}: no exports; bills are asked for as reports (months above 2 GB need an export: Cost Management > Exports > Cost and usage, FOCUS)"
         )
+
+
+def _storage(azure: Azure, scope: str, exports: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
+    """Whether the files of the exports may be read: that is a right to data, which no role on the subscription's resources holds."""
+    containers: dict[str, str] = {}
+    for export in exports:
+        to = ((export.get("properties") or {}).get("deliveryInfo") or {}).get("destination") or {}
+        if to.get("resourceId") and to.get("container"):
+            place = f"{str(to['resourceId']).strip('/')}/blobServices/default/containers/{to['container']}"
+            containers.setdefault(place, str(export.get("name") or ""))
+    for place, name in sorted(containers.items())[:_MOST_CONTAINERS]:
+        try:
+            blocks = _permissions(azure, place)
+        except Forbidden:
+            blocks = []
+        except DomainError as fault:
+            yield Finding(
+                "warning",
+                f"{scope}: whether the files of the export {name} may be read could not be told: {fault.message}",
+                "try again later: meterbridge doctor",
+            )
+            continue
+        data = [{"actions": block.get("dataActions") or (), "notActions": block.get("notDataActions") or ()} for block in blocks]
+        if allows(data, READ_BLOBS):
+            yield Finding("ok", f"{scope}: may read the files of the export {name}")
+        else:
+            what = f"{scope}: may not read the files of the export {name} ({READ_BLOBS} is missing), from which bills come where Azure makes no report"
+            yield Finding("warning", what, _assign("Storage Blob Data Reader", place))
+
+
+def _denied(azure: Azure, scope: str, actions: Sequence[str]) -> Iterator[Finding]:
+    """Deny assignments at or above a scope that hold one of the actions: they win over every role."""
+    try:
+        listed = azure.arm_list(f"/{scope}/providers/Microsoft.Authorization/denyAssignments", api_version=_DENIALS_VERSION, params={"$filter": "atScope()"})
+    except DomainError:
+        return  # who may read may list them; where not, a role is missing, which is said already
+    for one in listed:
+        said = one.get("properties") or {}
+        name = f"the deny assignment {said.get('denyAssignmentName') or one.get('name')!r} on {said.get('scope') or '/' + scope}"
+        address = f"{one.get('id')}?api-version={_DENIALS_VERSION}"
+        fix = (
+            "no role undoes it: have whoever manages the application, deployment stack or blueprint that made it exclude the service's identity; "
+            f"az rest --method get --url {shlex.quote(address)} shows it"
+        )
+        is_for_all = any(str(each.get("id")) == _EVERYONE for each in said.get("principals") or ()) and not said.get("excludePrincipals")
+        for action in actions:
+            if not allows(said.get("permissions") or (), action):
+                continue
+            if is_for_all:
+                yield Finding("failure", f"{scope}: {name} takes {action} from everybody", fix)
+            else:
+                yield Finding("warning", f"{scope}: {name} takes {action} from some; if the service is one of them it may not, whatever its roles", fix)
 
 
 def _may(azure: Azure, scope: str, action: str, what: str, role: str) -> Iterator[Finding]:
@@ -195,7 +281,8 @@ def _may(azure: Azure, scope: str, action: str, what: str, role: str) -> Iterato
         yield Finding("warning", f"{scope}: whether we may {what} could not be told: {fault.message}", "try again later: meterbridge doctor")
         return
     if allows(blocks, action):
-        yield Finding("ok", f"{scope}: may {what}")
+        denied = list(_denied(azure, scope, [action]))
+        yield from denied or [Finding("ok", f"{scope}: may {what}")]
     else:
         extra = "; with an Enterprise Agreement also turn on 'AO view charges'" if action == READ_COSTS else ""
         yield Finding("failure", f"{scope}: may not {what} ({action} is missing)", _assign(role, scope) + extra)
@@ -220,7 +307,9 @@ def _deployer(azure: Azure, subscription: str) -> Iterator[Finding]:
             missing = [need for need in needs if not allows(blocks, need.action)]
             for need in missing:
                 yield Finding("failure", f"deploying needs {need.action} on {scope}: missing", _assign(need.role, scope))
-            if not missing:
+            denied = list(_denied(azure, scope, [need.action for need in needs if need not in missing]))
+            yield from denied
+            if not missing and not denied:
                 yield Finding("ok", f"deploying: all {len(needs)} permissions on {scope}")
     except DomainError as fault:
         yield Finding(

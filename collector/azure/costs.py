@@ -138,7 +138,7 @@ def _bills_named(store: Store, azure: Azure, scope: str) -> Bills:
         if _has_bills_of_other_days(store, scope):
             # By the calendar they would count twice.
             raise Forbidden(
-                f"{fault.message}; its bills are not of calendar months, and which days they are for must be read: assign the role Billing Reader on /{scope}"
+                f"{fault.message}; its bills are not of calendar months, and which days they are for must be read: assign the role Cost Management Reader on /{scope}"
             ) from fault
         return Bills()
     told = []

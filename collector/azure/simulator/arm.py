@@ -39,7 +39,7 @@ _USAGES = re.compile(
 _METRICS = re.compile(r"(?P<id>.+)/providers/microsoft\.insights/metrics\Z", re.IGNORECASE)
 _LOG = re.compile(r"subscriptions/(?P<sub>[^/]+)/providers/microsoft\.insights/eventtypes/management/values\Z")
 _IN_SUBSCRIPTION = re.compile(r"subscriptions/(?P<sub>[^/]+)(?:/resourcegroups/(?P<group>[^/]+))?/providers/(?P<type>[^/]+/[^/]+)\Z")
-_PERMISSIONS = re.compile(r"(?P<scope>.+)/providers/microsoft\.authorization/(?P<what>permissions|roleassignments|roledefinitions)\Z")
+_PERMISSIONS = re.compile(r"(?P<scope>.+)/providers/microsoft\.authorization/(?P<what>permissions|roleassignments|roledefinitions|denyassignments)\Z")
 READER = "acdd72a7-3385-48ef-bd42-f606fba81ae7"
 COST_READER = "72fafb9e-0641-4937-9268-a91bfd8191a3"
 
@@ -56,6 +56,7 @@ class ResourceManager:
     not_actions: Sequence[str] = ()
     # Where the caller's rights are other ones: scope, lower case and without slashes at its ends -> role definitions.
     rights: Mapping[str, Sequence[Mapping[str, Sequence[str]]]] = field(default_factory=dict)
+    denials: Sequence[dict[str, Any]] = ()  # deny assignments, as Azure lists them
 
     def answer(self, request: Request) -> Answer:
         """The answer to a GET; raises ``Refused`` where Azure would."""
@@ -321,8 +322,16 @@ class ResourceManager:
         if what == "permissions":
             roles = self.rights.get(scope.strip("/"), [{"actions": self.actions, "notActions": self.not_actions}])
             value: list[dict[str, Any]] = [
-                {"actions": list(role["actions"]), "notActions": list(role.get("notActions", ())), "dataActions": [], "notDataActions": []} for role in roles
+                {
+                    "actions": list(role["actions"]),
+                    "notActions": list(role.get("notActions", ())),
+                    "dataActions": list(role.get("dataActions", ())),
+                    "notDataActions": [],
+                }
+                for role in roles
             ]
+        elif what == "denyassignments":
+            value = list(self.denials)
         elif what == "roleassignments":
             value = [
                 {

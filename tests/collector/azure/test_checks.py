@@ -12,7 +12,7 @@ import pytest
 from collector import doctor
 from collector.azure import checks
 from collector.azure.client import Azure, AzureSettings
-from collector.azure.simulator import InventedWorld, Simulator
+from collector.azure.simulator import Export, InventedWorld, Simulator
 from collector.doctor import Finding
 from collector.settings import Settings
 from models import sources
@@ -123,6 +123,64 @@ def test_exports_are_listed_and_a_billing_account_has_roles_of_its_own(store: St
     assert of(found, "exports").what == f"{scope}: exports actual, focus-daily"
     refused = of(list(checks.examine(store, Told({path: Forbidden("no")}), subscriptions=(), scopes=(scope,), now=NOW)), "may not be listed")
     assert "Enterprise Administrator, read only" in refused.fix
+
+
+def test_the_kind_of_a_billing_account_is_said_and_one_of_the_portal_is_read_by_subscription(store: Store) -> None:
+    scope = "providers/Microsoft.Billing/billingAccounts/7"
+
+    def told(kind: str) -> Finding:
+        answers = {f"/{scope}": {"properties": {"agreementType": kind}}, f"/{scope}/providers/Microsoft.CostManagement/exports": []}
+        found = list(checks.examine(store, Told(answers), subscriptions=(), scopes=(f"{scope}/billingProfiles/p",), now=NOW))
+        return of([each for each in found if "exports" not in each.what], "p: ")
+
+    assert told("EnterpriseAgreement") == Finding("ok", f"{scope}/billingProfiles/p: Enterprise Agreement")
+    assert told("MicrosoftCustomerAgreement").what.endswith("Microsoft Customer Agreement")
+    payg = told("MicrosoftOnlineServicesProgram")
+    assert (payg.level, "METERBRIDGE_AZURE_SUBSCRIPTIONS" in payg.fix) == ("failure", True)
+
+
+def test_the_files_of_an_export_need_a_role_of_their_own_which_is_named_with_its_command(store: Store, simulator: Simulator) -> None:
+    subscription = simulator.estate.subscriptions()[0].id
+    simulator.costs.exports = (Export("focus-daily", f"/subscriptions/{subscription}"),)
+    container = f"subscriptions/{subscription}/resourceGroups/rg-costs/providers/Microsoft.Storage/storageAccounts/stcostexports/blobServices/default/containers/exports"
+    finding = of(looked(store, simulator), "the files of the export focus-daily")
+    assert (finding.level, finding.fix) == (
+        "warning",
+        f"az role assignment create --assignee <identity> --role 'Storage Blob Data Reader' --scope /{container}",
+    )
+    simulator.manager.rights = {container.casefold(): [{"actions": [], "dataActions": [checks.READ_BLOBS]}]}
+    assert of(looked(store, simulator), "the files of the export focus-daily").level == "ok"
+
+
+def denial(*actions: str, **more: Any) -> dict[str, Any]:
+    """A deny assignment as Azure lists it."""
+    everybody = [{"id": "00000000-0000-0000-0000-000000000000", "type": "SystemDefined"}]
+    said = {"denyAssignmentName": "Locked by stack", "scope": "/subscriptions/s", "permissions": [{"actions": list(actions)}], "principals": everybody}
+    return {"id": "/subscriptions/s/providers/Microsoft.Authorization/denyAssignments/d1", "name": "d1", "properties": said | more}
+
+
+@pytest.mark.parametrize(
+    ("made", "level", "said"),
+    [
+        (denial("Microsoft.CostManagement/*"), "failure", "takes Microsoft.CostManagement/query/read from everybody"),
+        (denial("*/read", excludePrincipals=[{"id": "1"}]), "warning", "from some"),
+        (denial("*/read", principals=[{"id": "2"}]), "warning", "from some"),
+    ],
+)
+def test_a_deny_assignment_wins_over_every_role(store: Store, simulator: Simulator, made: dict[str, Any], level: str, said: str) -> None:
+    simulator.manager.denials = [made, denial("Microsoft.Storage/*")]
+    found = of(looked(store, simulator), "takes Microsoft.CostManagement/query/read")
+    assert (found.level, said in found.what, "'Locked by stack' on /subscriptions/s" in found.what) == (level, True, True)
+    assert "az rest --method get --url '/subscriptions/s/providers/Microsoft.Authorization/denyAssignments/d1?api-version=2022-04-01'" in found.fix
+    assert not [each for each in looked(store, simulator) if "may read costs" in each.what]
+
+
+def test_a_denied_deployer_is_told_which_permission(store: Store, simulator: Simulator) -> None:
+    simulator.manager.actions = ("*",)
+    simulator.manager.denials = [denial("Microsoft.SaaS/resources/write")]
+    findings = looked(store, simulator, deploy_permissions=True)
+    assert {each.level for each in findings if "takes Microsoft.SaaS/resources/write" in each.what} == {"failure"}
+    assert not [each for each in findings if "deploying: all" in each.what and each.what.endswith("/rg-Models")]
 
 
 # -- the nine permissions -------------------------------------------------------------------------

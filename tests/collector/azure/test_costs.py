@@ -344,6 +344,6 @@ def test_which_days_a_bill_is_for_must_be_read_where_it_is_no_month(sqlite_store
         for part in session.exec(select(BillPart)):
             part.billed_from, part.billed_to = date(2026, 9, 17), date(2026, 10, 17)
     (failure,) = place.pull()
-    assert failure.endswith(f"assign the role Billing Reader on /{scope}")
+    assert failure.endswith(f"assign the role Cost Management Reader on /{scope}")
     assert not failure.passes
     assert (place.last_run().state, place.last_run().month) == (PullState.FAILED, None)

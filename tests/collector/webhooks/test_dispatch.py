@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import ssl
@@ -373,3 +374,43 @@ def test_a_receiver_that_is_not_reached_is_an_alert_that_the_others_are_told(sto
         drain(store, now)
         now += timedelta(seconds=1)
         assert of_receivers()[1:] == [("hook_night", "firing", "5 attempts in a row did not reach night")]
+
+
+def test_a_receiver_that_fails_is_left_alone_and_probed_with_one_delivery(store: Store) -> None:
+    with listening(says(500)) as heard:
+        receiver(store, heard.url)
+        for number in range(8):
+            post(store, alert_id=f"alert_{number}")
+        # Each delivery is tried once; the fifth failure opens the circuit for 30 seconds.
+        assert drain(store, NOW) == 5
+        assert drain(store, NOW + timedelta(seconds=29)) == 0
+        assert drain(store, NOW + timedelta(seconds=31)) == 1
+        # The probe failed: twice as long now.
+        assert drain(store, NOW + timedelta(seconds=90)) == 0
+        heard.answer = says(200)
+        assert drain(store, NOW + timedelta(seconds=92)) == 8
+    assert {row.status for row in rows(store)} == {DeliveryStatus.DELIVERED}
+    with store.read() as session:
+        assert (session.get_one(Receiver, "hook_one").failures, session.get_one(Receiver, "hook_one").rests_until) == (0, None)
+
+
+def test_pagerduty_is_told_once_what_it_refuses_and_again_where_it_is_busy(store: Store) -> None:
+    with listening(says(429, "Retry-After: 60")) as heard:
+        receiver(store, heard.url, format=Format.PAGERDUTY, secret=None, routing_key="R" * 32)
+        post(store)
+        drain(store, NOW)
+        assert rows(store)[0].next_attempt_at == NOW + timedelta(seconds=60)
+        heard.answer = says(202)
+        drain(store, NOW + timedelta(seconds=61))
+        post(store, "alert.resolved", now=NOW + timedelta(minutes=2))
+        drain(store, NOW + timedelta(minutes=2))
+        said = [json.loads(one.body) for one in heard.heard]
+        assert [(one["event_action"], one["dedup_key"], one["routing_key"]) for one in said] == [
+            ("trigger", "alert_1", "R" * 32),
+            ("trigger", "alert_1", "R" * 32),
+            ("resolve", "alert_1", "R" * 32),
+        ]
+        heard.answer = says(400)
+        post(store, alert_id="alert_2", now=NOW + timedelta(minutes=3))
+        drain(store, NOW + timedelta(minutes=3))
+    assert [(row.status, row.last_status) for row in rows(store)][-1] == (DeliveryStatus.FAILED, 400)

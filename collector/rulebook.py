@@ -35,7 +35,7 @@ _FAR = datetime(2200, 1, 1, tzinfo=EPOCH.tzinfo)
 # What a silence may name; a scope's tags too.
 MATCHER_NAMES = frozenset(
     {"alert_id", "rule", "rule_id", "kind", "severity", "step", "workspace", "deployment", "model", "application", "team", "mode"}
-    | {"endpoint", "source", "subscription", "region", "family", "cost_center"}
+    | {"endpoint", "source", "subscription", "region", "family", "cost_center", "receiver", "schedule"}
 )
 
 

@@ -94,8 +94,10 @@ def _timeline(view: View, found: list[Alert], since: datetime) -> list[Component
 
 
 def _subject(alert: Alert) -> str:
-    if isinstance(alert.sample.get("receiver"), str):
-        return f"receiver {alert.sample['receiver']}"
+    for name in ("receiver", "schedule"):
+        if name in alert.scope:
+            # Their scope has an id; people know them by their names.
+            return f"{name} {alert.sample.get(name, alert.scope[name])}"
     named = [str(alert.scope[key]) for key in ("deployment", "endpoint", "family", "workspace", "region", "team") if isinstance(alert.scope.get(key), str)]
     return " · ".join(named) or "everything"
 

@@ -36,6 +36,7 @@ _UNITS = {
     "unpriced_usage": "tokens a day",
     "double_source": "percent alike",
     "unreached_receiver": "failures in a row",
+    "report_delivery": "faults",
     "heartbeat": "minutes between two",
 }
 _MADE_ELSEWHERE = frozenset({Kind.BUDGET, Kind.BUDGET_FORECAST, Kind.EXTERNAL})  # by budgets and other systems

@@ -219,12 +219,21 @@ def test_a_receiver_that_a_file_no_longer_has_is_shown_before_it_is_removed(sqli
         assert session.exec(select(Receiver)).one().deleted_at == NOW
 
 
-def test_the_command_applies_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_applies_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     url, file = f"sqlite:///{tmp_path / 'own.db'}", tmp_path / "alerts.yaml"
     file.write_text(FILE, encoding="utf-8")
     assert main(["apply", "-f", str(file), "--database-url", url]) == 0
     assert "+ budget Search" in capsys.readouterr().out
     assert main(["apply", "-f", str(file), "--database-url", url]) == 0
+    hook = "receivers:\n  - {name: night, format: standard, url: 'https://93.184.215.14/', secret_env: NIGHT_SECRET}\n"
+    file.write_text(hook, encoding="utf-8")
+    assert main(["apply", "-f", str(file), "--database-url", url]) == 2
+    assert "receivers[0].secret_env: there is no environment variable 'NIGHT_SECRET'" in capsys.readouterr().err
+    monkeypatch.setenv("NIGHT_SECRET", SECRETS[0])
+    assert main(["apply", "-f", str(file), "--database-url", url]) == 0
+    said = capsys.readouterr()
+    assert "+ receiver night: standard https://93.184.215.14/…" in said.out
+    assert SECRETS[0] not in said.out + said.err
     assert main(["apply", "-f", str(tmp_path / "missing.yaml"), "--database-url", url]) == 2
     assert "there is no file" in capsys.readouterr().err
     store = Store(url)

@@ -123,6 +123,17 @@ def test_a_silence_covers_the_rule_at_its_place_for_so_long(store: Store) -> Non
     assert actors(store) == [("open mode", "create", "silence")]
 
 
+def test_a_silence_of_a_receiver_that_is_not_reached_is_of_this_receiver_only(store: Store) -> None:
+    with store.write() as session:
+        alert = session.get(Alert, "al-1")
+        assert alert is not None
+        alert.kind, alert.scope, alert.sample = Kind.UNREACHED_RECEIVER, {"receiver": "hook-1"}, {"receiver": "Night shift"}
+        session.add(alert)
+    assert act(client(store), "silence", id="al-1", hours="4") == 303
+    (silence,) = rows(store, Silence)
+    assert sorted((one["name"], one["value"]) for one in silence.matchers) == [("receiver", "hook-1"), ("rule_id", "rule-1")]
+
+
 @pytest.mark.parametrize("hours", ["0", "169", "-1", "1.5", "", "four"])
 def test_a_silence_of_no_such_length_is_refused(store: Store, hours: str) -> None:
     assert act(client(store), "silence", id="al-1", hours=hours) == 422

@@ -35,6 +35,7 @@ _FIGURES = (
     "status",
     "unpriced_tokens",
     "unknown_token_requests",
+    "estimated_token_requests",
     "coverage",
     "estimate",
 )
@@ -81,6 +82,23 @@ def standing(figures: Figures) -> Component:
     """How final a row is."""
     said = figures.status + (", estimate" if figures.estimate else "")
     return html.Span(said, className=f"pill {figures.status}")
+
+
+def untold(figures: Figures) -> Component:
+    """The share of a row's requests whose tokens nobody told, and of those that are an estimate."""
+    said = [
+        f"{text.percent(share)} {words}"
+        for share, part, words in (
+            (figures.unknown_token_share, figures.unknown_token_requests, "unknown"),
+            (figures.estimated_token_share, figures.estimated_token_requests, "estimated"),
+        )
+        if part
+    ]
+    shown = ", ".join(said) or ("none" if figures.requests else "")
+    return html.Span(shown, title=f"{text.count(figures.unknown_token_requests)} unknown, {text.count(figures.estimated_token_requests)} estimated")
+
+
+UNTOLD = Column("Tokens not told", title="share of the requests whose tokens are unknown, or an estimate")
 
 
 def costs_csv(answer: CostTable) -> str:

@@ -138,8 +138,9 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-def test_every_test_that_a_page_calls_as_its_witness_exists() -> None:
-    page = text(ROOT / "docs" / "counted-once.md")
+@pytest.mark.parametrize("name", ["counted-once.md", "model-api.md"])
+def test_every_test_that_a_page_calls_as_its_witness_exists(name: str) -> None:
+    page = text(ROOT / "docs" / name)
     named = set(re.findall(r"`(test_\w+)`", page))
     known = {name for path in (ROOT / "tests").rglob("test_*.py") for name in re.findall(r"^def (test_\w+)", path.read_text(encoding="utf-8"), re.MULTILINE)}
     assert len(named) > 20

@@ -14,7 +14,7 @@ from sqlmodel import Session, col, select
 
 from collector import external, rulebook
 from collector.api.deps import Caller, Now, Reading, Writing
-from collector.api.reads import refuse_unknown, whole_number
+from collector.api.reads import amount, refuse_unknown, whole_number
 from collector.auth import Principal
 from collector.rulebook import Author, BudgetBody, RuleBody, SilenceBody, When
 from collector.watch import backtest, backtest_budget
@@ -198,6 +198,8 @@ def _budget(session: Session, row: Budget, now: datetime) -> dict[str, Any]:
         "status": said.status,
         "unpriced_tokens": said.unpriced_tokens,
         "unknown_token_requests": said.unknown_token_requests,
+        "unknown_token_share": amount(said.unknown_token_share),
+        "estimated_token_share": amount(said.estimated_token_share),
         "reasons": dict(said.reasons),
     }
 

@@ -99,6 +99,16 @@ def _spend(session: Session, visible: frozenset[str] | None, now: datetime) -> l
     for (workspace, deployment, currency, basis), amount in spend.items():
         labels = {"workspace": workspace, "deployment": deployment, "currency": currency, "basis": basis}
         lines.append(_sample("meterbridge_month_cost", labels, amount))
+    untold: dict[tuple[str, str, str], int] = {}
+    for place, row in enumerate(busiest):
+        where = (row.groups["workspace"] or "", row.groups["deployment"] or "") if place < MOST_DEPLOYMENTS else ("other", "other")
+        for kind, count in (("unknown", row.figures.unknown_token_requests), ("estimated", row.figures.estimated_token_requests)):
+            untold[(*where, kind)] = untold.get((*where, kind), 0) + count
+    lines += _family("meterbridge_month_requests_without_tokens", "gauge", "Requests of the running UTC month whose tokens are unknown, or an estimate.")
+    lines += [
+        _sample("meterbridge_month_requests_without_tokens", {"workspace": workspace, "deployment": deployment, "tokens": kind}, count)
+        for (workspace, deployment, kind), count in untold.items()
+    ]
     lines += _family("meterbridge_month_standing", "gauge", "How firm the spend of the running UTC month is: provisional, settling or settled.")
     for row in busiest[:MOST_DEPLOYMENTS]:
         if row.figures.currency is not None:

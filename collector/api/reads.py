@@ -338,6 +338,7 @@ def figures_body(figures: Figures) -> dict[str, Any]:
     for one in fields(figures):
         value = getattr(figures, one.name)
         body[one.name] = money.text(value) if isinstance(value, Decimal) else dict(value) if isinstance(value, Mapping) else value
+    body["unknown_token_share"], body["estimated_token_share"] = amount(figures.unknown_token_share), amount(figures.estimated_token_share)
     return body
 
 

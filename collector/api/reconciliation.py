@@ -125,6 +125,8 @@ def _comparison_row(row: ComparisonRow) -> dict[str, Any]:
         "currency": row.currency,
         "serverless": {
             "effective_cost_per_1m": amount(serverless.effective_cost_per_1m),
+            "unknown_token_share": amount(serverless.unknown_token_share),
+            "estimated_token_share": amount(serverless.estimated_token_share),
             "list_price_per_1m": {
                 "input": amount(serverless.list_input_per_1m),
                 "output": amount(serverless.list_output_per_1m),
@@ -137,6 +139,8 @@ def _comparison_row(row: ComparisonRow) -> dict[str, Any]:
         },
         "managed_compute": {
             "effective_cost_per_1m": {"allocation": amount(managed.per_1m_allocation), "usage": amount(managed.per_1m_usage)},
+            "unknown_token_share": amount(managed.unknown_token_share),
+            "estimated_token_share": amount(managed.estimated_token_share),
             "tokens": managed.tokens,
             "capacity_cost": amount(managed.capacity_cost),
             "allocated_cost": amount(managed.allocated_cost),

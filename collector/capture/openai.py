@@ -18,6 +18,7 @@ from collector.capture import bodies, values
 from collector.capture.event import CapturedEvent, Defaults, Ignored, Item, Refusal
 from collector.capture.native import EARLIEST
 from collector.capture.values import DAY, FILTER_CODES, SECOND, THROTTLE_CODES, Json, Scalar, Tokens, Unfit
+from meterbridge_client.calls import without_secrets
 from models.errors import InvalidInput
 from models.usage import DEFAULT_MAX_TOKENS, Flag, Operation, Status
 
@@ -347,8 +348,11 @@ class _Call:
             flags |= Flag.SPILLOVER
         time, started_at = self._times(answer, received_at)
         endpoint, deployment = self.said.endpoint, self.said.deployment
-        if endpoint is None and deployment is None:
-            deployment = self._header("x-ms-deployment-name") or self._header("azureml-model-deployment")
+        if deployment is None:
+            # Of several deployments behind one endpoint the request's header pins one, and some answers repeat it.
+            pinned = self._header("azureml-model-deployment") or values.label(self.asked.get("azureml-model-deployment"))
+            deployment = pinned if endpoint is not None else self._header("x-ms-deployment-name") or pinned
+        model = answer.model or values.text(self.request.get("model"), "request.model") or self.said.model
         return CapturedEvent(
             id=answer.id or self._request_id(),
             time=time,
@@ -356,7 +360,7 @@ class _Call:
             workspace=self.said.workspace,
             endpoint=endpoint,
             deployment=deployment,
-            model=answer.model or values.text(self.request.get("model"), "request.model") or self.said.model,
+            model=without_secrets({"model": model}, self.asked).get("model"),
             operation=operation,
             application=self.said.application,
             team=self.said.team,
@@ -368,7 +372,7 @@ class _Call:
             quality=tokens.quality,
             flags=flags,
             started_at=started_at,
-            details=self._details(answer, http_status, code, tokens, started_at),
+            details=without_secrets(self._details(answer, http_status, code, tokens, started_at), self.asked),
         )
 
     def _no_usage(self, answer: _Answer, response: Any) -> Refusal | Ignored | None:

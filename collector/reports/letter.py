@@ -121,7 +121,7 @@ def _currency(body: Mapping[str, Any], total: Mapping[str, Any], one: Mapping[st
         facts.append(["Expected for the month", words.amount(expected["month_end"], code)])
     yield Rows(f"In {code}", [f"Cost of the {unit}", words.amount(total["cost"], code)], facts)
     missing = [
-        f"{words.count(total[key])} {label}"
+        f"{words.count(total[key])} {label}{words.of_requests(total[key], total, key)}"
         for key, label in (
             ("unpriced_tokens", "tokens have no price"),
             ("unknown_token_requests", "requests did not say their tokens"),

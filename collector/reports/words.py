@@ -175,10 +175,18 @@ def tiles_of(body: Mapping[str, Any], total: Mapping[str, Any], one: Mapping[str
     return found
 
 
+def of_requests(part: int, total: Mapping[str, Any], key: str) -> str:
+    """How much of all requests that is, in brackets; nothing of what counts no requests."""
+    requests = total.get("requests") or 0
+    if not requests or not key.endswith("_requests"):
+        return ""
+    return f" ({money.QUOTIENT.divide(Decimal(100 * part), Decimal(requests)).quantize(Decimal('0.1'))} %)"
+
+
 def not_certain(total: Mapping[str, Any]) -> str:
     """What is in no figure here, or not certain; '' where there is nothing."""
     said = [
-        f"{count(total[key])} {label}"
+        f"{count(total[key])} {label}{of_requests(total[key], total, key)}"
         for key, label in (
             ("unpriced_tokens", "tokens have no price"),
             ("unknown_token_requests", "requests did not say their tokens"),

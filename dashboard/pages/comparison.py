@@ -13,6 +13,7 @@ from dashboard import figures, tables, text
 from dashboard.shell import Failure, View, age_line, card, empty_panel, failure_panel, tile
 from models.errors import InvalidInput
 from models.ledger import ComparisonRow, WhatIf, what_if_from
+from models.ledger.comparison import ManagedSide, ServerlessSide
 
 PATH = "comparison"
 NAME = "Comparison"
@@ -172,7 +173,13 @@ def _table(view: View, rows: list[ComparisonRow]) -> Component:
 
     def cells(row: ComparisonRow) -> list[tables.Cell]:
         serverless, managed = row.serverless, row.managed
-        reasons = [row.advice.reason or "", managed.reason or "", serverless.reason or ""]
+        reasons = [
+            row.advice.reason or "",
+            managed.reason or "",
+            serverless.reason or "",
+            *_untold("serverless", serverless),
+            *_untold("managed compute", managed),
+        ]
         needed = "" if managed.instances_needed is None else f" of {text.count(managed.instances_needed)} needed"
         none = "nothing ran this way in the period"
         return [
@@ -194,3 +201,8 @@ def _table(view: View, rows: list[ComparisonRow]) -> Component:
         ]
 
     return card("Every model", tables.table(columns, [cells(row) for row in rows], caption="Serverless beside managed compute"), name="wide")
+
+
+def _untold(mode: str, side: ServerlessSide | ManagedSide) -> list[str]:
+    parts = ((side.unknown_token_share, "did not tell their tokens"), (side.estimated_token_share, "have estimated tokens"))
+    return [f"{text.percent(share)} of the {mode} calls {words}" for share, words in parts if share]

@@ -47,8 +47,12 @@ def layout(view: View) -> list[Component]:
                     "Figure",
                     text.money(total.cost, total.currency),
                     title=text.money_exactly(total.cost, total.currency),
-                    note=total.reasons.get("cost")
-                    or f"{total.status}; the lines below count to {text.money_exactly(counted_in(found, total.currency), total.currency)}",
+                    note=[
+                        total.reasons.get("cost")
+                        or f"{total.status}; the lines below count to {text.money_exactly(counted_in(found, total.currency), total.currency)}",
+                        "; tokens not told: ",
+                        tables.untold(total),
+                    ],
                     tone="absent" if total.cost is None else "",
                 )
                 for total in found.totals

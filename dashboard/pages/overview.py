@@ -168,13 +168,13 @@ def _spend_tile(view: View, label: str, total: Total) -> Component:
 def gaps(view: View, total: Total) -> list[str | Component]:
     """What a total does not hold, each a figure; empty where nothing is missing."""
     said: list[str | Component] = []
-    for name, value, words in (
-        ("unknown_token_requests", total.unknown_token_requests, "requests with unknown tokens"),
-        ("estimated_token_requests", total.estimated_token_requests, "with estimated tokens"),
-        ("unpriced_tokens", total.unpriced_tokens, "tokens without a price"),
+    for name, value, share, words in (
+        ("unknown_token_requests", total.unknown_token_requests, total.unknown_token_share, "requests with unknown tokens"),
+        ("estimated_token_requests", total.estimated_token_requests, total.estimated_token_share, "with estimated tokens"),
+        ("unpriced_tokens", total.unpriced_tokens, None, "tokens without a price"),
     ):
         if value:
-            said += ["; " if said else "", view.figure(name, value, total.currency), f" {words}"]
+            said += ["; " if said else "", view.figure(name, value, total.currency), f" {words}", f" ({text.percent(share)})" if share is not None else ""]
     return said
 
 
@@ -321,6 +321,7 @@ def _table(view: View, answer: CostTable) -> Component:
         tables.Column("Output tokens", is_number=True),
         tables.Column("Requests", is_number=True),
         tables.Column("Core-hours", is_number=True),
+        tables.UNTOLD,
         tables.Column("Status"),
     ]
     cells: list[list[tables.Cell]] = []
@@ -332,6 +333,7 @@ def _table(view: View, answer: CostTable) -> Component:
                 tables.named(row.groups["workspace"]),
                 *(figure(name) for name in ("cost", "metered_cost", "billed_cost", "input_tokens", "output_tokens", "requests")),
                 figure("core_hours") if row.figures.core_hours is not None else "",
+                tables.untold(row.figures),
                 tables.standing(row.figures),
             ]
         )

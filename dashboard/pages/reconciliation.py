@@ -78,7 +78,7 @@ def layout(view: View) -> list[Component]:
         rows = [row for row in found.rows if row.currency == total.currency]
         several = len(found.totals) > 1
         parts += [
-            _tiles(view, whole, total, several=several),
+            _tiles(view, whole, total, unknown=sum(row.unknown_token_requests for row in rows if row.currency == total.currency), several=several),
             _chart(view, total, several=several),
             _by_cause(view, whole, rows, total, cause),
             _by_deployment(view, whole, rows, total),
@@ -122,7 +122,7 @@ def _whole_days(view: View) -> Period:
     return Period(max(start, end - _LONGEST), end)
 
 
-def _tiles(view: View, whole: Selection, total: ReconciliationTotal, *, several: bool) -> Component:
+def _tiles(view: View, whole: Selection, total: ReconciliationTotal, *, unknown: int, several: bool) -> Component:
     unit = f" ({total.currency or 'no currency'})" if several else ""
     currency = total.currency
 
@@ -140,7 +140,13 @@ def _tiles(view: View, whole: Selection, total: ReconciliationTotal, *, several:
                 ],
             ),
             tile(f"Coverage{unit}", figure("bill_coverage", total.coverage), note="of the billed amount was seen by our instruments"),
-            tile(f"Expected{unit}", figure("expected", total.expected), note="metered quantities × price"),
+            tile(
+                f"Expected{unit}",
+                figure("expected", total.expected),
+                note=f"metered quantities × price; {text.count(unknown)} calls without known tokens"
+                if unknown
+                else "metered quantities × price; every call told its tokens",
+            ),
             tile(f"Billed{unit}", figure("billed", total.billed), note=["variance ", figure("variance", total.variance)]),
         ],
         className="tiles",

@@ -92,7 +92,7 @@ def _budgets(view: View, found: Sequence[BudgetStanding]) -> Component:
         return [
             html.Span([tables.named(budget.name), " (hard)" if budget.is_hard else ""]),
             text.span(one.spend.period),
-            figure("budget_spent", one.spend.amount),
+            html.Span([figure("budget_spent", one.spend.amount), _untold(one)]),
             figure("budget_amount", budget.amount),
             [_bar(one), " ", figure("budget_share", one.share, None)],
             band or (outlook.reason or text.UNKNOWN),
@@ -102,6 +102,13 @@ def _budgets(view: View, found: Sequence[BudgetStanding]) -> Component:
         ]
 
     return card("Budgets", tables.table(columns, [cells(one) for one in found], caption="Budgets"), name="wide")
+
+
+def _untold(one: BudgetStanding) -> str:
+    spend = one.spend
+    parts = ((spend.unknown_token_share, "unknown"), (spend.estimated_token_share, "estimated"))
+    said = ", ".join(f"{text.percent(share)} {words}" for share, words in parts if share)
+    return f" (tokens of {said})" if said else ""
 
 
 def _bar(one: BudgetStanding) -> Component:

@@ -18,7 +18,7 @@ from models import money
 from models.alerts import Budget
 from models.errors import InvalidInput
 from models.ledger.costs import costs
-from models.ledger.values import Basis, CostQuery, Figures, Filters
+from models.ledger.values import Basis, CostQuery, Figures, Filters, share_of
 from models.ledger.world import World
 from models.money import ZERO
 from models.periods import DAY, Period, day_start, utc_day, zone_from
@@ -129,6 +129,18 @@ class Spend:
     tokens: int
     status: str
     reasons: Mapping[str, str]
+    estimated_token_requests: int = 0
+    all_requests: int = 0  # also those that no currency is known of
+
+    @property
+    def unknown_token_share(self) -> Decimal | None:
+        """The share of the requests whose tokens nobody told; None without requests."""
+        return share_of(self.unknown_token_requests, self.all_requests)
+
+    @property
+    def estimated_token_share(self) -> Decimal | None:
+        """The share of the requests whose tokens are an estimate; None without requests."""
+        return share_of(self.estimated_token_requests, self.all_requests)
 
 
 def spend(session: Session, *, filters: Filters, period: Period, basis: Basis, currency: str, now: datetime) -> Spend:
@@ -137,12 +149,16 @@ def spend(session: Session, *, filters: Filters, period: Period, basis: Basis, c
     table = costs(session, CostQuery(asked, "none", (), basis, filters), now=now)
     # Tokens that nothing prices have no currency: they are missing from every budget that covers them.
     missing = sum(figures.unpriced_tokens for figures in table.totals if figures.currency in (currency, None))
-    unknown = sum(figures.unknown_token_requests for figures in table.totals if figures.currency in (currency, None))
+    covered = [figures for figures in table.totals if figures.currency in (currency, None)]
+    unknown = sum(figures.unknown_token_requests for figures in covered)
+    estimated, requests = sum(figures.estimated_token_requests for figures in covered), sum(figures.requests for figures in covered)
     own = next((figures for figures in table.totals if figures.currency == currency), None)
     if own is None:
-        return Spend(period, currency, ZERO, missing, unknown, 0, 0, "provisional", {})
+        return Spend(period, currency, ZERO, missing, unknown, 0, 0, "provisional", {}, estimated, requests)
     tokens = own.input_tokens + own.output_tokens
-    return Spend(period, currency, own.cost if own.cost is not None else ZERO, missing, unknown, own.requests, tokens, own.status, own.reasons)
+    return Spend(
+        period, currency, own.cost if own.cost is not None else ZERO, missing, unknown, own.requests, tokens, own.status, own.reasons, estimated, requests
+    )
 
 
 def spend_of(session: Session, budget: Budget, *, now: datetime) -> Spend:

@@ -21,7 +21,7 @@ from models.ledger.hours import instance_hours, stretches
 from models.ledger.meanings import shared
 from models.ledger.sums import Sums
 from models.ledger.utilisation import GpuUse, gpu_use
-from models.ledger.values import CostQuery, Filters, Standing
+from models.ledger.values import CostQuery, Filters, Standing, share_of
 from models.ledger.world import World, read_usage
 from models.money import ZERO
 from models.periods import Period
@@ -69,6 +69,8 @@ class ServerlessSide:
     list_input_per_1m: Decimal | None
     list_output_per_1m: Decimal | None
     list_per_1m: Decimal | None  # at the mix of the row
+    unknown_token_share: Decimal | None = None  # of the requests: their tokens are in no figure here
+    estimated_token_share: Decimal | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +91,8 @@ class ManagedSide:
     instances_needed: int | None
     reason: str | None
     gpu: GpuUse
+    unknown_token_share: Decimal | None = None  # as above
+    estimated_token_share: Decimal | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -372,6 +376,8 @@ class _Comparison:
                 list_input_per_1m=None if serverless.input_price is None else money.times(serverless.input_price, MILLION),
                 list_output_per_1m=None if serverless.output_price is None else money.times(serverless.output_price, MILLION),
                 list_per_1m=per_million(serverless.cost(mix.input_tokens, mix.output_tokens), mix.tokens),
+                unknown_token_share=share_of(token_side.sums.unknown_requests, token_side.sums.requests),
+                estimated_token_share=share_of(token_side.sums.estimated_requests, token_side.sums.requests),
             ),
             managed=ManagedSide(
                 tokens=own.tokens,
@@ -388,6 +394,8 @@ class _Comparison:
                 instances_needed=managed.instances_for(whole),
                 reason="; ".join(sorted(known.reasons)[:3]) or managed.reason,
                 gpu=gpu_use(self._session, self._period, known.places),
+                unknown_token_share=share_of(hour_side.sums.unknown_requests, hour_side.sums.requests),
+                estimated_token_share=share_of(hour_side.sums.estimated_requests, hour_side.sums.requests),
             ),
             break_even_tokens_per_day=even,
             break_even_reachable=None if even is None or per_day is None else even <= per_day,

@@ -8,6 +8,7 @@ from datetime import date, datetime
 from decimal import Decimal
 from typing import Literal
 
+from models import money
 from models.periods import Granularity, Period
 from models.resources import Mode
 
@@ -69,6 +70,21 @@ class Figures:
     coverage: Decimal | None
     estimate: bool
     reasons: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def unknown_token_share(self) -> Decimal | None:
+        """The share of requests whose tokens nobody told; None without requests."""
+        return share_of(self.unknown_token_requests, self.requests)
+
+    @property
+    def estimated_token_share(self) -> Decimal | None:
+        """The share of requests whose tokens are an estimate; None without requests."""
+        return share_of(self.estimated_token_requests, self.requests)
+
+
+def share_of(part: int, whole: int) -> Decimal | None:
+    """A share to four digits; None of nothing."""
+    return money.QUOTIENT.divide(Decimal(part), Decimal(whole)).quantize(Decimal("0.0001")) if whole > 0 else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -169,6 +169,16 @@ def test_filtered_output_is_billed(running: Running) -> None:
     assert plain(running.event()) == WHOLE | {"operation": "text_completion", "status": "filtered", "finish_reason": "content_filter"}
 
 
+def test_penalties_as_texts_and_candidates_pass_as_they_were_written(running: Running, deployment: Deployment) -> None:
+    said = {"presence_penalty": "0.5", "frequency_penalty": "-1.0", "n": 2, "best_of": 3, "ignore_eos": True, "use_beam_search": True}
+    body = json.dumps({"prompt": PROMPT, **said}, indent=2).encode()
+    headers = AUTH | {"content-type": "application/json", "extra-params": "pass-through"}
+    running.client.post("/v1/completions", content=body, headers=headers)
+    assert deployment.asked[0].body == body
+    event = plain(running.event())
+    assert (event["choices"], event["best_of"], event["output_tokens"]) == (2, 3, 14)
+
+
 def test_info_teaches_the_model_that_answers_leave_empty(running: Running) -> None:
     running.client.post("/chat/completions", json={**chat("EMPTY-MODEL"), "model": ""}, headers=AUTH)
     assert running.client.get("/info", headers=AUTH).json()["model_name"] == MODEL

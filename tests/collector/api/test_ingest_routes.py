@@ -355,6 +355,12 @@ def test_a_key_writes_its_own_workspaces_only(service: Service) -> None:
         assert session.execute(sa.text("SELECT name FROM workspace")).scalars().all() == ["ws-east"]
 
 
+def test_the_key_of_a_sender_is_no_part_of_an_identity(service: Service) -> None:
+    first, second = service.key("ingest", "ws-east"), service.key("ingest", "ws-east", "ws-west")
+    answers = [service.client.post("/v1/usage", json=event("a"), headers=bearer(secret)).json() for secret in (first, second)]
+    assert [(one["accepted"], one["duplicates"]) for one in answers] == [(1, 0), (0, 1)]
+
+
 @pytest.mark.parametrize(("scope", "status"), [(None, 401), ("read", 403)])
 def test_who_may_not_write_is_told_before_the_body_is_read(service: Service, scope: Any, status: int) -> None:
     secret = service.key("read") if scope else service.key("admin") + "x"

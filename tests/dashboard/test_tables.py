@@ -40,6 +40,7 @@ def test_a_file_holds_every_digit_and_leaves_unknown_empty() -> None:
         "status": "settling",
         "unpriced_tokens": "0",
         "unknown_token_requests": "1",
+        "estimated_token_requests": "0",
         "coverage": "0.9931",
         "estimate": "true",
     }

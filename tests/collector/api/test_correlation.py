@@ -64,6 +64,8 @@ def test_comparison_has_the_fields_of_the_contract(service: Service) -> None:
         "cost": "1.2",
         "feasible": False,
         "reason": row["serverless"]["reason"],
+        "unknown_token_share": "0",
+        "estimated_token_share": "0",
     }
     assert set(row["managed_compute"]) >= {
         "effective_cost_per_1m",

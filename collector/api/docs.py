@@ -9,6 +9,8 @@ from typing import Any
 from fastapi import FastAPI
 from starlette.responses import HTMLResponse
 
+from collector.api import schemas
+
 _CSP = "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
 _STYLE = (
     ":root{color-scheme:light dark}body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}"
@@ -69,6 +71,7 @@ def install(api: FastAPI) -> None:
                     "503": {"description": "Storage is away; send again"},
                 },
             }
+        schemas.complete(schema)
         return schema
 
     api.openapi = described  # type: ignore[method-assign]  # FastAPI's documented way to extend the description

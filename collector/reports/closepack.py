@@ -185,7 +185,9 @@ def leads(body: Mapping[str, Any]) -> list[str]:
     if body["standing"] == "final":
         said.append(f"Closed {words.instant(body['known_at'], 'UTC')} by {words.name(body['closed_by'], 'nobody named')}. The figures are those of the close.")
     else:
-        said.append(f"Provisional: the month is not closed. Its figures settle {words.instant(body['settles_at'], 'UTC')}.")
+        is_settled = body["settles_at"] <= body["snapshot"]["made_at"]  # written alike, they compare as texts
+        when = words.instant(body["settles_at"], "UTC")
+        said.append(f"Provisional: the month is not closed. {f'It can be closed since {when}' if is_settled else f'Its figures settle {when}'}.")
     said += [
         f"{words.amount(total['booked'], total['currency'])} is booked; the exact cost is {total['cost']} {total['currency']}, "
         f"and {total['rounding']} is rounding."

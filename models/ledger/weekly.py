@@ -28,6 +28,7 @@ _METERS = ("workspace", "deployment", "meter", "mode")
 _LINES: tuple[tuple[str, ...], ...] = (("mode",), ("workspace",), _DEPLOYMENTS, ("team",))
 _ASKED: tuple[tuple[str, ...], ...] = ((), *_LINES, _METERS)
 _SAME_PRICE = Decimal("0.005")
+_SAME_PERCENT = Decimal("0.05")
 Unit = Literal["day", "week", "month"]
 
 
@@ -360,6 +361,8 @@ def _moved(now: Decimal, before: Decimal) -> str:
     if not before:
         return "where there were none"
     percent = money.QUOTIENT.divide((now - before) * 100, before)
+    if abs(percent) < _SAME_PERCENT:
+        return "as before"
     return f"{percent.quantize(Decimal(1) if abs(percent) >= 1 else Decimal('0.1')):+} %"
 
 

@@ -76,7 +76,6 @@ def _budgets(view: View, found: Sequence[BudgetStanding]) -> Component:
         tables.Column("Used", title="spent, the likely end (P10 to P90) as a band, the amount as a mark"),
         tables.Column("Likely end", is_number=True, title="P10 to P90"),
         tables.Column("Accuracy", title="mean error of the forecast when tried on the past"),
-        tables.Column("Steps"),
         *([tables.Column("What to do")] if view.may_act else []),
     ]
 
@@ -90,14 +89,18 @@ def _budgets(view: View, found: Sequence[BudgetStanding]) -> Component:
         if outlook.low is not None and outlook.high is not None:
             band = [figure("budget_low", outlook.low), " – ", figure("budget_high", outlook.high)]
         return [
-            html.Span([tables.named(budget.name), " (hard)" if budget.is_hard else ""]),
+            [
+                tables.named(budget.name),
+                " (hard)" if budget.is_hard else "",
+                html.Br(),
+                html.Span(f"tells at {', '.join(f'{step} %' for step in budget.steps)}", className="where-is"),
+            ],
             text.span(one.spend.period),
             html.Span([figure("budget_spent", one.spend.amount), _untold(one)]),
             figure("budget_amount", budget.amount),
             [_bar(one), " ", figure("budget_share", one.share, None)],
             band or (outlook.reason or text.UNKNOWN),
             f"±{outlook.error_percent:.0f} % in {outlook.trials} tries" if outlook.error_percent is not None else "",
-            ", ".join(f"{step} %" for step in budget.steps),
             *([html.Span(_budget_acts(view, one), className="acts")] if view.may_act else []),
         ]
 
@@ -297,7 +300,7 @@ class _Form:
         said = {"id": self._said["id"]} if self._said.get("id") else {}
         # What the buttons' addresses say is not in an address that the fields make.
         hidden = [dcc.Input(type="hidden", name=name, value=value) for name, value in (("what", what), *said.items(), *self._kept())]
-        last = acts.choice("Over the last", "days", [(one, "a day" if one == "1" else f"{one} days") for one in days], chosen=self._said.get("days"))
+        last = acts.choice("Try over the last", "days", [(one, "a day" if one == "1" else f"{one} days") for one in days], chosen=self._said.get("days"))
         target = f"{self._view.prefix}backtest"
         trying = html.Button(
             "Try on the past", type="submit", formMethod="get", formAction=target, formNoValidate=True, title="Nothing is kept and nobody is told"

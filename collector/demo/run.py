@@ -117,7 +117,7 @@ def feed(
 
 
 def _watch(client: httpx.Client, now: datetime) -> None:
-    """What the company watches: two budgets, a rule and a weekly maintenance window; made once, known again by their names."""
+    """What the company watches: two budgets, a rule, two reports and a weekly maintenance window; made once, known again by their names."""
     window = {"days": ["sunday"], "from": "02:00", "to": "04:00", "time_zone": "Europe/Stockholm"}
     wanted: dict[str, list[dict[str, object]]] = {
         "/v1/budgets": [
@@ -125,6 +125,11 @@ def _watch(client: httpx.Client, now: datetime) -> None:
             {"name": "Research", "scope": {"team": "research"}, "amount": "6000.00", "currency": "USD", "period": "month", "steps": [50, 80, 100]},
         ],
         "/v1/alert-rules": [{"name": "Usage without a price", "kind": "unpriced_usage", "threshold": 1_000_000, "severity": "warning"}],
+        # On the Reports page there is one to preview and to send.
+        "/v1/report-schedules": [
+            {"name": "Weekly to finance", "report": "weekly", "folder": "finance"},
+            {"name": "Research, every day", "report": "daily", "teams": ["research"], "folder": "research"},
+        ],
         "/v1/silences": [
             {
                 "matchers": [{"name": "workspace", "value": "ws-emea"}],

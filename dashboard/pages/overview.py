@@ -102,9 +102,12 @@ def _tiles(view: View, totals: Sequence[Total], forecasts: list[Forecast] | Fail
     expected = {} if isinstance(forecasts, Failure) else {one.currency: one for one in forecasts}
     wanted = view.selection.currency
     currencies = [total.currency for total in _busiest_first(totals) if total.currency is not None]
-    currencies += sorted(currency for currency in expected if currency not in currencies and wanted in {None, currency})
+    # A currency without a row here is shown for its month alone; one that spends nothing there either is not.
+    spends = [one.currency for one in expected.values() if one.month_to_date or one.month_end]
+    currencies += sorted(currency for currency in spends if currency not in currencies and wanted in {None, currency})
     several = len(currencies) > 1
     month = month_period(utc_day(view.now))
+    to_date = replace(view.selection, begin=month.start, end=None)
     for currency in currencies:
         unit = f" ({currency})" if several else ""
         forecast = expected.get(currency)
@@ -114,14 +117,14 @@ def _tiles(view: View, totals: Sequence[Total], forecasts: list[Forecast] | Fail
             tiles.append(
                 tile(
                     f"Month to date{unit}",
-                    view.figure("month_to_date", forecast.month_to_date, currency),
+                    view.figure("month_to_date", forecast.month_to_date, currency, selection=to_date),
                     note=f"{month.start:%B %Y}",
                 )
             )
             tiles.append(
                 tile(
                     f"Forecast to month end{unit}",
-                    view.figure("month_end", forecast.month_end, currency, reason=forecast.reason),
+                    view.figure("month_end", forecast.month_end, currency, selection=to_date, reason=forecast.reason),
                     note=forecast.reason or _accuracy(forecast, currency),
                     tone="absent" if forecast.month_end is None else "",
                 )

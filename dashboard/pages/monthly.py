@@ -16,7 +16,7 @@ from dashboard.shell import Failure, View, card, failure_panel
 from models.ledger import Invoice, Lag, Moved, WorklistItem
 from models.periods import Period, month_period, utc_day
 
-_MOST_ROWS = 40
+_MOST_ROWS = 15
 
 
 def month_of(period: Period) -> date | None:

@@ -26,7 +26,7 @@ PATH = "reconciliation"
 NAME = "Reconciliation"
 GROUP = "Money"
 # Each cell is a component that the browser builds: a few hundred rows take it half a minute.
-_MOST_ROWS = 40
+_MOST_ROWS = 25
 _MOST_REQUESTS = 25
 _MONTHS = 6
 _LONGEST = timedelta(days=100)

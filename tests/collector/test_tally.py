@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import get_args
 
 import pytest
 import sqlalchemy as sa
 
 from collector import tally
+from collector.capture.event import ErrorClass
 from collector.ingest import Rejected, Verdict
 from collector.tally import Tally
 from models.columns import to_microseconds
 from models.errors import Unavailable
+from models.intake import FIXES
 from models.store import Store
 from tests.collector.api.serving import NOW
 
 AT = to_microseconds(NOW)
+
+
+def test_every_class_of_error_says_what_to_do() -> None:
+    assert set(get_args(ErrorClass)) | {"unauthorized", "forbidden"} == set(FIXES)
+    assert all(fix.endswith(".") and len(fix) > 20 for fix in FIXES.values())
 
 
 def refuse(counts: Tally, detail: str, *, at: int = AT, source: str = "s") -> None:

@@ -16,6 +16,7 @@ from datetime import datetime
 from decimal import Decimal
 from typing import IO, Any, Literal, get_args
 
+from collector.cells import plain
 from models import money
 from models.errors import InvalidInput
 from models.ledger import CostTable, UsageRecord
@@ -24,8 +25,6 @@ from models.periods import rfc3339
 Form = Literal["csv", "parquet"]
 FORMS: tuple[Form, ...] = get_args(Form)
 MEDIA_TYPES: Mapping[Form, str] = {"csv": "text/csv; charset=utf-8", "parquet": "application/vnd.apache.parquet"}
-# What a spreadsheet would run as a formula, were it the first sign of a name.
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 _GROUP_ROWS = 10_000
 _PRECISION, _SCALE = 38, 18
 
@@ -170,7 +169,7 @@ def _told(value: Cell) -> str:
         case datetime():
             return rfc3339(value)
         case str():
-            return f"'{value}" if value.startswith(_FORMULA) else value
+            return plain(value)
         case _:
             return str(value)
 

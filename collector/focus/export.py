@@ -24,6 +24,7 @@ import msgspec
 from sqlmodel import Session
 
 from collector.azure.storage import Storage
+from collector.cells import plain
 from collector.closing import month_from
 from collector.focus.check import Commitment, Together, faults
 from collector.focus.columns import DECIMALS, TIMES, VERSIONS, Version, columns
@@ -38,8 +39,6 @@ from models.store import Store
 Form = Literal["csv", "parquet"]
 FORMATS: tuple[Form, ...] = get_args(Form)
 MEDIA_TYPES: Mapping[Form, str] = {"csv": "text/csv; charset=utf-8", "parquet": "application/vnd.apache.parquet"}
-# What a spreadsheet would run as a formula, were it the first sign of a cell; numbers are written as numbers.
-_FORMULA = frozenset("=+-@\t\r\n|%")
 _GROUP_ROWS = 20_000
 # decimal(38, 18): exact for anything a bill says, and what readers of Parquet agree on.
 _PRECISION, _SCALE = 38, 18
@@ -203,9 +202,7 @@ def _csv(rows: Iterator[Row], names: Sequence[str], stream: BinaryIO) -> None:
     text = io.TextIOWrapper(stream, encoding="utf-8", newline="", write_through=False)
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(names)
-    cells: list[tuple[str, Callable[[Any], str]]] = [
-        (name, _decimal_cell if name in DECIMALS else _time_cell if name in TIMES else _text_cell) for name in names
-    ]
+    cells: list[tuple[str, Callable[[Any], str]]] = [(name, _decimal_cell if name in DECIMALS else _time_cell if name in TIMES else plain) for name in names]
     for row in rows:
         get = row.get
         writer.writerow(["" if (value := get(name)) is None else cell(value) for name, cell in cells])
@@ -221,11 +218,6 @@ def _decimal_cell(value: Any) -> str:
 @lru_cache(maxsize=4096)  # a month has few days
 def _time_cell(value: Any) -> str:
     return rfc3339(value)
-
-
-def _text_cell(value: str) -> str:
-    # An apostrophe in front keeps a name from being run as a formula.
-    return "'" + value if value[0] in _FORMULA else value
 
 
 def _parquet(rows: Iterator[Row], names: Sequence[str], stream: BinaryIO) -> None:

@@ -125,7 +125,9 @@ def _still(line: FocusLine, month: date, version: Version) -> Row:
     row |= _ours(line)
     if version == "1.4":
         del row["ProviderName"], row["PublisherName"]
-    return {name: value for name, value in row.items() if value is not None and value != ""}
+    # Names may have blanks at their ends; FOCUS's values have none.
+    told = {name: value.strip() if isinstance(value, str) else value for name, value in row.items()}
+    return {name: value for name, value in told.items() if value is not None and value != ""}
 
 
 def _moving(line: FocusLine, still: Row) -> Row:

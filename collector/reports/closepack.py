@@ -9,13 +9,12 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
+from collector.cells import plain
 from collector.reports import words
 from models import money
 from models.ledger.closepack import ClosePack, CurrencyClose, Entry
 from models.periods import rfc3339
 
-# What a spreadsheet would run as a formula, were it the first sign of a cell.
-FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "|", "%")
 _JOURNAL = ("entry", "date", "currency", "cost_center", "account", "debit", "credit")
 _ACCOUNTS = {
     "serverless": "serverless",
@@ -152,16 +151,12 @@ def journal_csv(body: Mapping[str, Any]) -> tuple[bytes, int, dict[str, str]]:
         for entry in one["entries"]:
             for line in entry["lines"]:
                 cells = {**entry, **line, "currency": one["currency"]}
-                writer.writerow(["" if cells[name] is None else _safe(cells[name]) if name == "cost_center" else cells[name] for name in _JOURNAL])
+                writer.writerow(["" if cells[name] is None else plain(cells[name]) if name == "cost_center" else cells[name] for name in _JOURNAL])
                 rows += 1
                 if entry["entry"] in {"invoice", "accrual"} and line["account"] not in {"payable", "accrued"}:
                     total = money.add((total, Decimal(line["debit"]), Decimal(line["credit"]).copy_negate()))
         control[one["currency"]] = _minor(total, one["currency"])
     return into.getvalue().encode(), rows, control
-
-
-def _safe(text: str) -> str:
-    return f"'{text}" if text.startswith(FORMULA) else text
 
 
 @dataclass(frozen=True, slots=True)

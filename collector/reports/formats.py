@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Literal, get_args
 
+from collector.cells import plain
 from collector.reports import closepack, page, words
 from models import money
 
@@ -82,18 +83,11 @@ def _csv(body: Mapping[str, Any]) -> tuple[bytes, int, dict[str, str]]:
     for one in body["currencies"]:
         for line in one["deployments"]:
             cells = {**line, "currency": one["currency"]}
-            writer.writerow([safe(cells[name]) if name in _NAMES or name == "currency" else _plain(cells[name]) for name in heads])
+            writer.writerow([plain(cells[name] or "") if name in _NAMES or name == "currency" else _plain(cells[name]) for name in heads])
             key = one["currency"] or "none"
             sums[key] = money.plus(sums.get(key, money.ZERO), Decimal(line["cost"] or 0))
             rows += 1
     return into.getvalue().encode(), rows, {currency: money.text(total) for currency, total in sums.items()}
-
-
-def safe(text: str | None) -> str:
-    """A name as a cell that no spreadsheet takes for a formula."""
-    if not text:
-        return ""
-    return f"'{text}" if text.startswith(closepack.FORMULA) else text
 
 
 def _plain(value: object) -> str:

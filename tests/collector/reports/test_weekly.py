@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from sqlmodel import Session, select
 
 from collector import reports
-from collector.reports.formats import safe
+from collector.cells import plain
 from models import ledger, money
 from models.ledger import CostQuery
 from models.periods import Period
@@ -83,7 +83,7 @@ def test_csv_adds_up_to_the_total_and_no_name_is_a_formula(sqlite_store: Store) 
 
 @pytest.mark.parametrize("name", ["=1+1", "+1", "-1", "@x", "\tx", "\rx", "|x", "%x"])
 def test_what_a_spreadsheet_would_run_is_made_text(name: str) -> None:
-    assert safe(name) == f"'{name}"
+    assert plain(name) == f"'{name}"
 
 
 def test_html_runs_nothing_loads_nothing_and_shows_names_as_they_are(sqlite_store: Store) -> None:

@@ -109,6 +109,8 @@ def _spend(session: Session, visible: frozenset[str] | None, now: datetime) -> l
         _sample("meterbridge_month_requests_without_tokens", {"workspace": workspace, "deployment": deployment, "tokens": kind}, count)
         for (workspace, deployment, kind), count in untold.items()
     ]
+    lines += _family("meterbridge_month_deployments_in_other", "gauge", "Deployments that have no series of their own: they stand together under other.")
+    lines.append(f"meterbridge_month_deployments_in_other {max(0, len(busiest) - MOST_DEPLOYMENTS)}")
     lines += _family("meterbridge_month_standing", "gauge", "How firm the spend of the running UTC month is: provisional, settling or settled.")
     for row in busiest[:MOST_DEPLOYMENTS]:
         if row.figures.currency is not None:

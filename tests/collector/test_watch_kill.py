@@ -106,16 +106,18 @@ def test_whoever_is_killed_no_crossing_is_missed_and_none_is_told_under_two_ids(
             factories.workspace(session)
         for life in range(LIVES):
             lives = living(database_url, ahead, 1 if store.is_sqlite else 2)
-            for number in range(CROSSINGS):
-                name = f"d{life}-{number}"
-                at = datetime.now(UTC) + ahead
-                with store.write() as session:
-                    factories.event(session, factories.series(session, deployment=name), time=at, input_tokens=1000, output_tokens=0)
-                crossed.add(name)
-                until = time.monotonic() + chance.random() * 0.1
-                while time.monotonic() < until:
-                    pass
-            kill(lives)
+            try:
+                for number in range(CROSSINGS):
+                    name = f"d{life}-{number}"
+                    at = datetime.now(UTC) + ahead
+                    with store.write() as session:
+                        factories.event(session, factories.series(session, deployment=name), time=at, input_tokens=1000, output_tokens=0)
+                    crossed.add(name)
+                    until = time.monotonic() + chance.random() * 0.1
+                    while time.monotonic() < until:
+                        pass
+            finally:
+                kill(lives)
             ahead += LATER
         # The last life lives on: first what still fires, then, a while later, the end of everything.
         for later in (timedelta(0), timedelta(minutes=3), timedelta(minutes=6)):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import date, datetime
@@ -12,10 +11,12 @@ from typing import Any
 
 from sqlmodel import col, select
 
+from collector.azure import sync
 from collector.azure.simulator import InventedWorld, Simulator
 from collector.demo.azure import SampleAzure
 from models import money
 from models.charges import BillPart, Charge, ChargeItem
+from models.errors import UpstreamError
 from models.store import Store
 
 # How many seeds each property is shown for: few in an ordinary run, METERBRIDGE_TEST_SEEDS of them on request.
@@ -24,16 +25,20 @@ Key = tuple[str, date, str, str, str | None, str, date]
 
 
 @contextmanager
-def pulling(world: InventedWorld, store: Store, now: Callable[[], datetime]) -> Iterator[tuple[Simulator, Callable[[], None]]]:
+def pulling(world: InventedWorld, store: Store, now: Callable[[], datetime], *, timeout: float = 0.5) -> Iterator[tuple[Simulator, Callable[[], None]]]:
     """The world as an Azure, and a pull of all its costs through the client, which waits for nothing here."""
-    with SampleAzure(world, store, first_day=world.first_day, now=now, sleep=lambda _seconds: None, timeout=0.5) as azure:
+    with SampleAzure(world, store, first_day=world.first_day, now=now, sleep=lambda _seconds: None, timeout=timeout) as azure:
         simulator = azure.simulator
         simulator.costs.poll_seconds = "0.005"
         simulator.faults.hang_seconds = 0.02
         simulator.faults.retry_after_seconds = 0
 
         def pull() -> None:
-            azure.sync("costs", threading.Event())
+            """What is due, as the schedule would ask for it."""
+            with azure.opened() as client:
+                failures = sync.pull(store, client, "costs", now=now, say=lambda _line: None, progress=lambda _done, _of: None)
+            if failures:
+                raise UpstreamError("; ".join(failures), retryable=True)
 
         yield simulator, pull
 

@@ -48,6 +48,8 @@ from collector.webhooks.reach import Policy
 from collector.webhooks.sending import Sender
 from models.store import Store
 
+pytestmark = pytest.mark.walk
+
 def now():
     return datetime.now(UTC) + timedelta(seconds=float(sys.argv[2]))
 

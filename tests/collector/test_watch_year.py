@@ -20,6 +20,8 @@ from models.store import Store
 from tests import factories
 from tests.collector.test_watch import Watched, watched
 
+pytestmark = pytest.mark.walk
+
 # Half-hour and quarter-hour offsets, clocks that change at midnight, by half an hour, and not at all.
 ZONES = ("Europe/Berlin", "America/New_York", "Asia/Beirut", "Australia/Lord_Howe", "Asia/Kathmandu")
 YEAR = 2028

@@ -32,6 +32,8 @@ from opentelemetry.trace import SpanKind
 
 from tests.collector.api.serving import Service, bearer
 
+pytestmark = pytest.mark.walk
+
 DATA = Path(__file__).resolve().parents[2] / "data"
 HERE = {"x-meterbridge-workspace": "ws-east", "x-meterbridge-deployment": "llama-chat"}
 TEN = datetime(2026, 11, 20, 9, tzinfo=UTC)

@@ -29,6 +29,8 @@ from collector.azure.client import AzureSettings
 from collector.reports import delivery, paper, places
 from models.store import Store
 
+pytestmark = pytest.mark.walk
+
 url, root, at = sys.argv[1:]
 
 def die(*_, **__):

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import pytest
 import sqlalchemy as sa
 from sqlmodel import col
 
@@ -32,6 +33,8 @@ from models.notices import Delivery, DeliveryStatus, Format, Receiver
 from models.store import Store
 from tests import factories
 from tests.collector.webhooks.listening import listening, says
+
+pytestmark = pytest.mark.walk
 
 LIVES = int(os.environ.get("METERBRIDGE_TEST_SEEDS", "2"))
 CROSSINGS = 4
@@ -47,8 +50,6 @@ from collector.webhooks.dispatch import Dispatcher
 from collector.webhooks.reach import Policy
 from collector.webhooks.sending import Sender
 from models.store import Store
-
-pytestmark = pytest.mark.walk
 
 def now():
     return datetime.now(UTC) + timedelta(seconds=float(sys.argv[2]))

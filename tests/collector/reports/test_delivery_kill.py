@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 
+import pytest
 from sqlmodel import select
 
 from models.notices import Delivery
@@ -19,6 +20,8 @@ from models.reports import ReportSnapshot
 from models.schedules import ReportDelivery
 from models.store import Store
 from tests.collector.reports.test_delivery import NOW, receiver, schedule, world
+
+pytestmark = pytest.mark.walk
 
 # The sending process: for each step that it is told it forks one that dies there; "" lets it live.
 SENDER = """
@@ -28,8 +31,6 @@ from pathlib import Path
 from collector.azure.client import AzureSettings
 from collector.reports import delivery, paper, places
 from models.store import Store
-
-pytestmark = pytest.mark.walk
 
 url, root, at = sys.argv[1:]
 

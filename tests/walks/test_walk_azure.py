@@ -170,7 +170,7 @@ def test_the_sample_world_pulled_is_the_sample_world_imported(empty: Path, tmp_p
     world = demo.World(11, now, days=40, scale=0.02)
     store = opened(empty, tmp_path / "t.db")
     with demo.SampleAzure(world.estate(), store, first_day=world.story.first_day, now=lambda: now) as azure:
-        assert azure.sync("inventory", threading.Event()) == "inventory: 10 deployments of 2 subscriptions"
+        assert azure.sync("inventory", threading.Event()) == "inventory: 11 deployments of 2 subscriptions"
         assert azure.sync("quotas", threading.Event()).splitlines() == ["10 quotas of 4 regions and sources, 10 of them new or changed"]
         azure.sync("costs", threading.Event())
         yesterday = now - DAY

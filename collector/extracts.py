@@ -16,11 +16,10 @@ from datetime import datetime
 from decimal import Decimal
 from typing import IO, Any, Literal, get_args
 
-from collector.cells import plain
 from models import money
+from models.cells import cell
 from models.errors import InvalidInput
 from models.ledger import CostTable, UsageRecord
-from models.periods import rfc3339
 
 Form = Literal["csv", "parquet"]
 FORMS: tuple[Form, ...] = get_args(Form)
@@ -148,30 +147,14 @@ def _spooled(kinds: Mapping[str, Kind], rows: Iterable[Sequence[Cell]], form: Fo
 def _csv(kinds: Mapping[str, Kind], rows: Iterable[Sequence[Cell]], stream: IO[bytes]) -> int:
     text = io.TextIOWrapper(stream, encoding="utf-8", newline="")
     writer = csv.writer(text, lineterminator="\r\n")
-    writer.writerow([_told(name) for name in kinds])
+    writer.writerow([cell(name) for name in kinds])
     count = 0
     for row in rows:
-        writer.writerow([_told(value) for value in row])
+        writer.writerow([cell(value) for value in row])
         count += 1
     text.flush()
     text.detach()
     return count
-
-
-def _told(value: Cell) -> str:
-    match value:
-        case None:
-            return ""
-        case bool():
-            return "true" if value else "false"
-        case Decimal():
-            return money.text(value)
-        case datetime():
-            return rfc3339(value)
-        case str():
-            return plain(value)
-        case _:
-            return str(value)
 
 
 def _parquet(kinds: Mapping[str, Kind], rows: Iterable[Sequence[Cell]], stream: IO[bytes]) -> int:

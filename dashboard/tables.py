@@ -17,11 +17,9 @@ from dash.development.base_component import Component
 
 from dashboard import text
 from models import money
+from models.cells import cell, plain
 from models.ledger import CostTable, Figures
 from models.periods import rfc3339
-
-# What spreadsheets take for the start of a formula or a command (OWASP "CSV Injection"; ASVS 5.0, 1.2.10).
-_FORMULA_STARTS = frozenset("=+-@\t\r\n\x00＝＋－＠")
 
 _FIGURES = (
     "currency",
@@ -106,14 +104,14 @@ def costs_csv(answer: CostTable) -> str:
     out = io.StringIO(newline="")
     writer = csv.writer(out, lineterminator="\r\n")
     groups = answer.query.group_by
-    writer.writerow(["period_start", "period_end", *(safe(group) for group in groups), *_FIGURES])
+    writer.writerow(["period_start", "period_end", *(plain(group) for group in groups), *_FIGURES])
     for row in answer.rows:
         writer.writerow(
             [
                 rfc3339(row.period.start),
                 rfc3339(row.period.end),
-                *(safe(row.groups.get(group)) for group in groups),
-                *(_cell(getattr(row.figures, field)) for field in _FIGURES),
+                *(cell(row.groups.get(group)) for group in groups),
+                *(cell(getattr(row.figures, field)) for field in _FIGURES),
             ]
         )
     return out.getvalue()
@@ -122,24 +120,3 @@ def costs_csv(answer: CostTable) -> str:
 def control_total(answer: CostTable) -> str:
     """What the cost column adds up to, for each currency, from the ledger's own totals."""
     return "; ".join(f"{money.text(total.cost)} {total.currency or '-'}" for total in answer.totals if total.cost is not None)
-
-
-def safe(value: str | None) -> str:
-    """A text cell that no spreadsheet takes for a formula."""
-    if value is None:
-        return ""
-    return f"'{value}" if value[:1] in _FORMULA_STARTS and value else value
-
-
-def _cell(value: object) -> str:
-    match value:
-        case None:
-            return ""
-        case bool():
-            return "true" if value else "false"
-        case Decimal():
-            return money.text(value)
-        case int():
-            return str(value)
-        case _:
-            return safe(str(value))

@@ -24,13 +24,13 @@ import msgspec
 from sqlmodel import Session
 
 from collector.azure.storage import Storage
-from collector.cells import plain
 from collector.closing import month_from
 from collector.focus.check import Commitment, Together, faults
 from collector.focus.columns import DECIMALS, TIMES, VERSIONS, Version, columns
 from collector.focus.rows import Row, Rows
 from collector.reports.places import Places
 from models import ledger, money
+from models.cells import plain
 from models.errors import InvalidInput, InvariantBroken
 from models.money import ZERO
 from models.periods import month_start, rfc3339, utc_day

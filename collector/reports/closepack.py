@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
-from collector.cells import plain
 from collector.reports import words
 from models import money
+from models.cells import plain
 from models.ledger.closepack import ClosePack, CurrencyClose, Entry
 from models.periods import rfc3339
 

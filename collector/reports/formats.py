@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Literal, get_args
 
-from collector.cells import plain
 from collector.reports import closepack, page, words
 from models import money
+from models.cells import plain
 
 Format = Literal["json", "csv", "html", "pdf"]
 FORMATS: tuple[Format, ...] = get_args(Format)

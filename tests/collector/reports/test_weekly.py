@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from sqlmodel import Session, select
 
 from collector import reports
-from collector.cells import plain
 from models import ledger, money
+from models.cells import plain
 from models.ledger import CostQuery
 from models.periods import Period
 from models.reports import ReportSnapshot

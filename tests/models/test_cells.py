@@ -9,7 +9,7 @@ from decimal import Decimal
 
 import pytest
 
-from collector.cells import plain
+from models.cells import plain
 from models.store import Store
 from tests import factories as make
 from tests.collector.api.serving import serving

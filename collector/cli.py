@@ -12,7 +12,6 @@ import gc
 import json
 import logging
 import os
-import signal
 import socket
 import sys
 import tempfile
@@ -38,6 +37,7 @@ from collector.auth import KeyRing, Principal
 from collector.azure import schedule as azure_schedule
 from collector.azure import sync as azure_sync
 from collector.desk import Desk
+from collector.ending import Ending
 from collector.files import Files
 from collector.ingest import Ingest
 from collector.locks import DatabaseLock, Running
@@ -76,8 +76,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"meterbridge: {fault}", file=sys.stderr)
         return 2
     is_service = options.run in (_up, _serve, _work, _dashboard, _demo, _proxy)
-    # From the start a SIGTERM ends a service as Ctrl-C does, also before its server listens to signals.
-    before = signal.signal(signal.SIGTERM, _interrupt) if is_service else None
+    with Ending() if is_service else contextlib.nullcontext() as options.ending:
+        return _run(options)
+
+
+def _run(options: argparse.Namespace) -> int:
+    """The command, with what it raises told as one line and an exit code."""
     try:
         settings = Settings.from_environment(
             os.environ,
@@ -95,8 +99,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"meterbridge: {fault.message}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        if is_service:
-            return 0  # how it is ended
+        if options.ending is not None:
+            return 0  # how a service is ended
         print("meterbridge: interrupted; what was not finished can be given again", file=sys.stderr)
         return 1
     except BrokenPipeError:
@@ -107,9 +111,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as fault:
         print(f"meterbridge: {fault.filename or 'a file'}: {fault.strerror or fault}", file=sys.stderr)
         return 2
-    finally:
-        if before is not None:
-            signal.signal(signal.SIGTERM, before)
     return code
 
 
@@ -381,20 +382,21 @@ def _owned(settings: Settings) -> Iterator[tuple[Store, DatabaseLock | None]]:
             lock.release()
 
 
-def _up(_options: argparse.Namespace, settings: Settings) -> int:
+def _up(options: argparse.Namespace, settings: Settings) -> int:
     with _owned(settings) as (store, lock):
-        return _run_service(store, lock, settings, has_dashboard=True, has_jobs=True)
+        return _run_service(store, lock, settings, options.ending, has_dashboard=True, has_jobs=True)
 
 
-def _serve(_options: argparse.Namespace, settings: Settings) -> int:
+def _serve(options: argparse.Namespace, settings: Settings) -> int:
     with _owned(settings) as (store, lock):
-        return _run_service(store, lock, settings, has_dashboard=False, has_jobs=False)
+        return _run_service(store, lock, settings, options.ending, has_dashboard=False, has_jobs=False)
 
 
 def _run_service(
     store: Store,
     lock: DatabaseLock | None,
     settings: Settings,
+    ending: Ending,
     *,
     has_dashboard: bool,
     has_jobs: bool,
@@ -433,6 +435,7 @@ def _run_service(
     dispatcher = telling.dispatcher(store, now=_now) if has_jobs else None
     stop = threading.Event()
     companion = threading.Thread(target=beside, args=(url, stop), name="companion", daemon=True) if beside is not None else None
+    ending.remember()
     ingest.start()
     if scheduler is not None:
         scheduler.start()
@@ -451,7 +454,7 @@ def _run_service(
     if companion is not None:
         companion.start()
     try:
-        _serve_until_signal(app, listener)
+        _serve_until_signal(app, listener, ending)
     finally:
         stop.set()
         if scheduler is not None:
@@ -470,7 +473,7 @@ def _give_back_memory() -> None:
         ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 1024 * 1024)
 
 
-def _serve_until_signal(app: Hardened, listener: socket.socket) -> None:
+def _serve_until_signal(app: Hardened, listener: socket.socket, ending: Ending) -> None:
     config = uvicorn.Config(
         app,
         http="auto" if app.shortcut is None else connections(app.shortcut),
@@ -493,16 +496,7 @@ def _serve_until_signal(app: Hardened, listener: socket.socket) -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 20)
-    # uvicorn raises the signal again once it has shut down; it ended us as it should, so that is no failure.
-    with contextlib.suppress(KeyboardInterrupt):
-        try:
-            server.run(sockets=[listener])
-        finally:
-            listener.close()
-
-
-def _interrupt(_number: int, _frame: object) -> Never:
-    raise KeyboardInterrupt
+    ending.serve(server, listener)
 
 
 def _dashboard_app(store: Store, keys: KeyRing, settings: Settings, *, is_loopback: bool) -> ASGIApp:
@@ -549,28 +543,27 @@ def _url(host: str, listener: socket.socket) -> str:
     return f"http://{shown}:{port}"
 
 
-def _work(_options: argparse.Namespace, settings: Settings) -> int:
+def _work(options: argparse.Namespace, settings: Settings) -> int:
     with _owned(settings) as (store, _):
         telling = Telling.of(settings)
         scheduler = jobs.create_scheduler(store, now=_now, more=[*vllm.jobs(settings), *azure_schedule.jobs(settings), *jobs.reporting(telling)])
         dispatcher = telling.dispatcher(store, now=_now)
-        done = threading.Event()
-        for sign in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(sign, lambda *_: done.set())
+        ending: Ending = options.ending
+        ending.remember()
         scheduler.start()
         dispatcher.start()
         _tell(f"meterbridge {software_version()} jobs on {store.name}")
-        done.wait()
+        ending.wait()
         scheduler.shutdown(wait=False)
         dispatcher.stop()
     return 0
 
 
 def _proxy(options: argparse.Namespace, _settings: Settings) -> int:
-    return proxy_command.run(options, now=_now, tell=_tell)
+    return proxy_command.run(options, options.ending, now=_now, tell=_tell)
 
 
-def _dashboard(_options: argparse.Namespace, settings: Settings) -> int:
+def _dashboard(options: argparse.Namespace, settings: Settings) -> int:
     store = Store(settings.database_url)
     _refuse_missing(store)
     store.check_schema()
@@ -591,7 +584,7 @@ def _dashboard(_options: argparse.Namespace, settings: Settings) -> int:
     _tell(f"meterbridge {software_version()} dashboard on {url}/dashboard/")
     if keys.is_open():
         _tell(_open_notice(settings))
-    _serve_until_signal(app, listener)
+    _serve_until_signal(app, listener, options.ending)
     store.close()
     return 0
 
@@ -887,7 +880,7 @@ def _demo(options: argparse.Namespace, settings: Settings) -> int:
             except Exception:
                 logger.exception("the sample world could not be fed")
 
-        return _run_service(store, lock, settings, has_dashboard=True, has_jobs=True, beside=feed)
+        return _run_service(store, lock, settings, options.ending, has_dashboard=True, has_jobs=True, beside=feed)
 
 
 def _importer(settings: Settings, folder: Path) -> Callable[[str, str, bytes], None]:

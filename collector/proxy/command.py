@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import gc
 import logging
 import socket
@@ -18,6 +17,7 @@ import httpx
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from collector.ending import Ending
 from collector.proxy.admission import Admission
 from collector.proxy.app import Limits, Proxy
 from collector.proxy.upstreams import Upstream, parse
@@ -69,7 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--max-connections", type=int, default=200, metavar="N", help="connections to upstreams at once (default 200)")
 
 
-def run(options: argparse.Namespace, *, now: Callable[[], datetime], tell: Callable[[str], None]) -> int:
+def run(options: argparse.Namespace, ending: Ending, *, now: Callable[[], datetime], tell: Callable[[str], None]) -> int:
     """Serve until a signal; then finish what is under way, and report what is not reported."""
     upstreams = [_completed(parse(text), options) for text in options.upstream]
     _refuse_twins(upstreams)
@@ -103,7 +103,7 @@ def run(options: argparse.Namespace, *, now: Callable[[], datetime], tell: Calla
     tell(f"meterbridge proxy on http://{shown}:{listener.getsockname()[1]} to {', '.join(one.url for one in upstreams)}")
     tell(f"reports to {options.report_to}; admission {options.admission}")
     try:
-        serve(proxy, listener)
+        serve(proxy, listener, ending)
     finally:
         reporter.close()
     found = reporter.stats()
@@ -112,18 +112,13 @@ def run(options: argparse.Namespace, *, now: Callable[[], datetime], tell: Calla
     return 0
 
 
-def serve(proxy: Any, listener: socket.socket) -> None:
+def serve(proxy: Any, listener: socket.socket, ending: Ending) -> None:
     """Answer on the listener until a signal."""
     # The threads that spool and report would otherwise hold a passing call up for 5 ms at a time.
     sys.setswitchinterval(0.0005)
     gc.collect()
     gc.freeze()  # what is loaded by now stays: it need not be looked through again while a call waits
-    server = uvicorn.Server(config(proxy))
-    with contextlib.suppress(KeyboardInterrupt):
-        try:
-            server.run(sockets=[listener])
-        finally:
-            listener.close()
+    ending.serve(uvicorn.Server(config(proxy)), listener)
 
 
 def config(proxy: Any) -> uvicorn.Config:

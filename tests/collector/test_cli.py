@@ -338,6 +338,34 @@ def test_sigterm_ends_a_service_as_it_should(database: str, command: list[str]) 
     assert "Traceback" not in "".join(running.said)
 
 
+_INTERRUPTED_WHERE_NOTHING_CAN_BE_RAISED = """
+import gc, os, signal, sys
+from collector import cli
+
+def interrupt(phase, _):
+    if sys._getframe(1).f_code.co_name == "_serve_until_signal":
+        gc.callbacks.remove(interrupt)
+        os.kill(os.getpid(), signal.{sign})
+
+gc.callbacks.append(interrupt)
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("sign", ["SIGTERM", "SIGINT"])
+def test_a_signal_that_no_exception_can_carry_ends_a_service_all_the_same(database: str, sign: str) -> None:
+    # What is raised while garbage is collected is told to stderr and then forgotten.
+    done = subprocess.run(
+        [sys.executable, "-c", _INTERRUPTED_WHERE_NOTHING_CAN_BE_RAISED.format(sign=sign), "serve", "--port", "0", "--database-url", database],
+        capture_output=True,
+        timeout=60,
+        check=False,
+        env=_environment(),
+    )
+    assert done.returncode == 0
+    assert b"Traceback" not in done.stderr
+
+
 def test_a_half_sent_request_does_not_hold_the_end(database: str) -> None:
     with (
         service("up", "--port", "0", "--database-url", database) as up,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain, pairwise
 from operator import itemgetter
@@ -26,6 +27,7 @@ from models.usage import DAY_SECONDS, MINUTE_SECONDS, QUARTER_SECONDS, Operation
 _SECOND = 1_000_000
 _MINUTE = MINUTE_SECONDS * _SECOND
 _HOUR = 3600 * _SECOND
+_DAY = DAY_SECONDS * _SECOND
 # On PostgreSQL a commit takes one number of a sequence, and its events the numbers behind it.
 _SEQ_BITS = 20
 # As plain numbers: arithmetic on enum members costs as much as the rest of a row.
@@ -57,7 +59,7 @@ class StoredCall(NamedTuple):
 
 
 _FEW = 200  # as many events are one statement among others on PostgreSQL
-_ROWS_A_STEP = 250  # SQLite takes 32,766 marks in a statement; a row has 22 at most
+_ROWS_A_STEP = 256  # SQLite takes 32,766 marks in a statement; a row has 22 at most
 _IDS = frozenset({"event_id", "response_id", "request_id"})
 
 
@@ -265,14 +267,14 @@ class Rows:
     def _write_few(self) -> None:
         driver: Any = self._connection.connection.driver_connection
         if self._is_sqlite:
-            driver.executemany(_INSERT_EVENT, self._singles)
+            _in_few_steps(driver, _INSERT, _ONE, self._singles)
         else:
             driver.execute(_INSERT_EVENTS, [list(column) for column in zip(*self._singles, strict=True)])
 
     def _write_many(self) -> None:
         driver: Any = self._connection.connection.driver_connection
         if self._is_sqlite:
-            driver.executemany(_INSERT_EVENT, self._singles)
+            _in_few_steps(driver, _INSERT, _ONE, self._singles)
             for piece in self._pieces:
                 _insert(driver, piece)
             return
@@ -288,15 +290,16 @@ class Rows:
 
     def _write_arrivals(self) -> None:
         hour = self._received // _HOUR * 3600
-        times = np.array([*(row[0] for row in self._singles), *(time for piece in self._pieces for time in _listed(piece[0]))], np.int64)
-        of_days = np.unique(times // (DAY_SECONDS * _SECOND), return_counts=True)
+        of_days = Counter(row[0] // _DAY for row in self._singles)
+        for piece in self._pieces:
+            of_days.update(dict(zip(*(counts.tolist() for counts in np.unique(np.array(_listed(piece[0])) // _DAY, return_counts=True)), strict=True)))
         marks = ", ".join(["?" if self._is_sqlite else "%s"] * 6)
         sql = (
             f"INSERT INTO usage_arrival (arrived_at, happened_on, writer, events, last_seq, last_received_at) VALUES ({marks}) "  # noqa: S608 - names of ours
             "ON CONFLICT (arrived_at, happened_on, writer) DO UPDATE SET "
             "events = usage_arrival.events + excluded.events, last_seq = excluded.last_seq, last_received_at = excluded.last_received_at"
         )
-        for day, events in zip(*(counts.tolist() for counts in of_days), strict=True):
+        for day, events in sorted(of_days.items()):
             quick(self._connection, sql, (hour, day, self._numbers.writer, events, self._seq - 1, self._received))
 
     def _upsert(self, table: str, rows: Sequence[tuple[int, ...]]) -> None:
@@ -305,7 +308,7 @@ class Rows:
         into, on = f"INSERT INTO {table} ({', '.join(_ROLLUP_COLUMNS)})", f"ON CONFLICT ({', '.join(_ROLLUP_COLUMNS[:4])}) DO UPDATE SET {update}"
         driver: Any = self._connection.connection.driver_connection
         if self._is_sqlite:
-            driver.executemany(f"{into} VALUES ({', '.join('?' * len(_ROLLUP_COLUMNS))}) {on}", rows)
+            _in_few_steps(driver, f"{into} VALUES ", f"({', '.join('?' * len(_ROLLUP_COLUMNS))})", rows, f" {on}")
         else:
             # Whole columns in one statement: a row at a time costs ten times as much.
             arrays = [list(column) for column in zip(*rows, strict=True)]
@@ -339,7 +342,8 @@ class Rows:
         return found
 
 
-_INSERT_EVENT = f"INSERT INTO usage_event ({', '.join(_EVENT)}) VALUES ({', '.join('?' * len(_EVENT))})"  # noqa: S608 - names of ours
+_INSERT = f"INSERT INTO usage_event ({', '.join(_EVENT)}) VALUES "  # noqa: S608 - names of ours
+_ONE = f"({', '.join('?' * len(_EVENT))})"
 
 _KINDS = {"event_id": "text", "response_id": "text", "request_id": "text", "details": "text", "status": "smallint", "quality": "smallint", "flags": "int"}
 _INSERT_EVENTS = (
@@ -386,12 +390,17 @@ def _insert(driver: Any, piece: Sequence[_Column]) -> None:
     if any(left > right for left, right in pairwise(_listed(piece[0]))):
         rows.sort(key=itemgetter(0))
     statement, one = f"INSERT INTO usage_event ({', '.join(names)}) VALUES ", f"({', '.join(marks)})"  # noqa: S608 - names and numbers of ours
-    # Many rows a step: the driver lets other threads run during each step, and waits for them after it.
-    whole = len(rows) - len(rows) % _ROWS_A_STEP
-    many = statement + ", ".join([one] * _ROWS_A_STEP)
-    for start in range(0, whole, _ROWS_A_STEP):
-        driver.execute(many, list(chain.from_iterable(rows[start : start + _ROWS_A_STEP])))
-    driver.executemany(statement + one, rows[whole:])
+    _in_few_steps(driver, statement, one, rows)
+
+
+def _in_few_steps(driver: Any, statement: str, one: str, rows: Sequence[Sequence[Any]], end: str = "") -> None:
+    """Store rows in SQLite, many a step: the driver lets other threads run during each step, and waits for them after it."""
+    start = 0
+    while start < len(rows):
+        # Powers of two: the driver keeps the statements that it prepared, and there are few.
+        size = min(_ROWS_A_STEP, 1 << (len(rows) - start).bit_length() - 1)
+        driver.execute(f"{statement}{', '.join([one] * size)}{end}", list(chain.from_iterable(rows[start : start + size])))
+        start += size
 
 
 def _bound(stored: str | bytes | None) -> str | bytearray | None:

@@ -18,6 +18,7 @@ from typing import Any
 
 from sqlmodel import Session, col, select
 
+from models import money
 from models.alerts import Budget
 from models.columns import to_microseconds
 from models.errors import DomainError
@@ -27,7 +28,6 @@ from models.ledger.world import World
 from models.lifecycle import context_tokens
 from models.limits import Counting, Limits, limits_known
 from models.matching import Identity, Registry
-from models.money import text
 from models.periods import rfc3339
 from models.prices import model_key
 from models.resources import Mode
@@ -284,7 +284,7 @@ class Admission:
         for standing in seen.budgets:
             if standing.remaining <= 0:
                 wait = max(1, int((standing.period.end - seen.at).total_seconds()))
-                why = f"budget: {standing.name} of {text(standing.amount)} {standing.currency} is spent; it begins anew at {rfc3339(standing.period.end)}"
+                why = f"budget: {standing.name} of {money.said(standing.amount, standing.currency)} is spent; it begins anew at {rfc3339(standing.period.end)}"
                 found += [Denied(workspace, deployment, why, wait) for workspace, deployment in _covered(standing.scope, seen)]
         return found
 
@@ -329,7 +329,7 @@ def _together(world: _World, by_series: Mapping[int, Mapping[int, rates.Counts]]
 
 def _spent(standing: HardStanding) -> str:
     return (
-        f"budget: {standing.name} has spent {text(standing.spent)} of {text(standing.amount)} {standing.currency}; "
+        f"budget: {standing.name} has spent {money.said(standing.spent, standing.currency)} of {money.said(standing.amount, standing.currency)}; "
         f"it begins anew at {rfc3339(standing.period.end)}"
     )
 

@@ -104,6 +104,14 @@ def shown(value: Decimal, currency: str | None) -> Decimal:
         return value.quantize(Decimal(1).scaleb(-minor_digits(currency)))
 
 
+def said(value: Decimal, currency: str | None) -> str:
+    """``1,234.56 USD``: the amount in a sentence for people; what rounds to nothing and is not says so."""
+    rounded = shown(value, currency)
+    if not rounded and value:
+        return f"{'<' if value > 0 else '>-'}{Decimal(1).scaleb(-minor_digits(currency))} {currency or ''}".strip()
+    return f"{rounded or abs(rounded):,f} {currency or ''}".strip()
+
+
 def split(amount: Decimal, weights: Sequence[int | Decimal], *, digits: int = 12) -> list[Decimal]:
     """Shares of ``amount`` in proportion to ``weights`` that add up to it exactly (largest remainder).
 

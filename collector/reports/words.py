@@ -27,11 +27,7 @@ def amount(text: str | None, currency: str | None) -> str:
     """``1,234.56 USD``, rounded to the currency's digits; unknown is a word."""
     if text is None:
         return "unknown"
-    value = Decimal(text)
-    shown = money.shown(value, currency)
-    if not shown and value:
-        return f"{'<' if value > 0 else '>-'}{Decimal(1).scaleb(-money.minor_digits(currency))} {currency or ''}".strip()
-    return f"{shown or abs(shown):,f} {currency or ''}".strip()
+    return money.said(Decimal(text), currency)
 
 
 def signed(text: str | None, currency: str | None) -> str:

@@ -110,7 +110,8 @@ def backtest_budget(session: Session, budget: Budget, period: Period, *, now: da
         crossed = steps_crossed(spent=spent, amount=budget.amount, steps=budget.steps, claimed=claimed)
         claimed.update(crossed.crossed)
         if crossed.telling is not None:
-            why = f"{money.text(spent)} {budget.currency} spent since {rfc3339(own.start)}, at or above {crossed.telling} % of {money.text(budget.amount)}"
+            limit = money.said(budget.amount, budget.currency)
+            why = f"{money.said(spent, budget.currency)} spent since {rfc3339(own.start)}, at or above {crossed.telling} % of {limit}"
             open_ones[crossed.telling] = Firing(dict(budget.scope), at, None, spent, why, crossed.telling)
     ended(running.end if running.end <= span.end else None)
     notes = ["the steps of the forecast are not tried: how good it is stands beside each budget"] if budget.forecast_steps else []

@@ -450,7 +450,7 @@ def _judge_budget(session: Session, budget: Budget, own: Sequence[Alert], now: d
             changes.append(_end(alert, budget, now, "the budget was edited; its steps are armed again" if is_edited else "the period ended"))
         elif alert.kind is Kind.BUDGET and alert.step is not None and not is_crossed(spent=said.amount, amount=budget.amount, step=alert.step):
             cause = cause_of(session, budget)
-            fallen = f"{money.text(said.amount)} {budget.currency} spent, below {alert.step} % of {money.text(budget.amount)}: {cause}"
+            fallen = f"{money.said(said.amount, budget.currency)} spent, below {alert.step} % of {money.said(budget.amount, budget.currency)}: {cause}"
             changes.append(_end(alert, budget, now, fallen))
     current = [alert for alert in own if alert.subject == subject]
     changes += _steps(session, budget, Kind.BUDGET, budget.steps, said.amount, said, subject, sample, current, now, "spent")
@@ -508,7 +508,7 @@ def _steps(  # noqa: PLR0917 - twice the same of two figures
         return changes
     step = found.telling
     edge = money.times(budget.amount, Decimal(step) / 100)
-    why = f"{money.text(amount)} {budget.currency} {what}, at or above {step} % of {money.text(budget.amount)}: {cause_of(session, budget)}"
+    why = f"{money.said(amount, budget.currency)} {what}, at or above {step} % of {money.said(budget.amount, budget.currency)}: {cause_of(session, budget)}"
     reading = Reading(dict(budget.scope), amount, edge, None, dict(sample))
     alert = pending.get(step)
     common = {"kind": kind, "subject": subject, "budget_step": step, "crossed": found.crossed, "period_start": said.period.start}

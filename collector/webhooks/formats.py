@@ -13,8 +13,11 @@ import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from decimal import Decimal
 from typing import Any, assert_never
 
+from models import money
+from models.alerts import BUDGET_KINDS
 from models.notices import Format
 from models.periods import rfc3339
 
@@ -116,7 +119,7 @@ def _facts(notice: Notice, limit: int) -> list[tuple[str, str]]:
     scope = data.get("scope")
     if isinstance(scope, Mapping):
         facts += [(str(name).capitalize(), _joined(value)) for name, value in sorted(scope.items(), key=str)]
-    facts += [("Value", data.get("value")), ("Threshold", data.get("threshold")), ("Step", None if data.get("step") is None else f"{data['step']} %")]
+    facts += [("Value", _figure(data, "value")), ("Threshold", _figure(data, "threshold")), ("Step", None if data.get("step") is None else f"{data['step']} %")]
     group = data.get("group")
     if isinstance(group, Mapping):
         facts.append(("Alerts in this group", group.get("size")))
@@ -128,6 +131,14 @@ def _facts(notice: Notice, limit: int) -> list[tuple[str, str]]:
         ("Alert", data.get("id")),
     ]
     return [(line(name, 40), line(value, limit)) for name, value in facts if value not in (None, "")]
+
+
+def _figure(data: Mapping[str, Any], name: str) -> object:
+    """A budget's figures are money, and rounded for people; the exact ones are in the formats that programs read."""
+    value, sample = data.get(name), data.get("sample")
+    if data.get("kind") not in BUDGET_KINDS or not isinstance(value, str) or not isinstance(sample, Mapping):
+        return value
+    return money.said(Decimal(value), sample.get("currency"))
 
 
 def _joined(value: object) -> str:

@@ -395,7 +395,18 @@ def test_an_edited_budget_is_armed_again(watch: Watched) -> None:
         body = BudgetBody.model_validate({"name": "budget", "amount": "90.00", "currency": "USD", "period": "month", "basis": "metered", "steps": [80]})
         rulebook.replace_budget(session, row, body, by=BY, now=watch.now)
     assert watch.run(MINUTE) == [("alert.resolved", "budget", 80), ("alert.firing", "budget", 80)]
-    assert watch.alerts()[1].why == "85 USD spent, at or above 80 % of 90: budget edited"
+    assert watch.alerts()[1].why == "85.00 USD spent, at or above 80 % of 90.00 USD: budget edited"
+
+
+def test_people_read_rounded_money_and_programs_the_exact_figure(lite: Watched) -> None:
+    with lite.store.write() as session:
+        factories.token_prices(session, "1001234.567891", "1001234.567891")
+    lite.budget(steps=[80])
+    lite.use(tokens=85)
+    assert lite.run() == [("alert.firing", "budget", 80)]
+    (alert,) = lite.alerts()
+    assert alert.why == "85.10 USD spent, at or above 80 % of 100.00 USD: budget created"
+    assert (alert.value, alert.sample["spent"]) == (Decimal("85.104938270735"), "85.104938270735")
 
 
 def test_a_price_that_falls_ends_the_alert_and_does_not_tell_twice(lite: Watched) -> None:
@@ -406,7 +417,7 @@ def test_a_price_that_falls_ends_the_alert_and_does_not_tell_twice(lite: Watched
     with lite.store.write() as session:
         factories.token_prices(session, "500000", "500000", known_from=lite.now + SECOND)
     assert lite.run(MINUTE) == [("alert.resolved", "budget", 80)]
-    assert lite.alerts()[0].why == "42.5 USD spent, below 80 % of 100: price change"
+    assert lite.alerts()[0].why == "42.50 USD spent, below 80 % of 100.00 USD: price change"
     lite.use(tokens=100)
     assert lite.run(MINUTE) == []
 

@@ -82,6 +82,13 @@ def test_a_test_opens_nothing(form: Format) -> None:
     assert "test" in said.lower()
 
 
+def test_people_get_a_budgets_figures_rounded_and_programs_exactly() -> None:
+    notice = Notice("msg_1", "alert.firing", AT, ALERT | {"kind": "budget", "value": "85.104938270735", "threshold": "80", "sample": {"currency": "USD"}})
+    told = json.loads(render(Format.EMAIL, notice, receiver_name="Ops", routing_key=None))["text"].splitlines()
+    assert {"Value: 85.10 USD", "Threshold: 80.00 USD"} <= set(told), told
+    assert json.loads(render(Format.STANDARD, notice, receiver_name="Ops", routing_key=None))["data"]["value"] == "85.104938270735"
+
+
 def test_slack_interprets_nothing_of_a_name() -> None:
     said = rendered(Format.SLACK, rule=NASTY, why=NASTY, scope={"deployment": NASTY})
     assert said["mrkdwn"] is False

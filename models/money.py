@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from decimal import ROUND_DOWN, ROUND_HALF_EVEN, Context, Decimal, Inexact, InvalidOperation, localcontext
+from functools import cache, reduce
 
 from models.errors import InvalidInput, InvariantBroken
 
@@ -20,6 +21,9 @@ EXACT = Context(prec=120, traps=[Inexact, InvalidOperation])
 
 # Division has no exact result in general; quotients (rates, shares for display) keep 28 digits.
 QUOTIENT = Context(prec=28, rounding=ROUND_HALF_EVEN)
+
+# What is cut to a place keeps all that is left of it.
+_CUT = Context(prec=80, rounding=ROUND_DOWN)
 
 ZERO = Decimal(0)
 
@@ -58,10 +62,7 @@ def currency_from(text: str, *, what: str) -> str:
 
 def add(values: Iterable[Decimal]) -> Decimal:
     """The exact sum."""
-    total = ZERO
-    for value in values:
-        total = EXACT.add(total, value)
-    return total
+    return reduce(EXACT.add, values, ZERO)
 
 
 def plus(left: Decimal, right: Decimal) -> Decimal:
@@ -164,6 +165,10 @@ class Money:
 
 def truncated(value: Decimal, digits: int) -> Decimal:
     """``value`` cut (not rounded) to ``digits`` places: for bounds."""
-    with localcontext(QUOTIENT) as context:
-        context.prec = 80
-        return value.quantize(Decimal(1).scaleb(-digits), rounding=ROUND_DOWN)
+    return _CUT.quantize(value, _place(digits))
+
+
+@cache
+def _place(digits: int) -> Decimal:
+    """One of that decimal place; a handful of places are ever asked for."""
+    return Decimal(1).scaleb(-digits)

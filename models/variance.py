@@ -44,6 +44,8 @@ State = Literal["open", "settling", "closed"]
 _SLIPS = tuple(Decimal(10) ** power for power in (3, -3, 6, -6))
 # Two quantities or prices that differ by less are the same one: the days of bill and meter are cut by different clocks.
 _SAME = Decimal("0.02")
+# Between these no factor is near a slip: nearly every day of every row.
+_PLAIN = Decimal("0.0015"), Decimal(500)
 # Quotients are cut here; what they are multiplied with again never makes a hundredth of a cent of it.
 _DIGITS = 18
 
@@ -152,7 +154,10 @@ class _Gap:
 
 def _is_slip(billed: Decimal, billed_units: Decimal, metered_units: Decimal, price: Decimal) -> bool:
     """Whether the quantities differ by a factor that only a wrong unit makes, at one and the same price."""
-    factor, paid = _quotient(billed_units, metered_units), _quotient(billed, billed_units)
+    factor = _quotient(billed_units, metered_units)
+    if _PLAIN[0] < factor < _PLAIN[1]:
+        return False
+    paid = _quotient(billed, billed_units)
     return any(abs(factor - one) <= one * _SAME for one in _SLIPS) and abs(paid - price) <= abs(price) * _SAME
 
 

@@ -166,7 +166,7 @@ class Answer:
         if not self.buckets:
             return
         bills = self._reading.charges(self.query.period)
-        cut = {bill.day for bill in bills if self._day(bill.day).is_cut}
+        cut = {day for day in {bill.day for bill in bills} if self._day(day).is_cut}
         if self._is_fine:
             cut |= {utc_day(self.query.period.start), utc_day(self.query.period.end - _MICROSECOND)}
         needs_shares = bool(cut) or any(len(bill.target.identities) > 1 for bill in bills)
@@ -471,41 +471,49 @@ class Answer:
     # -- the bill -------------------------------------------------------------------------------
 
     def _add_bills(self, bills: Sequence[Bill], used: _UsedBy) -> None:
-        cached = {place_of(bill.day, each) for bill in bills if bill.target.kind == MeterKind.CACHED_INPUT for each in bill.target.identities}
+        cached: set[Place] | None = None
         whole = [] if self._evidence is not None else [view for view in self.views if not view.is_fine]
-        # What goes to the same row of every view as a whole is added up once.
-        together: dict[tuple[Target, int, str], Sums | None] = {}
+        fine = [view for view in self.views if view.is_fine]
+        # What goes to the same row of several views as a whole is added up once.
+        together: dict[tuple[Target, int, str], Sums] = {}
         for bill in bills:
-            day, target = self._day(bill.day), bill.target
+            day, target = self._days[bill.day], bill.target
             others = self.views
             if whole and len(target.identities) == 1 and not day.is_cut:
-                others = [] if len(whole) == len(self.views) else [view for view in self.views if view.is_fine]
+                others = fine
                 if 0 <= day.bucket < len(self.buckets):
-                    key = (target, day.bucket, bill.currency)
-                    if key not in together:
-                        together[key] = self._row_of(whole[0], *key) if len(whole) == 1 else Sums()
-                    if (sums := together[key]) is not None:
+                    if len(whole) == 1:
+                        sums = self._row_of(whole[0], target, day.bucket, bill.currency)
+                    else:
+                        sums = together.setdefault((target, day.bucket, bill.currency), Sums())
+                    if sums is not None:
                         _charge(sums, bill, target.common, bill.amounts, day, is_estimate=bill.is_estimate)
+                if not others:
+                    continue
             cuts: dict[bool, list[Share]] = {}
             for view in others:
                 shares = cuts.get(view.is_fine)
                 if shares is None:
+                    if cached is None:
+                        cached = {place_of(one.day, each) for one in bills if one.target.kind == MeterKind.CACHED_INPUT for each in one.target.identities}
                     is_split = any(place_of(bill.day, each) in cached for each in target.identities)
                     shares = cuts[view.is_fine] = list(self._cut(bill, used, is_split=is_split, is_fine=view.is_fine))
                 self._add_shares(view, bill, shares, day)
         if len(whole) > 1:
             for key, sums in together.items():
                 for view in whole:
-                    if sums is not None and (row := self._row_of(view, *key)) is not None:
+                    if (row := self._row_of(view, *key)) is not None:
                         row.absorb(sums)
 
     def _row_of(self, view: View, target: Target, bucket: int, currency: str) -> Sums | None:
         """Where charges of one deployment go that need no cutting; None where nobody asks for them."""
         key = (id(view), target)
-        if key not in self._targeted:
+        try:
+            groups = self._targeted[key]
+        except KeyError:
             is_asked = self.lens.passes(target.common, application=None, team=None, tags={})
-            self._targeted[key] = view.groups(target.common, application=None, team=None, center=None, tags={}, meter=target.kind) if is_asked else None
-        groups = self._targeted[key]
+            groups = view.groups(target.common, application=None, team=None, center=None, tags={}, meter=target.kind) if is_asked else None
+            self._targeted[key] = groups
         return None if groups is None else view.row(bucket, groups, currency)
 
     def _cut(self, bill: Bill, used: _UsedBy, *, is_split: bool, is_fine: bool) -> Iterator[Share]:

@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import date, datetime
 from decimal import Decimal
+from operator import attrgetter
 
 import msgspec
 import sqlalchemy as sa
@@ -19,16 +20,18 @@ from models.charges import MeterKind
 from models.errors import InvalidInput
 from models.ledger.billed import Reading
 from models.ledger.costs import Answer
-from models.ledger.sums import Sums
+from models.ledger.sums import Sums, covered
 from models.ledger.values import CostQuery, Filters
+from models.ledger.views import Groups
 from models.money import ZERO
-from models.periods import DAY, Period, day_start, utc_day
+from models.periods import DAY, Period, day_start, days, utc_day
 from models.usage import UsageEvent
 from models.variance import Cause, Facing, State, causes, natural, net_timing
 
 _GROUPS = ("workspace", "deployment", "meter")
 _KINDS = {kind.value: kind for kind in MeterKind}
 _CAUSES = tuple(Cause)
+_BILLED = attrgetter("billed")
 _STATES: tuple[State, ...] = ("open", "settling", "closed")
 # The bound of what unknown calls may have used is looked up among at most this many of a day's events.
 _MOST_SAMPLED = 200_000
@@ -120,60 +123,6 @@ _Place = tuple[str | None, str | None]  # workspace, deployment
 _Line = tuple[_Place, MeterKind, str | None]  # place, meter, currency
 
 
-@dataclass(slots=True, eq=False)
-class _Cell:
-    """What bill and meter say of one line and day."""
-
-    expected: Decimal
-    billed: Decimal
-    metered_units: Decimal
-    billed_units: Decimal | None
-    credits: Decimal
-    unpriced_units: int
-    unknown_requests: int
-    lines: int
-    standing: int
-    estimate: bool
-    reasons: Collection[str]
-
-    @classmethod
-    def of(cls, sums: Sums) -> _Cell:
-        billed_units = sums.billed_units if sums.is_billed_unit_known else None
-        return cls(
-            sums.metered,
-            sums.billed,
-            sums.units,
-            billed_units,
-            sums.credits,
-            sums.unpriced_tokens,
-            sums.unknown_requests,
-            sums.lines,
-            sums.standing,
-            sums.estimate,
-            sums.reasons,
-        )
-
-    def add(self, sums: Sums) -> None:
-        """Add what stands in a row of its own and is one with this."""
-        self.expected = money.plus(self.expected, sums.metered)
-        self.billed = money.plus(self.billed, sums.billed)
-        self.metered_units = money.plus(self.metered_units, sums.units)
-        is_known = self.billed_units is not None and sums.is_billed_unit_known
-        self.billed_units = money.plus(self.billed_units or ZERO, sums.billed_units) if is_known else None
-        self.credits = money.plus(self.credits, sums.credits)
-        self.unpriced_units += sums.unpriced_tokens
-        self.unknown_requests += sums.unknown_requests
-        self.lines += sums.lines
-        self.standing = min(self.standing, sums.standing)
-        self.estimate |= sums.estimate
-        self.reasons = {*self.reasons, *sums.reasons}
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether there is no money in it, known or not: tokens of managed compute cost nothing by themselves."""
-        return not (self.expected or self.billed or self.billed_units or self.unpriced_units or self.lines)
-
-
 class _Reconciler:
     """One reconciliation in the making."""
 
@@ -181,51 +130,65 @@ class _Reconciler:
         self._session = session
         self._answer = answer
         self._period = period
-        self._cells: dict[_Line, dict[date, _Cell]] = {}
+        # What bill and meter say of each line, day by day.
+        self._cells: dict[_Line, dict[date, Sums]] = {}
         self._currencies: dict[tuple[_Place, MeterKind], set[str | None]] = {}
-        self._requests: set[tuple[_Place, date]] = set()
+        self._requests: dict[_Place, set[date]] = {}
+        # What is billed and metered of the reached days of each currency's deployments.
+        self._covers: dict[str | None, dict[tuple[_Place, date], tuple[Decimal, Decimal]]] = {}
         self._ceilings: dict[tuple[_Place, date], tuple[Decimal, Decimal]] = {}
         self._series: dict[tuple[_Place, date], list[int]] | None = None
         self._last_digit = 0
 
     def reconciled(self) -> Reconciliation:
         self._gather()
-        rows: list[ReconciliationRow] = []
-        for line, by_day in self._cells.items():
-            rows += self._line(line, by_day)
-        rows.sort(key=_order)
-        return Reconciliation(self._period, rows, list(_totals(rows, self._answer, self._period)))
+        by_day: dict[date, list[ReconciliationRow]] = {}
+        for line in sorted(self._cells, key=_order):
+            for row in self._line(line, self._cells[line]):
+                by_day.setdefault(row.day, []).append(row)
+        rows = [row for day in sorted(by_day) for row in by_day[day]]
+        return Reconciliation(self._period, rows, list(_totals(rows, self._covers)))
 
     # -- facts ----------------------------------------------------------------------------------
 
     def _gather(self) -> None:
-        rows, buckets = self._answer.rows, self._answer.buckets
-        apart = {(groups[0], groups[1]) for (_, groups, _), sums in rows.items() if groups[2] == MeterKind.CACHED_INPUT and sums.lines}
-        starts = [utc_day(bucket.start) for bucket in buckets]
-        is_asked = [self._period.start <= bucket.start < self._period.end for bucket in buckets]
+        rows = self._answer.rows
+        starts = [utc_day(bucket.start) for bucket in self._answer.buckets]
+        found: dict[tuple[Groups, str | None], dict[date, Sums]] = {}
         for (bucket, groups, currency), sums in rows.items():
-            place, day = (groups[0], groups[1]), starts[bucket]
-            if sums.requests:
-                self._requests.add((place, day))
-            if not is_asked[bucket]:
+            found.setdefault((groups, currency), {})[starts[bucket]] = sums
+        apart = {groups[:2] for (groups, _), by_day in found.items() if groups[2] == MeterKind.CACHED_INPUT and any(sums.lines for sums in by_day.values())}
+        asked = set(days(self._period))
+        for (groups, currency), by_day in found.items():
+            place = (groups[0], groups[1])
+            if used := [day for day, sums in by_day.items() if sums.requests]:
+                self._requests.setdefault(place, set()).update(used)
+            cells = {day: sums for day, sums in by_day.items() if day in asked}
+            if not cells:
                 continue
+            self._cover(place, currency, cells)
             kind = _KINDS.get(groups[2] or "", MeterKind.OTHER)
             if kind == MeterKind.CACHED_INPUT and place not in apart:
                 kind = MeterKind.INPUT  # the bill has one meter for both
-            by_day = self._cells.setdefault((place, kind, currency), {})
-            cell = by_day.get(day)
-            if cell is None:
-                by_day[day] = _Cell.of(sums)
-            else:
-                cell.add(sums)
             self._currencies.setdefault((place, kind), set()).add(currency)
+            line = self._cells.setdefault((place, kind, currency), cells)
+            if line is not cells:
+                for day, sums in cells.items():
+                    line[day] = _together(line[day], sums) if day in line else sums
         # An exact sum has the finest last digit of what was added.
-        exponent = money.add(sums.billed for sums in rows.values()).as_tuple().exponent
+        exponent = money.add(map(_BILLED, rows.values())).as_tuple().exponent
         self._last_digit = min(0, exponent if isinstance(exponent, int) else 0)
 
+    def _cover(self, place: _Place, currency: str | None, cells: Mapping[date, Sums]) -> None:
+        cover = self._covers.setdefault(currency, {})
+        for day, sums in cells.items():
+            for pair in sums.cover.values():
+                before = cover.get((place, day))
+                cover[place, day] = pair if before is None else (money.plus(before[0], pair[0]), money.plus(before[1], pair[1]))
+
     def _is_instrumented(self, place: _Place, day: date) -> bool:
-        requests = self._requests
-        return (place, day) in requests or (place, day - DAY) in requests or (place, day + DAY) in requests
+        used = self._requests.get(place, ())
+        return day in used or day - DAY in used or day + DAY in used
 
     def _ceiling(self, place: _Place, day: date, meter: MeterKind, requests: int) -> Decimal:
         """What calls of unknown tokens may have used at most: each as much as the 99th percentile of the deployment's calls that day."""
@@ -264,116 +227,134 @@ class _Reconciler:
 
     # -- rows -----------------------------------------------------------------------------------
 
-    def _line(self, line: _Line, by_day: Mapping[date, _Cell]) -> Iterable[ReconciliationRow]:
+    def _line(self, line: _Line, by_day: Mapping[date, Sums]) -> Iterable[ReconciliationRow]:
         place, meter, currency = line
-        found: dict[date, dict[Cause, Decimal]] = {}
+        name = meter.value
         inputs = self._cells.get((place, MeterKind.INPUT, currency), {})
         has_others = len(self._currencies[(place, meter)]) > 1
-        metered = [day for day, cell in by_day.items() if cell.metered_units > 0 and cell.expected]
-        for day, cell in by_day.items():
-            if cell.is_empty:
+        metered = [day for day, sums in by_day.items() if sums.units > 0 and sums.metered]
+        wholes = natural(meter, is_metered=False), natural(meter, is_metered=True)
+        found: dict[date, dict[Cause, Decimal]] = {}
+        for day, sums in by_day.items():
+            if _is_empty(sums):
                 continue
-            whole = natural(meter, is_metered=bool(cell.metered_units))
+            whole = wholes[bool(sums.units)]
             if whole is not None:
-                gap = money.minus(cell.billed, cell.expected)
+                gap = money.minus(sums.billed, sums.metered)
                 found[day] = {whole: gap} if gap else {}
                 continue
             found[day] = causes(
                 Facing(
                     meter=meter,
-                    expected=cell.expected,
-                    billed=cell.billed,
-                    metered_units=cell.metered_units,
-                    billed_units=cell.billed_units,
-                    credits=cell.credits,
-                    unpriced_units=Decimal(cell.unpriced_units),
+                    expected=sums.metered,
+                    billed=sums.billed,
+                    metered_units=sums.units,
+                    billed_units=sums.billed_units if sums.is_billed_unit_known else None,
+                    credits=sums.credits,
+                    unpriced_units=Decimal(sums.unpriced_tokens),
                     price=_price_near(by_day, metered, day),
                     ceiling_units=self._ceiling(place, day, meter, _unknown_requests(inputs, day)),
                     is_instrumented=self._is_instrumented(place, day),
-                    is_other_currency=has_others and self._is_other_currency(line, day, cell),
-                    state=_STATES[cell.standing],
-                    lines=cell.lines,
+                    is_other_currency=has_others and self._is_other_currency(line, day, sums),
+                    state=_STATES[sums.standing],
+                    lines=sums.lines,
                     last_digit=self._last_digit,
                 )
             )
         net_timing(found)
         for day, split in found.items():
-            cell = by_day[day]
+            sums = by_day[day]
             yield ReconciliationRow(
                 workspace=place[0],
                 deployment=place[1],
-                meter=meter.value,
+                meter=name,
                 day=day,
                 currency=currency,
-                expected=cell.expected,
-                billed=cell.billed,
-                metered_units=cell.metered_units,
-                billed_units=cell.billed_units,
+                expected=sums.metered,
+                billed=sums.billed,
+                metered_units=sums.units,
+                billed_units=sums.billed_units if sums.is_billed_unit_known else None,
                 causes=split if len(split) < 2 else {cause: split[cause] for cause in _CAUSES if cause in split},
-                state=_STATES[cell.standing],
-                estimate=cell.estimate,
+                state=_STATES[sums.standing],
+                estimate=sums.estimate,
                 unknown_token_requests=_unknown_requests(inputs, day),
-                reasons=_reasons(cell),
+                reasons=_reasons(sums),
             )
 
-    def _is_other_currency(self, line: _Line, day: date, cell: _Cell) -> bool:
+    def _is_other_currency(self, line: _Line, day: date, sums: Sums) -> bool:
         """Whether this side stands in one currency and the other side in another: no rate is known between them."""
         place, meter, currency = line
         for other in self._currencies[(place, meter)] - {currency}:
             if (facing := self._cells[(place, meter, other)].get(day)) is None:
                 continue
-            if cell.billed and not cell.metered_units and facing.metered_units and not facing.billed:
+            if sums.billed and not sums.units and facing.units and not facing.billed:
                 return True
-            if cell.metered_units and not cell.billed and facing.billed and not facing.metered_units:
+            if sums.units and not sums.billed and facing.billed and not facing.units:
                 return True
         return False
 
 
-def _order(row: ReconciliationRow) -> tuple[date, bool, str, bool, str, str, str]:
-    place = (row.workspace is None, row.workspace or "", row.deployment is None, row.deployment or "")
-    return (row.day, *place, row.meter, row.currency or "")
+def _order(line: _Line) -> tuple[bool, str, bool, str, str, str]:
+    (workspace, deployment), meter, currency = line
+    return workspace is None, workspace or "", deployment is None, deployment or "", meter.value, currency or ""
 
 
-def _unknown_requests(inputs: Mapping[date, _Cell], day: date) -> int:
+def _together(one: Sums, other: Sums) -> Sums:
+    """What stands in two rows and is one line; the rows stay as they are."""
+    both = Sums()
+    both.absorb(one)
+    both.absorb(other)
+    return both
+
+
+def _is_empty(sums: Sums) -> bool:
+    """Whether there is no money in it, known or not: tokens of managed compute cost nothing by themselves."""
+    return not (sums.metered or sums.billed or sums.lines or sums.unpriced_tokens or (sums.billed_units and sums.is_billed_unit_known))
+
+
+def _unknown_requests(inputs: Mapping[date, Sums], day: date) -> int:
     """Calls without tokens of the deployment's day: they stand in the input's row and concern the output's as well."""
-    cell = inputs.get(day)
-    return 0 if cell is None else cell.unknown_requests
+    sums = inputs.get(day)
+    return 0 if sums is None else sums.unknown_requests
 
 
-def _reasons(cell: _Cell) -> Mapping[str, str]:
-    found = {"expected": "; ".join(sorted(cell.reasons)[:3])} if cell.reasons else {}
-    if cell.billed_units is None:
+def _reasons(sums: Sums) -> Mapping[str, str]:
+    found = {"expected": "; ".join(sorted(sums.reasons)[:3])} if sums.reasons else {}
+    if not sums.is_billed_unit_known:
         found["billed_units"] = "the bill's unit is not known"
     return found
 
 
-def _price_near(by_day: Mapping[date, _Cell], metered: Collection[date], day: date) -> Decimal | None:
+def _price_near(by_day: Mapping[date, Sums], metered: Collection[date], day: date) -> Decimal | None:
     """What a unit cost on the nearest day that was metered; None where that is the day itself, or no day."""
-    if not metered or by_day[day].metered_units > 0:
+    if not metered or by_day[day].units > 0:
         return None
     nearest = min(metered, key=lambda other: (abs(other - day), other))
-    return money.QUOTIENT.divide(by_day[nearest].expected, by_day[nearest].metered_units)
+    return money.QUOTIENT.divide(by_day[nearest].metered, by_day[nearest].units)
 
 
-def _totals(rows: Iterable[ReconciliationRow], answer: Answer, period: Period) -> Iterable[ReconciliationTotal]:
+def _totals(
+    rows: Iterable[ReconciliationRow], covers: Mapping[str | None, Mapping[tuple[_Place, date], tuple[Decimal, Decimal]]]
+) -> Iterable[ReconciliationTotal]:
     by_currency: dict[str | None, list[ReconciliationRow]] = {}
     for row in rows:
         by_currency.setdefault(row.currency, []).append(row)
-    covers: dict[str | None, Sums] = {}
-    for (bucket, _, currency), sums in answer.rows.items():
-        if period.start <= answer.buckets[bucket].start < period.end:
-            covers.setdefault(currency, Sums()).absorb_cover(sums)
     for currency in sorted(by_currency, key=lambda code: (code is None, code or "")):
         of = by_currency[currency]
-        split: dict[Cause, Decimal] = {}
-        for row in of:
-            for cause, amount in row.causes.items():
-                split[cause] = money.plus(split.get(cause, ZERO), amount)
         yield ReconciliationTotal(
             currency,
             money.add(row.expected for row in of),
             money.add(row.billed for row in of),
-            {cause: split[cause] for cause in Cause if split.get(cause)},
-            covers[currency].coverage() if currency in covers else None,
+            causes_of(of),
+            covered(covers[currency].values()) if currency in covers else None,
             len(of),
         )
+
+
+def causes_of(rows: Iterable[ReconciliationRow]) -> dict[Cause, Decimal]:
+    """The causes of rows of one currency added up, in their order; only those that are not zero."""
+    parts: dict[Cause, list[Decimal]] = {}
+    for row in rows:
+        for cause, amount in row.causes.items():
+            parts.setdefault(cause, []).append(amount)
+    return {cause: amount for cause in _CAUSES if cause in parts if (amount := money.add(parts[cause]))}

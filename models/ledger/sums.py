@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterable
 from datetime import date
 from decimal import Decimal
+
+import msgspec
 
 from models import money
 from models.ledger.shares import Amounts, plus
@@ -17,9 +19,8 @@ _plus = money.EXACT.add
 _STANDINGS: tuple[Standing, ...] = ("provisional", "settling", "settled")
 
 
-@dataclass(slots=True)
-class Sums:
-    """A row or total while its cells arrive."""
+class Sums(msgspec.Struct, eq=False):
+    """A row or total while its cells arrive; a struct that C fills, as an answer may have some ten thousands."""
 
     metered: Decimal = ZERO
     billed: Decimal = ZERO
@@ -43,7 +44,7 @@ class Sums:
     best_core_hours: Decimal | None = None
     standing: int = 2
     estimate: bool = False
-    reasons: set[str] = field(default_factory=set)
+    reasons: set[str] = msgspec.field(default_factory=set)
     # Of rows that stand for one meter: metered tokens or instance-hours, priced or not, and what the bill says of them
     # beside its amount: for telling a gap in price from one in quantity.
     units: Decimal = ZERO
@@ -52,7 +53,7 @@ class Sums:
     credits: Decimal = ZERO  # what of the amount is no usage: refunds, credits, corrections
     lines: int = 0
     # (day, workspace, deployment) -> (billed, metered) of reached days
-    cover: dict[tuple[date, str | None, str | None], tuple[Decimal, Decimal]] = field(default_factory=dict)
+    cover: dict[tuple[date, str | None, str | None], tuple[Decimal, Decimal]] = msgspec.field(default_factory=dict)
 
     def absorb(self, other: Sums) -> None:
         """Add a row to a total."""
@@ -84,10 +85,6 @@ class Sums:
         self.is_billed_unit_known &= other.is_billed_unit_known
         self.credits = _plus(self.credits, other.credits)
         self.lines += other.lines
-        self.absorb_cover(other)
-
-    def absorb_cover(self, other: Sums) -> None:
-        """Add what bill and metering say of a row's deployments and days."""
         for key, (billed, metered) in other.cover.items():
             pair = self.cover.get(key)
             self.cover[key] = (billed, metered) if pair is None else (_plus(pair[0], billed), _plus(pair[1], metered))
@@ -177,10 +174,15 @@ class Sums:
 
     def coverage(self) -> Decimal | None:
         """The share of billed money that metering saw; None where nothing is billed."""
-        billed = seen = ZERO
-        for amount, metered in self.cover.values():
-            if amount > 0:
-                billed = _plus(billed, amount)
-                seen = _plus(seen, max(ZERO, min(amount, metered)))
-        share = money.ratio(seen, billed)
-        return None if share is None else money.truncated(share, 4)
+        return covered(self.cover.values())
+
+
+def covered(days: Iterable[tuple[Decimal, Decimal]]) -> Decimal | None:
+    """The share of the billed money of deployments' reached days, (billed, metered), that metering saw; None where nothing is billed."""
+    billed = seen = ZERO
+    for amount, metered in days:
+        if amount > 0:
+            billed = _plus(billed, amount)
+            seen = _plus(seen, max(ZERO, min(amount, metered)))
+    share = money.ratio(seen, billed)
+    return None if share is None else money.truncated(share, 4)

@@ -18,9 +18,8 @@ from sqlmodel import Session, col, select
 
 from models import money
 from models.errors import NotFound
-from models.ledger.reconciliation import Reconciliation, ReconciliationRow, reconciliation
+from models.ledger.reconciliation import Reconciliation, ReconciliationRow, causes_of, reconciliation
 from models.ledger.values import Filters
-from models.money import ZERO
 from models.periods import month_period
 from models.variance import Cause, State
 from models.worklist import WorklistEntry
@@ -123,10 +122,6 @@ def _lines(found: Reconciliation) -> dict[_Key, list[ReconciliationRow]]:
 
 
 def _item(month: date, key: _Key, rows: list[ReconciliationRow], entry: WorklistEntry | None) -> WorklistItem:
-    causes: dict[Cause, Decimal] = {}
-    for row in rows:
-        for cause, amount in row.causes.items():
-            causes[cause] = money.plus(causes.get(cause, ZERO), amount)
     item = WorklistItem(
         month=month,
         workspace=key[0],
@@ -135,7 +130,7 @@ def _item(month: date, key: _Key, rows: list[ReconciliationRow], entry: Worklist
         currency=key[3],
         expected=money.add(row.expected for row in rows),
         billed=money.add(row.billed for row in rows),
-        causes={cause: causes[cause] for cause in Cause if causes.get(cause)},
+        causes=causes_of(rows),
         state=_STATES[min((_STATES.index(row.state) for row in rows), default=0)],
         days=len(rows),
         entry=entry,

@@ -10,10 +10,10 @@ from decimal import Decimal
 from typing import Any, Literal
 
 from collector.azure.simulator import shapes
-from collector.azure.simulator.estate import ArmObject, BilledRow, CapacityStep, Metric, Subscription, instances_at
+from collector.azure.simulator.estate import ArmObject, BilledRow, CapacityStep, Metric, Minute, Subscription, instances_at
 from collector.demo import bills, places
 from collector.demo.places import DEPLOYMENTS, SUBSCRIPTIONS, WORKSPACES, Deployment, Story, instances_over_time
-from collector.demo.traffic import Call
+from collector.demo.traffic import OUTCOMES, Call
 from models import money, skus
 from models.periods import DAY, day_start, month_start, utc_day
 from models.resources import Route
@@ -87,19 +87,24 @@ class Contoso:
                 return [CapacityStep(at, count) for at, count in instances_over_time(each, self.story)]
         return ()
 
-    def requests(self, resource_id: str, start: datetime, end: datetime) -> Mapping[str, Sequence[tuple[datetime, int]]]:
-        found: dict[str, Sequence[tuple[datetime, int]]] = {}
+    def requests(self, resource_id: str, start: datetime, end: datetime) -> Mapping[str, Sequence[Minute]]:
+        found: dict[str, Sequence[Minute]] = {}
         for each in DEPLOYMENTS:
             parent = f"{each.workspace.resource_id}/onlineEndpoints/{each.endpoint}" if each.endpoint else each.workspace.resource_id
             if each.route is Route.MARKETPLACE or parent.casefold() != resource_id.casefold():
                 continue
-            minutes: Counter[datetime] = Counter()
+            minutes: dict[datetime, tuple[int, int, int]] = {}
             day = max(utc_day(start), self.story.first_day)
             while day_start(day) < end:
                 for call in self.calls(each, day):
-                    minutes[day_start(day) + timedelta(minutes=call.at_ms // _MINUTE_MS)] += 1
+                    at = day_start(day) + timedelta(minutes=call.at_ms // _MINUTE_MS)
+                    requests, inputs, outputs = minutes.get(at, (0, 0, 0))
+                    # Tokens are counted where a model worked: not of what was throttled or refused.
+                    if OUTCOMES[call.outcome].is_billed:
+                        inputs, outputs = inputs + call.input_tokens, outputs + call.output_tokens
+                    minutes[at] = requests + 1, inputs, outputs
                 day += DAY
-            found[each.name] = sorted((at, count) for at, count in minutes.items() if start <= at < end)
+            found[each.name] = [Minute(at, *counts) for at, counts in sorted(minutes.items()) if start <= at < end]
         return found
 
     def usages(self, subscription_id: str, region: str, *, source: Literal["compute", "ml", "ml_quotas"], at: datetime) -> Sequence[Mapping[str, Any]]:

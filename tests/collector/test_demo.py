@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from collector.azure.simulator.estate import COST_DETAILS_COLUMNS as COLUMNS
-from collector.demo import World, feed
+from collector.demo import World, feed, places
 from models.errors import InvalidInput, Unavailable
 
 NOW = datetime(2026, 11, 20, 15, 30, tzinfo=UTC)
@@ -267,6 +267,32 @@ def test_token_rows_bill_exactly_the_tokens_of_the_day(rows: list[dict[str, str]
             exact += 1
     assert exact > 300
     assert more > 3
+
+
+def test_azure_counts_the_calls_that_the_senders_report(told: list[dict[str, Any]]) -> None:
+    # The second witness of the sample world: it would be a poor one if it disagreed with every deployment.
+    seen: dict[str, Counter[str]] = defaultdict(Counter)
+    for event in told:
+        if event["workspace"] == "aif-contoso":
+            seen[event["deployment"]] += Counter(
+                requests=1,
+                hidden="input_tokens" not in event and event["http_status"] == 200,
+                input=event.get("input_tokens", 0),
+                output=event.get("output_tokens", 0),
+            )
+    account = next(place.resource_id for place in places.WORKSPACES if place.name == "aif-contoso")
+    found = small().estate().requests(account, START, NOW)
+    assert len(seen) >= 3
+    for deployment, counted in seen.items():
+        minutes = found[deployment]
+        assert sum(minute.requests for minute in minutes) == counted["requests"]
+        for told_tokens, ours in (
+            (sum(minute.input_tokens for minute in minutes), counted["input"]),
+            (sum(minute.output_tokens for minute in minutes), counted["output"]),
+        ):
+            # More only by the calls that hide their tokens.
+            assert (told_tokens > ours) if counted["hidden"] else (told_tokens == ours)
+            assert told_tokens < ours * Decimal("1.02")
 
 
 def test_one_deployment_is_billed_about_six_percent_above_its_events(rows: list[dict[str, str]], told: list[dict[str, Any]]) -> None:

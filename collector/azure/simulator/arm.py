@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from typing import Any
 from urllib.parse import quote, urlencode
 
-from collector.azure.simulator.estate import CapacityStep, Estate, instances_at, made_id
+from collector.azure.simulator.estate import CapacityStep, Estate, Minute, instances_at, made_id
 from collector.azure.simulator.faults import Fault
 from collector.azure.simulator.wire import Answer, Refused, Request, json_answer
 from models.errors import InvalidInput
@@ -30,7 +30,13 @@ _INTERVALS = {
 }
 # How many of each a request of a Foundry account counts for.
 _GPU_METRICS = frozenset({"GpuUtilizationPercentage", "GpuMemoryUtilizationPercentage"})
-_ACCOUNT_METRICS = {"ModelRequests": 1, "AzureOpenAIRequests": 1, "InputTokens": 400, "OutputTokens": 90, "TotalTokens": 490}
+_ACCOUNT_METRICS: dict[str, Callable[[Minute], int]] = {
+    "ModelRequests": lambda minute: minute.requests,
+    "AzureOpenAIRequests": lambda minute: minute.requests,
+    "InputTokens": lambda minute: minute.input_tokens,
+    "OutputTokens": lambda minute: minute.output_tokens,
+    "TotalTokens": lambda minute: minute.input_tokens + minute.output_tokens,
+}
 _ML = "microsoft.machinelearningservices"
 _ONLINE = f"{_ML}/workspaces/onlineendpoints/deployments"
 _USAGES = re.compile(
@@ -233,9 +239,9 @@ class ResourceManager:
             return None
         parent, _, deployment = resource.rpartition("/deployments/")
         calls: dict[datetime, int] = {}
-        for at, count in self.estate.requests(parent, start, end).get(deployment, ()):
-            slot = start + (at - start) // interval * interval
-            calls[slot] = calls.get(slot, 0) + count
+        for minute in self.estate.requests(parent, start, end).get(deployment, ()):
+            slot = start + (minute.at - start) // interval * interval
+            calls[slot] = calls.get(slot, 0) + minute.requests
         data, at = [], start
         while at < end:
             point: dict[str, Any] = {"timeStamp": _text(at)}
@@ -253,13 +259,13 @@ class ResourceManager:
             raise Refused(
                 400, "BadRequest", f"Failed to find metric configuration for provider, metric: {name}. Valid metrics: RequestsPerMinute,DeploymentCapacity"
             )
+        counted = _ACCOUNT_METRICS.get(name, _ACCOUNT_METRICS["ModelRequests"])
         label = "modeldeploymentname" if is_account else "deployment"
         found = []
         for deployment, minutes in self.estate.requests(resource, start, end).items():
-            minutes = [(at, count * _ACCOUNT_METRICS.get(name, 1)) for at, count in minutes]  # noqa: PLW2901 - the minutes of this metric
             cells: dict[datetime, list[int]] = {}
-            for at, count in minutes:
-                cells.setdefault(start + (at - start) // interval * interval, []).append(count)
+            for minute in minutes:
+                cells.setdefault(start + (minute.at - start) // interval * interval, []).append(counted(minute))
             data = []
             at = start
             while at < end:

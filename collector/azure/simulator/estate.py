@@ -6,7 +6,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 from models.periods import DAY, BillingPeriod, month_start, same_day_next_month
 
@@ -128,6 +128,15 @@ def instances_at(steps: Sequence[CapacityStep], at: datetime) -> int:
     return next((step.instances for step in reversed(steps) if step.at <= at), 0)
 
 
+class Minute(NamedTuple):
+    """What a deployment was asked in a minute, and the tokens that Azure counted for it."""
+
+    at: datetime
+    requests: int
+    input_tokens: int
+    output_tokens: int
+
+
 class Estate(Protocol):
     """A world that the simulator can serve. Every answer is a function of the instant asked at: nothing is stored."""
 
@@ -146,8 +155,8 @@ class Estate(Protocol):
     def capacity(self, resource_id: str) -> Sequence[CapacityStep]:
         """The instances of an online deployment over time; nothing where it is not one."""
 
-    def requests(self, resource_id: str, start: datetime, end: datetime) -> Mapping[str, Sequence[tuple[datetime, int]]]:
-        """Requests per minute of an endpoint or account, by deployment; only minutes that have any."""
+    def requests(self, resource_id: str, start: datetime, end: datetime) -> Mapping[str, Sequence[Minute]]:
+        """The requests of an endpoint or account by the minute and by deployment; only minutes that have any."""
 
     def usages(self, subscription_id: str, region: str, *, source: Literal["compute", "ml", "ml_quotas"], at: datetime) -> Sequence[Mapping[str, Any]]:
         """Rows of Compute or Machine Learning usages (and ML quotas)."""

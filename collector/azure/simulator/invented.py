@@ -18,7 +18,7 @@ from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
 from collector.azure.simulator import shapes
-from collector.azure.simulator.estate import ArmObject, BilledRow, CapacityStep, Metric, Subscription, instances_at, made_id
+from collector.azure.simulator.estate import ArmObject, BilledRow, CapacityStep, Metric, Minute, Subscription, instances_at, made_id
 from collector.azure.simulator.faults import RESTATEMENTS, Fault
 from models import money
 from models.periods import DAY, day_start, month_start, next_month
@@ -203,16 +203,17 @@ class InventedWorld:
                     return self._steps(place, name)
         return ()
 
-    def requests(self, resource_id: str, start: datetime, end: datetime) -> Mapping[str, Sequence[tuple[datetime, int]]]:
+    def requests(self, resource_id: str, start: datetime, end: datetime) -> Mapping[str, Sequence[Minute]]:
         names = {"llama-8b": ("blue", "green"), "llama-70b": ("default",)}.get(resource_id.rpartition("/")[2].casefold(), ())
         if any(place.account_id.casefold() == resource_id.casefold() for place in self._places):
             names = ("llama-33-70b", "maverick")
-        found: dict[str, list[tuple[datetime, int]]] = {}
+        found: dict[str, list[Minute]] = {}
         for name in names:
             at = start.replace(minute=0, second=0, microsecond=0)
             while at < end:
                 if at >= start:
-                    found.setdefault(name, []).append((at, self._chance("requests", resource_id, name, at).randint(1, 90)))
+                    count = self._chance("requests", resource_id, name, at).randint(1, 90)
+                    found.setdefault(name, []).append(Minute(at, count, count * 400, count * 90))
                 at += timedelta(minutes=15)
         return found
 

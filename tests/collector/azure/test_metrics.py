@@ -81,14 +81,14 @@ def test_hours_are_the_simulators_to_the_last_request(store: Store, place: Place
     end = datetime(2026, 10, 20, 9, tzinfo=UTC)
     account = next(each["id"] for each in place.world.objects(place.at) if each["type"].casefold().endswith("/accounts"))
     told = place.world.requests(account, end - HOUR, end)["llama-33-70b"]
-    total = sum(count for _, count in told)
+    total = sum(minute.requests for minute in told)
     assert total > 0
     assert found["ModelRequests", "", "llama-33-70b"][end] == total
     assert found["InputTokens", "", "llama-33-70b"][end] == total * 400
     assert found["OutputTokens", "", "llama-33-70b"][end] == total * 90
     endpoint = next(each["id"] for each in place.world.objects(place.at) if each["id"].endswith("/onlineEndpoints/llama-8b"))
     # The sum of the minutes' averages: an average over the hour would be a quarter of it.
-    assert found["RequestsPerMinute", "llama-8b", "blue"][end] == sum(count for _, count in place.world.requests(endpoint, end - HOUR, end)["blue"])
+    assert found["RequestsPerMinute", "llama-8b", "blue"][end] == sum(minute.requests for minute in place.world.requests(endpoint, end - HOUR, end)["blue"])
     # A week, hour by hour.
     assert len(found["RequestsPerMinute", "llama-8b", "blue"]) == 7 * 24
 
@@ -145,8 +145,8 @@ def test_azures_requests_stand_beside_our_count_by_hour_and_day(store: Store, pl
     end = datetime(2026, 10, 20, 9, tzinfo=UTC)
     endpoint = next(each for each in place.world.objects(place.at) if each["id"].endswith("/onlineEndpoints/llama-8b"))
     workspace = endpoint["id"].split("/")[8]
-    told = [at for at, count in place.world.requests(endpoint["id"], end - HOUR, end)["blue"] for _ in range(count)]
-    whole_day = sum(count for _, count in place.world.requests(endpoint["id"], end.replace(hour=0), end)["blue"])
+    told = [minute.at for minute in place.world.requests(endpoint["id"], end - HOUR, end)["blue"] for _ in range(minute.requests)]
+    whole_day = sum(minute.requests for minute in place.world.requests(endpoint["id"], end.replace(hour=0), end)["blue"])
     with store.write() as session:
         series = make.series(session, workspace_name=workspace, endpoint="llama-8b", deployment="blue")
         for at in [*told[3:], told[-1]]:

@@ -368,7 +368,7 @@ def nav(links: Sequence[tuple[str, str, str, bool]]) -> list[Component]:
     for group, words, href, on in links:
         groups.setdefault(group, []).append(html.Span(dcc.Link(words, href=href), className="on" if on else ""))
     return [
-        html.Div([html.Span(group, className="nav-name"), *spans], className="nav-group", role="group", **text.spoken(group)) for group, spans in groups.items()
+        html.Div([html.Span(group, className="hidden"), *spans], className="nav-group", role="group", **text.spoken(group)) for group, spans in groups.items()
     ]
 
 

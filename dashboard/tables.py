@@ -78,8 +78,8 @@ def named(value: str | None, *, absent: str = text.UNALLOCATED, length: int = 40
 
 def standing(figures: Figures) -> Component:
     """How final a row is."""
-    said = figures.status + (", estimate" if figures.estimate else "")
-    return html.Span(said, className=f"pill {figures.status}")
+    pill = html.Span(figures.status, className=f"pill {figures.status}")
+    return html.Span([pill, " ", html.Span("estimate", className="pill")], className="pills") if figures.estimate else pill
 
 
 def untold(figures: Figures) -> Component:

@@ -57,7 +57,11 @@ def _tiles(found: Intake) -> Component:
             tile("Events that arrived", arrived, note="and were stored, of any age, in these days"),
             tile("Refused", text.count(refused), note=f"and {text.count(sum(one.conflicts for one in found.lines))} conflicts", tone="warn" if refused else ""),
             tile("Came again", text.count(sum(one.duplicates for one in found.lines)), note="duplicates: counted once"),
-            tile("Calls in these days", text.count(requests), note=f"from {text.count(len(found.senders))} senders"),
+            tile(
+                "Calls in these days",
+                text.count(requests),
+                note="from 1 sender" if len(found.senders) == 1 else f"from {text.count(len(found.senders))} senders",
+            ),
             tile("Without token counts", text.percent(found.unknown_share), note=f"{text.count(unknown)} calls: their cost is not known"),
         ],
         className="tiles",

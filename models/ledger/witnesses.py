@@ -294,7 +294,7 @@ def _rows(slot: int, size: int, who: _Who, sums: _Sums, counted: _Counted) -> It
         if hours := sums.hours.get(measure):
             known = counted.of(sorted(hours), who, application=application)[place]
             if rest := told[place] - known:
-                note = f"{rest} more were counted in hours of which it told nothing"
+                note = f"{rest:,} more were counted in hours of which it told nothing"
         gap = sums.of[measure] - known
         if scope == "at_least":
             gap = max(gap, 0)
@@ -332,8 +332,8 @@ def witness_problems(session: Session, *, visible: frozenset[str] | None, now: d
         most = max(gaps, key=lambda row: (abs(row.difference), row.period.start))
         by = "" if most.share is None else f", {abs(most.share) * 100:.1f} %"
         detail = (
-            f"on {most.period.start:%Y-%m-%d} it saw {most.witnessed} {most.measure}{'' if most.measure == 'requests' else ' tokens'} and {most.counted} were counted "
-            f"({'more' if most.difference > 0 else 'fewer'} by {abs(most.difference)}{by})"
+            f"on {most.period.start:%Y-%m-%d} it saw {most.witnessed:,} {most.measure}{'' if most.measure == 'requests' else ' tokens'} and {most.counted:,} were counted "
+            f"({'more' if most.difference > 0 else 'fewer'} by {abs(most.difference):,}{by})"
         )
         detail += f"; {len({row.period.start for row in gaps})} days disagree" if len({row.period.start for row in gaps}) > 1 else ""
         detail += f"; {most.note}" if most.note else ""

@@ -421,7 +421,7 @@ def test_the_pages_of_operations_draw_and_their_buttons_work(store: Store) -> No
                 expect(page.locator("main .failure")).to_have_count(0)
                 if key == "look":
                     expect(page.locator("main form")).to_have_count(0)
-            expect(page.locator("nav .nav-name")).to_have_text(["Money", "Operations", "Data"])
+            expect(page.locator("nav [role=group] > .hidden")).to_have_text(["Money", "Operations", "Data"])
         page.goto(f"{origin}/dashboard/alerts")
         page.get_by_role("button", name="Acknowledge").click()
         expect(page.locator("main table").first).to_contain_text("olga (k1)", timeout=30_000)

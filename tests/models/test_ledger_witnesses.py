@@ -159,7 +159,7 @@ def test_a_problem_says_where_when_and_by_how_much(sqlite_store: Store) -> None:
         (found,) = witness_problems(session, visible=None, now=NOW)
         assert witness_problems(session, visible=frozenset({"ws-west"}), now=NOW) == []
     assert found.subject == "ws-east / llama-online/blue: vllm ws-east/llama-online/blue"
-    assert found.detail == "on 2026-11-20 it saw 1100 input tokens and 1000 were counted (more by 100, 10.0 %)"
+    assert found.detail == "on 2026-11-20 it saw 1,100 input tokens and 1,000 were counted (more by 100, 10.0 %)"
     assert found.count == 100
 
 

@@ -17,6 +17,7 @@ from models.money import ZERO
 ChoiceOfMode = Literal["serverless", "managed_compute"]
 _DIGITS = 12
 MILLION = Decimal(1_000_000)
+_NOT_KNOWN = "what an instance can serve is not known; set capacity_tokens_per_minute of the deployment"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,12 +36,21 @@ class Load:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Serverless:
-    """Token prices (per token) and the limit; ``reason`` why it cannot be had."""
+    """Token prices (per token) and the limit, with who says it; ``reason`` why it cannot be had."""
 
     input_price: Decimal | None
     output_price: Decimal | None
     tokens_per_minute_limit: int | None
     reason: str | None = None
+    limit_source: str = ""
+
+    def cannot(self, load: Load) -> str | None:
+        """Why it cannot be had or cannot carry the load; None where it can."""
+        limit = self.tokens_per_minute_limit
+        if self.reason is not None or limit is None or load.peak_minute_tokens <= limit:
+            return self.reason
+        said = f" ({self.limit_source})" if self.limit_source else ""
+        return f"serverless cannot carry it: {load.peak_minute_tokens:,} tokens in one minute, and its limit is {limit:,}{said}"
 
     def cost(self, input_tokens: int, output_tokens: int) -> Decimal | None:
         """What these tokens cost; None without a price."""
@@ -54,7 +64,7 @@ class Managed:
     """What the instances cost over the period and can serve; ``instances`` as they run now.
 
     ``tokens_per_minute`` is of one instance, None where it is not known. ``carries`` is a load that they are known to
-    have carried (their own). ``reason`` why it cannot be had.
+    have carried (their own). ``reason`` why it cannot be had. ``is_fixed`` where there are never more than ``instances``.
     """
 
     capacity_cost: Decimal | None
@@ -62,6 +72,21 @@ class Managed:
     tokens_per_minute: Decimal | None
     carries: Load
     reason: str | None = None
+    is_fixed: bool = False
+
+    def can(self, load: Load) -> tuple[bool | None, str | None]:
+        """Whether it can be had and carries the load, and why not; None where nobody knows what an instance serves."""
+        if self.reason is not None:
+            return False, self.reason
+        needed = self.instances_for(load)
+        if needed is None:
+            return (True, None) if self._has_carried(load) else (None, _NOT_KNOWN)
+        if self.is_fixed and needed > self.instances:
+            return False, f"the instances cannot carry it: {load.peak_hour_tokens:,} tokens in one hour need {needed:,}, and they would be {self.instances:,}"
+        return True, None
+
+    def _has_carried(self, load: Load) -> bool:
+        return load.tokens <= self.carries.tokens and load.peak_hour_tokens <= self.carries.peak_hour_tokens
 
     def instances_for(self, load: Load) -> int | None:
         """How many instances the highest hour of a load needs; None where nobody knows what one serves."""
@@ -75,8 +100,7 @@ class Managed:
             return None
         needed = self.instances_for(load)
         if needed is None:
-            is_its_own = load.tokens <= self.carries.tokens and load.peak_hour_tokens <= self.carries.peak_hour_tokens
-            return self.capacity_cost if is_its_own else None
+            return self.capacity_cost if self._has_carried(load) else None
         if needed <= self.instances:
             return self.capacity_cost
         return _quotient(money.times(self.capacity_cost, needed), Decimal(self.instances))
@@ -125,14 +149,15 @@ def advise(load: Load, serverless: Serverless, managed: Managed, days: Decimal) 
             return Advice(None, None, reason)
     if not load.tokens:
         return Advice(None, None, "nothing was served in this period")
-    limit = serverless.tokens_per_minute_limit
-    if limit is not None and load.peak_minute_tokens > limit:
-        return Advice(None, None, f"serverless cannot carry it: {load.peak_minute_tokens:,} tokens in one minute, and its limit is {limit:,}")
+    can_serve, lack = managed.can(load)
+    for reason in (serverless.cannot(load), lack if can_serve is False else None):
+        if reason is not None:
+            return Advice(None, None, reason)
     by_token, by_hour = serverless.cost(load.input_tokens, load.output_tokens), managed.cost_of(load)
     if by_token is None:
         return Advice(None, None, "there is no serverless price of this model")
     if by_hour is None:
-        return Advice(None, None, "what an instance can serve is not known; set capacity_tokens_per_minute of the deployment")
+        return Advice(None, None, lack or "what the instances cost is not known")
     if days <= 0:
         return Advice(None, None, "the period is empty")
     gap = money.minus(by_hour, by_token)

@@ -1,4 +1,4 @@
-"""When models end on Azure, as announced, and how much they read at once: dated tables, used where inventory says nothing.
+"""When models end on Azure, as announced, where they are sold and how much they read at once: dated tables, used where inventory says nothing.
 
 A row of the inventory (``retires_at``) replaces it for its deployment; a newer version of this software brings a newer
 table. Managed compute is not in it: instances go on with the weights they have.
@@ -42,6 +42,15 @@ _BY_MODEL = {(model_key(one.model), one.route): one for one in RETIREMENTS}
 def retirement(model: str | None, route: Route | None) -> Retirement | None:
     """What is announced of a model by a route; None where nothing is."""
     return None if not model or route is None else _BY_MODEL.get((model_key(model), route))
+
+
+# Regions in which the Marketplace offers Llama serverless, as documented; Foundry models are deployed globally.
+SERVERLESS_REGIONS = frozenset({"eastus", "eastus2", "northcentralus", "southcentralus", "westus", "westus3"})
+
+
+def is_sold_serverless(region: str | None) -> bool:
+    """Whether the Marketplace offers Llama serverless there; an unknown region is given the benefit of the doubt."""
+    return not region or region.casefold().replace(" ", "") in SERVERLESS_REGIONS
 
 
 # The context windows of Meta's model cards (read 2026-07), by the beginning of the name as ``model_key`` spells it.

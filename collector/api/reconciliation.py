@@ -11,10 +11,10 @@ from typing import Any
 from fastapi import APIRouter, Request
 
 from collector.api.deps import Caller, Now, Reading
-from collector.api.reads import FILTERS, amount, documented, filters_of, instant_of, period_of, refuse_unknown, whole_number
+from collector.api.reads import FILTERS, amount, documented, filters_of, instant, instant_of, period_of, refuse_unknown, whole_number
 from models import ledger
 from models.errors import Forbidden, InvalidInput
-from models.ledger import ComparisonRow, ReconciliationRow, ReconciliationTotal
+from models.ledger import ComparisonRow, ReconciliationRow, ReconciliationTotal, WhatIfAnswer
 from models.periods import Period, month_period, rfc3339, utc_day
 
 router = APIRouter(tags=["correlation"])
@@ -136,6 +136,9 @@ def _comparison_row(row: ComparisonRow) -> dict[str, Any]:
             "cost": amount(serverless.cost),
             "feasible": serverless.feasible,
             "reason": serverless.reason,
+            "tokens_per_minute_limit": serverless.tokens_per_minute_limit,
+            "limit_source": serverless.limit_source,
+            "retires_at": instant(serverless.retires_at),
         },
         "managed_compute": {
             "effective_cost_per_1m": {"allocation": amount(managed.per_1m_allocation), "usage": amount(managed.per_1m_usage)},
@@ -157,24 +160,40 @@ def _comparison_row(row: ComparisonRow) -> dict[str, Any]:
             "instances": managed.instances,
             "instances_needed": managed.instances_needed,
             "reason": managed.reason,
+            "feasible": managed.feasible,
+            "feasible_reason": managed.feasible_reason,
         },
         "break_even_tokens_per_day": row.break_even_tokens_per_day,
         "break_even_reachable": row.break_even_reachable,
         "mix_input_share": amount(row.mix_input_share),
         "tokens_per_day": row.tokens_per_day,
+        "peak_minute_tokens": row.peak_minute_tokens,
+        "peak_hour_tokens": row.peak_hour_tokens,
         "cheaper": row.advice.cheaper,
         "saving_per_day": amount(row.advice.saving_per_day),
         # A length of time, not money: a number, whole where it is.
         "days": int(days) if days == int(days) else round(float(days), 4),
         "standing": row.standing,
         "reason": row.advice.reason,
-        "what_if": None
-        if row.what_if is None
-        else {
-            "capacity_cost_per_day": amount(row.what_if.capacity_cost_per_day),
-            "break_even_tokens_per_day": row.what_if.break_even_tokens_per_day,
-            "reason": row.what_if.reason,
+        "what_if": None if row.what_if is None else _what_if(row.what_if),
+    }
+
+
+def _what_if(found: WhatIfAnswer) -> dict[str, Any]:
+    return {
+        "serverless": {"feasible": found.serverless_feasible, "reason": found.serverless_reason},
+        "managed_compute": {
+            "feasible": found.managed_feasible,
+            "reason": found.managed_reason,
+            "capacity_tokens_per_day": found.capacity_tokens_per_day,
+            "instances_needed": found.instances_needed,
         },
+        "capacity_cost_per_day": amount(found.capacity_cost_per_day),
+        "break_even_tokens_per_day": found.break_even_tokens_per_day,
+        "break_even_reachable": found.break_even_reachable,
+        "cheaper": found.cheaper,
+        "saving_per_day": amount(found.saving_per_day),
+        "reason": found.reason,
     }
 
 

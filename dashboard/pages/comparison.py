@@ -40,7 +40,15 @@ def layout(view: View) -> list[Component]:
     if not rows:
         return [*head, empty_panel(view, age)]
     charts = [chart for row in rows if (chart := _chart(view, row)) is not None]
-    return [*head, _advice(view, rows), *charts, _table(view, rows), _form(view), *([_imagined(view, rows, what_if)] if what_if is not None else [])]
+    return [
+        *head,
+        _advice(view, rows),
+        _feasible(view, rows),
+        *charts,
+        _table(view, rows),
+        _form(view),
+        *([_imagined(view, rows, what_if)] if what_if is not None else []),
+    ]
 
 
 def _form(view: View) -> Component:
@@ -65,7 +73,7 @@ def _form(view: View) -> Component:
             method="get",
             action=f"{view.prefix}{PATH}",
         ),
-        note="What instances of a size would cost a day, run so many hours, and from how many tokens a day they would be cheaper than serverless.",
+        note="Whether instances of a size, run so many hours a day, could carry the load of this period, what they would cost a day, and from how many tokens a day they would be cheaper than serverless.",
         name="wide",
     )
 
@@ -73,33 +81,78 @@ def _form(view: View) -> Component:
 def _imagined(view: View, rows: list[ComparisonRow], asked: WhatIf) -> Component:
     columns = [
         tables.Column("Model"),
+        tables.Column("Serverless can carry it"),
+        tables.Column("These instances can"),
+        tables.Column("Would be cheaper"),
+        tables.Column("By, a day", is_number=True),
         tables.Column("Cost a day", is_number=True),
         tables.Column("Break-even tokens a day", is_number=True),
         tables.Column("Tokens a day now", is_number=True),
-        tables.Column("Would be cheaper"),
-        tables.Column("Why not known"),
+        tables.Column("Why not"),
     ]
     cells: list[list[tables.Cell]] = []
     for row in rows:
         answer = row.what_if
         if answer is None:
             continue
-        even, seen = answer.break_even_tokens_per_day, row.tokens_per_day
         asking = {"sku": asked.sku, "instances": str(asked.instances), "hours_per_day": f"{asked.hours_per_day.normalize():f}"}
-        cheaper = text.UNKNOWN if even is None or seen is None else "managed compute" if seen > even else "serverless"
+        reasons = dict.fromkeys(one for one in (answer.serverless_reason, answer.managed_reason, answer.reason) if one)
         cells.append(
             [
                 tables.named(row.model),
+                _yes(known=answer.serverless_feasible),
+                _yes(known=answer.managed_feasible),
+                text.words(answer.cheaper) if answer.cheaper else text.UNKNOWN,
+                figure_of(view, row, "what_if_saving", answer.saving_per_day, answer.reason, **asking),
                 figure_of(view, row, "what_if_cost_per_day", answer.capacity_cost_per_day, answer.reason, **asking),
-                figure_of(view, row, "what_if_break_even", even, answer.reason or row.serverless.reason, **asking),
-                figure_of(view, row, "tokens_per_day", seen),
-                cheaper,
-                html.Span(text.visible(answer.reason or ""), className="wrap"),
+                figure_of(view, row, "what_if_break_even", answer.break_even_tokens_per_day, answer.reason or row.serverless.reason, **asking),
+                figure_of(view, row, "tokens_per_day", row.tokens_per_day),
+                html.Span(text.visible("; ".join(reasons)), className="wrap"),
             ]
         )
     title = f"{asked.instances} × {text.visible(text.short(asked.sku, 40))}, {asked.hours_per_day.normalize():f} hours a day"
-    note = "By price alone: whether the instances can carry the load is not part of it."
+    note = "For the load as it was: a way that cannot carry it is not advised, whatever it costs."
     return card(title, tables.table(columns, cells, caption="What if"), note=note, name="wide")
+
+
+def _feasible(view: View, rows: list[ComparisonRow]) -> Component:
+    """Before any price: which way can be had, and which carries the load."""
+    columns = [
+        tables.Column("Model"),
+        tables.Column("Highest minute", is_number=True, title="tokens, both ways together"),
+        tables.Column("Serverless may serve", is_number=True, title="tokens a minute, and who says so"),
+        tables.Column("Serverless can carry it"),
+        tables.Column("Highest hour", is_number=True, title="tokens, both ways together"),
+        tables.Column("Instances needed", is_number=True, title="by the highest hour, of those that run"),
+        tables.Column("Instances can carry it"),
+        tables.Column("Why not"),
+    ]
+    cells: list[list[tables.Cell]] = []
+    for row in rows:
+        serverless, managed = row.serverless, row.managed
+        reasons = [serverless.reason, managed.feasible_reason]
+        if serverless.retires_at is not None and serverless.retires_at > view.now:
+            reasons.append(f"serverless retires on {text.day(serverless.retires_at.date())}")
+        limit = serverless.tokens_per_minute_limit
+        cells.append(
+            [
+                tables.named(row.model),
+                figure_of(view, row, "peak_minute_tokens", row.peak_minute_tokens),
+                html.Span([figure_of(view, row, "serverless_limit", limit), f" ({serverless.limit_source})" if serverless.limit_source else ""]),
+                _yes(known=serverless.feasible),
+                figure_of(view, row, "peak_hour_tokens", row.peak_hour_tokens),
+                html.Span(
+                    [figure_of(view, row, "instances_needed", managed.instances_needed, managed.feasible_reason), f" of {text.count(managed.instances)}"]
+                ),
+                _yes(known=managed.feasible),
+                html.Span(text.visible("; ".join(one for one in reasons if one)), className="wrap"),
+            ]
+        )
+    return card("Can either carry the load?", tables.table(columns, cells, caption="What can carry the load"), name="wide")
+
+
+def _yes(*, known: bool | None) -> str:
+    return text.UNKNOWN if known is None else "yes" if known else "no"
 
 
 def figure_of(view: View, row: ComparisonRow, name: str, value: Decimal | int | None, reason: str | None = None, **own: str) -> Component:

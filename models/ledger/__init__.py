@@ -7,7 +7,7 @@ pair of eyes is ``models.audit``, which shares no code with this package.
 from models.ledger.alerts import BudgetStanding, ReceiverStanding, TrailEntry, alert_rules, alerts, budget_standings, explain_query, receivers, silences, trail
 from models.ledger.closepack import ClosePack, close_pack
 from models.ledger.closing import Adjustment, ClosedMonth, adjustments, close_month, closed_months, reopen_month
-from models.ledger.comparison import ComparisonRow, WhatIf, comparison, what_if_from
+from models.ledger.comparison import ComparisonRow, WhatIf, WhatIfAnswer, comparison, what_if_from
 from models.ledger.context import AlertSeen, BudgetLine, CloseCall, Context, TrueUp, context
 from models.ledger.costs import costs
 from models.ledger.deployments import Deployment, deployment, deployments, settings_known
@@ -121,6 +121,7 @@ __all__ = [
     "Week",
     "WeeklyReport",
     "WhatIf",
+    "WhatIfAnswer",
     "Why",
     "WitnessRow",
     "WorklistItem",

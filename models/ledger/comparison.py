@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -11,9 +11,10 @@ import sqlalchemy as sa
 from sqlmodel import Session
 
 from models import money, skus
-from models.breakeven import MILLION, Advice, Load, Managed, Serverless, advise, allocated, break_even, per_million
+from models.breakeven import MILLION, Advice, ChoiceOfMode, Load, Managed, Serverless, advise, allocated, break_even, per_million
 from models.columns import to_microseconds
 from models.errors import InvalidInput
+from models.ledger import rates
 from models.ledger.billed import Reading
 from models.ledger.costs import Answer
 from models.ledger.deployments import settings_known
@@ -23,20 +24,21 @@ from models.ledger.sums import Sums
 from models.ledger.utilisation import GpuUse, gpu_use
 from models.ledger.values import CostQuery, Filters, Standing, share_of
 from models.ledger.world import World, read_usage
+from models.lifecycle import is_sold_serverless, retires_at
+from models.limits import limits_known
 from models.money import ZERO
 from models.periods import Period
 from models.prices import PriceMeter, UnitPrice, model_key, model_name
-from models.resources import DeploymentFact, Mode
-from models.usage import STATUS_CODE, Status
+from models.resources import DeploymentFact, Mode, Route
+from models.usage import DAY_SECONDS, STATUS_CODE, Status
 
 _HOUR = 3600
 _STANDINGS: tuple[Standing, ...] = ("provisional", "settling", "settled")
-# Azure ML's default for a serverless deployment where nobody says otherwise (DESIGN.md "Quotas").
-_DEFAULT_TOKENS_PER_MINUTE = 400_000
 # The highest minute lies in one of the highest hours: as many are looked into.
 _HOURS_LOOKED_INTO = 5
 _MOST_INSTANCES = 1000
 _TWELVE = Decimal(1).scaleb(-12)
+_NOTHING = Load(input_tokens=0, output_tokens=0, peak_hour_tokens=0, peak_minute_tokens=0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,16 +52,33 @@ class WhatIf:
 
 @dataclass(frozen=True, slots=True)
 class WhatIfAnswer:
-    """What that would cost a day, and from how many tokens a day it would be cheaper than serverless."""
+    """What that would cost a day, from how many tokens a day it would be cheaper than serverless, and whether either can carry the load of the period.
+
+    ``managed_feasible`` None: nobody knows what an instance of that size serves. ``cheaper`` only where both can; else ``reason`` says what cannot.
+    """
 
     capacity_cost_per_day: Decimal | None
     break_even_tokens_per_day: int | None
     reason: str | None
+    serverless_feasible: bool = False
+    serverless_reason: str | None = None
+    managed_feasible: bool | None = None
+    managed_reason: str | None = None
+    capacity_tokens_per_day: int | None = None
+    instances_needed: int | None = None
+    cheaper: ChoiceOfMode | None = None
+    saving_per_day: Decimal | None = None
+
+    @property
+    def break_even_reachable(self) -> bool | None:
+        """Whether those instances could serve as many; None where nobody knows."""
+        even, most = self.break_even_tokens_per_day, self.capacity_tokens_per_day
+        return None if even is None or most is None else even <= most
 
 
 @dataclass(frozen=True, slots=True)
 class ServerlessSide:
-    """What serverless served and cost."""
+    """What serverless served and cost, and what it may serve: the limits of the model's deployments together, with who says them."""
 
     tokens: int
     cost: Decimal | None
@@ -71,6 +90,9 @@ class ServerlessSide:
     list_per_1m: Decimal | None  # at the mix of the row
     unknown_token_share: Decimal | None = None  # of the requests: their tokens are in no figure here
     estimated_token_share: Decimal | None = None
+    tokens_per_minute_limit: int | None = None
+    limit_source: str | None = None
+    retires_at: datetime | None = None  # when the last of its deployments' models does
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +115,8 @@ class ManagedSide:
     gpu: GpuUse
     unknown_token_share: Decimal | None = None  # as above
     estimated_token_share: Decimal | None = None
+    feasible: bool | None = None  # None: nobody knows what an instance can serve
+    feasible_reason: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +134,8 @@ class ComparisonRow:
     standing: Standing
     mix_input_share: Decimal | None  # input's share of the tokens that the break-even goes by: the instances' own, else all
     what_if: WhatIfAnswer | None
+    peak_minute_tokens: int = 0  # of both ways together
+    peak_hour_tokens: int = 0
 
     @property
     def tokens_per_day(self) -> int | None:
@@ -186,6 +212,7 @@ class _Capacity:
     tokens: Decimal | None = ZERO
     instances: int = 0
     per_instance: list[Decimal | None] = field(default_factory=list)
+    by_size: dict[str, list[Decimal | None]] = field(default_factory=dict)  # the same by size
     methods: set[str] = field(default_factory=set)
     places: list[tuple[str, str]] = field(default_factory=list)
     reasons: set[str] = field(default_factory=set)
@@ -203,6 +230,8 @@ class _Comparison:
             Decimal((self._period.end - self._period.start) // timedelta(microseconds=1)), Decimal(timedelta(days=1) // timedelta(microseconds=1))
         )
         self._settings = settings_known(session, now)
+        self._limits = limits_known(session, now)
+        self._called: dict[str, set[tuple[str, str]]] = {}  # by model: where calls came that are not managed compute's
         self._spelled: dict[str, str] = {}
         # (model, mode) -> tokens by hour; deployment (without case) -> hour -> (tokens, throttles)
         self._hours: dict[tuple[str, Mode], dict[int, int]] = {}
@@ -217,6 +246,8 @@ class _Comparison:
             shown = self._answer.shown(groups)[2] or key
             self._spelled.setdefault(key, shown)
             mode = Mode.MANAGED_COMPUTE if groups[3] == Mode.MANAGED_COMPUTE else Mode.SERVERLESS
+            if mode == Mode.SERVERLESS and groups[0] and groups[1]:
+                self._called.setdefault(key, set()).add((groups[0], groups[1]))
             sides.setdefault((key, currency), {}).setdefault(mode, _Side()).sums.absorb(sums)
         self._read_hours()
         capacities = self._capacities()
@@ -295,19 +326,21 @@ class _Comparison:
 
     def _capacities(self) -> dict[str, _Capacity]:
         found: dict[str, _Capacity] = {}
-        filters = self._answer.query.filters
         for workspace, name, facts in self._world.registry.managed():
             runs = stretches(facts, self._period.start, self._period.end)
             model = next((fact.model for _, _, fact in reversed(runs) if fact.model), None)
-            if not runs or model is None or (filters.visible is not None and workspace not in filters.visible):
+            if not runs or model is None:
                 continue
-            if (filters.workspaces and workspace not in filters.workspaces) or (
-                self._answer.lens.deployments is not None and name not in self._answer.lens.deployments
-            ):
+            if not self._is_asked(workspace, name):
                 continue
             self._spelled.setdefault(model_key(model), model_name(model))
             self._add_capacity(found.setdefault(model_key(model), _Capacity()), workspace, name, runs)
         return found
+
+    def _is_asked(self, workspace: str, name: str) -> bool:
+        filters, deployments = self._answer.query.filters, self._answer.lens.deployments
+        is_seen = filters.visible is None or workspace in filters.visible
+        return is_seen and (not filters.workspaces or workspace in filters.workspaces) and (deployments is None or name in deployments)
 
     def _add_capacity(self, into: _Capacity, workspace: str, name: str, runs: Sequence[tuple[datetime, datetime, DeploymentFact]]) -> None:
         hours = money.add(money.times(instance_hours(left, right), fact.instance_count or 0) for left, right, fact in runs)
@@ -317,6 +350,7 @@ class _Comparison:
         into.places.append((workspace, name))
         per_instance, method = self._per_instance(workspace, name, last, runs)
         into.per_instance.append(per_instance)
+        into.by_size.setdefault((runs[-1][2].sku or "").casefold(), []).append(per_instance)
         if per_instance is None:
             into.tokens = None
             into.reasons.add(f"what {workspace} / {name} can serve is not known: set its capacity_tokens_per_minute")
@@ -344,7 +378,7 @@ class _Comparison:
         token_side, hour_side = of.get(Mode.SERVERLESS, _Side()), of.get(Mode.MANAGED_COMPUTE, _Side())
         whole = self._load(key, (Mode.SERVERLESS, Mode.MANAGED_COMPUTE), [token_side.sums, hour_side.sums])
         own = self._load(key, (Mode.MANAGED_COMPUTE,), [hour_side.sums])
-        serverless = self._serverless(key, currency)
+        serverless, retires = self._serverless(key, currency, is_called=bool(token_side.tokens))
         has_managed = capacity is not None or hour_side.cost not in (None, ZERO)
         capacity_cost = hour_side.cost if has_managed else None
         known = capacity or _Capacity(tokens=None)
@@ -362,8 +396,8 @@ class _Comparison:
         mix = own if own.tokens else whole
         even = None if capacity_cost is None else break_even(capacity_cost, self._days, mix.input_tokens, mix.output_tokens, serverless)
         per_day = None if known.tokens is None else int(money.QUOTIENT.divide(known.tokens, self._days))
-        limit = serverless.tokens_per_minute_limit
-        can_carry = limit is None or whole.peak_minute_tokens <= limit
+        cannot = serverless.cannot(whole)
+        can, lack = managed.can(whole)
         return ComparisonRow(
             model=self._spelled.get(key, key),
             currency=currency,
@@ -371,13 +405,16 @@ class _Comparison:
                 tokens=token_side.tokens,
                 cost=token_side.cost if Mode.SERVERLESS in of else ZERO,
                 effective_cost_per_1m=per_million(token_side.cost, token_side.tokens),
-                feasible=serverless.reason is None and can_carry,
-                reason=serverless.reason or (None if can_carry else "its highest minute is above the limit"),
+                feasible=cannot is None,
+                reason=cannot,
                 list_input_per_1m=None if serverless.input_price is None else money.times(serverless.input_price, MILLION),
                 list_output_per_1m=None if serverless.output_price is None else money.times(serverless.output_price, MILLION),
                 list_per_1m=per_million(serverless.cost(mix.input_tokens, mix.output_tokens), mix.tokens),
                 unknown_token_share=share_of(token_side.sums.unknown_requests, token_side.sums.requests),
                 estimated_token_share=share_of(token_side.sums.estimated_requests, token_side.sums.requests),
+                tokens_per_minute_limit=serverless.tokens_per_minute_limit,
+                limit_source=serverless.limit_source,
+                retires_at=retires,
             ),
             managed=ManagedSide(
                 tokens=own.tokens,
@@ -396,6 +433,8 @@ class _Comparison:
                 gpu=gpu_use(self._session, self._period, known.places),
                 unknown_token_share=share_of(hour_side.sums.unknown_requests, hour_side.sums.requests),
                 estimated_token_share=share_of(hour_side.sums.estimated_requests, hour_side.sums.requests),
+                feasible=can,
+                feasible_reason=lack,
             ),
             break_even_tokens_per_day=even,
             break_even_reachable=None if even is None or per_day is None else even <= per_day,
@@ -403,16 +442,24 @@ class _Comparison:
             days=self._days,
             standing=_STANDINGS[min(side.sums.standing for side in of.values())],
             mix_input_share=None if not mix.tokens else money.truncated(money.QUOTIENT.divide(Decimal(mix.input_tokens), Decimal(mix.tokens)), 6),
-            what_if=self._imagined(key, currency, mix, serverless),
+            what_if=self._imagined(key, currency, serverless, known, whole=whole, mix=mix),
+            peak_minute_tokens=whole.peak_minute_tokens,
+            peak_hour_tokens=whole.peak_hour_tokens,
         )
 
-    def _serverless(self, key: str, currency: str | None) -> Serverless:
-        """The model's token prices at the end of the period, where it is or would be deployed serverless, in the row's currency."""
+    def _serverless(self, key: str, currency: str | None, *, is_called: bool) -> tuple[Serverless, datetime | None]:
+        """The model's token prices at the end of the period, where it is or would be deployed serverless, in the row's currency; and when it retires.
+
+        ``is_called``: calls of the period were answered. What is only announced or listed yields to that.
+        """
         places = self._places(key)
         at = self._period.end - timedelta(microseconds=1)
         model = self._spelled.get(key, key)
         found: list[Decimal | None] = []
-        retired = [fact.retires_at for _, fact in places if fact is not None and fact.mode == Mode.SERVERLESS and fact.retires_at is not None]
+        own = [fact for _, fact in places if fact is not None and fact.mode == Mode.SERVERLESS]
+        route = self._world.registry.route
+        ends = [fact.retires_at if is_called else retires_at(fact, route(fact)) for fact in own]
+        retires = max((one for one in ends if one is not None), default=None) if None not in ends else None
         for meter in (PriceMeter.INPUT_TOKENS, PriceMeter.OUTPUT_TOKENS):
             prices = (
                 self._in_currency(price, currency, workspace)
@@ -424,9 +471,23 @@ class _Comparison:
         reason = None
         if None in found:
             reason = "there is no serverless price of this model" + (f" in {currency}" if currency else "")
-        elif retired and len(retired) == len([fact for _, fact in places if fact is not None and fact.mode == Mode.SERVERLESS]) and max(retired) <= self._now:
-            reason = "the model is retired from serverless"
-        return Serverless(input_price=found[0], output_price=found[1], tokens_per_minute_limit=_DEFAULT_TOKENS_PER_MINUTE, reason=reason)
+        elif retires is not None and retires <= self._now:
+            reason = f"the model is retired from serverless since {retires:%Y-%m-%d}"
+        elif own and not is_called and all(route(fact) == Route.MARKETPLACE and not is_sold_serverless(fact.region) for fact in own):
+            reason = f"the model is not offered serverless in {', '.join(sorted({fact.region or '' for fact in own}))}"
+        limit, source = self._limit(key)
+        return Serverless(input_price=found[0], output_price=found[1], tokens_per_minute_limit=limit, reason=reason, limit_source=source), retires
+
+    def _limit(self, key: str) -> tuple[int, str]:
+        """What its serverless deployments may serve a minute together, each by the best word on it, and whose words these are."""
+        asked = {(workspace, fact.name) for workspace, fact in self._places(key) if workspace and fact is not None and fact.mode == Mode.SERVERLESS}
+        among = {(workspace, name) for workspace, name in asked if self._is_asked(workspace, name)} | self._called.get(key, set())
+        places = {(workspace.casefold(), name.casefold()) for workspace, name in among}
+        limits = [one for place in sorted(places) if (one := rates.limit_of(self._limits, *place, "tokens_per_minute")) is not None]
+        if not limits:
+            return rates.DEFAULT_TOKENS_PER_MINUTE, "default"
+        said = ", ".join(sorted({one.source for one in limits}))
+        return sum(one.value for one in limits), said if len(limits) == 1 else f"{len(limits)} deployments together: {said}"
 
     def _places(self, key: str) -> list[tuple[str | None, DeploymentFact | None]]:
         """Where the model runs, serverless deployments first; at the end nowhere in particular."""
@@ -445,16 +506,61 @@ class _Comparison:
         rate = None if subscription is None else self._world.rate(subscription, price.currency, currency, self._period.end.date())
         return None if rate is None else money.times(price.per_unit, rate)
 
-    def _imagined(self, key: str, currency: str | None, mix: Load, serverless: Serverless) -> WhatIfAnswer | None:
+    def _imagined(self, key: str, currency: str | None, serverless: Serverless, known: _Capacity, *, whole: Load, mix: Load) -> WhatIfAnswer | None:
+        """The instances of the what-if beside serverless, for the load as it was: first whether either can carry it, then which costs less."""
         asked = self._what_if
         if asked is None:
             return None
+        hourly = self._hourly(key, currency, asked.sku)
+        cost = None if hourly is None else money.times(money.times(hourly, asked.instances), asked.hours_per_day)
+        # What an instance serves is known of sizes that run the model; of several of one size the slowest speaks.
+        said = known.by_size.get(asked.sku.casefold(), [])
+        serves = [one for one in said if one is not None]
+        managed = Managed(
+            capacity_cost=None if cost is None else money.EXACT.multiply(cost, self._days),
+            instances=asked.instances,
+            tokens_per_minute=min(serves) if serves else None,
+            carries=_NOTHING,
+            reason=self._out_of_hours(key, asked),
+            is_fixed=True,
+        )
+        can, lack = managed.can(whole)
+        if can is None:
+            lack = f"what a {asked.sku[:60]} serves of this model is not known: no deployment of the model on that size has a capacity_tokens_per_minute"
+        cannot, advice = serverless.cannot(whole), advise(whole, serverless, managed, self._days)
+        reason = advice.reason
+        if cost is None:
+            reason = f"there is no hourly price of {asked.sku[:60]} in this currency" + ("" if skus.cores(asked.sku) else "; the size is not one we know")
+        elif can is None and cannot is None and whole.tokens:
+            reason = lack
+        return WhatIfAnswer(
+            capacity_cost_per_day=cost,
+            break_even_tokens_per_day=None if cost is None else break_even(cost, Decimal(1), mix.input_tokens, mix.output_tokens, serverless),
+            reason=reason,
+            serverless_feasible=cannot is None,
+            serverless_reason=cannot,
+            managed_feasible=can,
+            managed_reason=lack,
+            capacity_tokens_per_day=int(min(serves) * 60 * asked.instances * asked.hours_per_day) if serves else None,
+            instances_needed=managed.instances_for(whole),
+            cheaper=advice.cheaper,
+            saving_per_day=advice.saving_per_day,
+        )
+
+    def _hourly(self, key: str, currency: str | None, sku: str) -> Decimal | None:
+        """What an hour of the size costs where the model runs, else anywhere."""
         model, at = self._spelled.get(key, key), self._period.end - timedelta(microseconds=1)
-        candidates: Iterable[str | None] = dict.fromkeys([*(fact.region for _, fact in self._places(key) if fact is not None), None])
-        for region in candidates:
-            price = self._world.prices.price(meter=PriceMeter.INSTANCE_HOURS, at=at, model=model, sku=asked.sku, region=region)
+        for region in dict.fromkeys([*(fact.region for _, fact in self._places(key) if fact is not None), None]):
+            price = self._world.prices.price(meter=PriceMeter.INSTANCE_HOURS, at=at, model=model, sku=sku, region=region)
             if isinstance(price, UnitPrice) and (hourly := self._in_currency(price, currency, None)) is not None:
-                cost = money.times(money.times(hourly, asked.instances), asked.hours_per_day)
-                return WhatIfAnswer(cost, break_even(cost, Decimal(1), mix.input_tokens, mix.output_tokens, serverless), None)
-        known = "" if skus.cores(asked.sku) else "; the size is not one we know"
-        return WhatIfAnswer(None, None, f"there is no hourly price of {asked.sku[:60]} in this currency{known}")
+                return hourly
+        return None
+
+    def _out_of_hours(self, key: str, asked: WhatIf) -> str | None:
+        """Why instances that run so many hours of every day leave calls unanswered; None where they need not."""
+        hours = {
+            at % DAY_SECONDS // _HOUR for mode in (Mode.SERVERLESS, Mode.MANAGED_COMPUTE) for at, tokens in self._hours.get((key, mode), {}).items() if tokens
+        }
+        if len(hours) <= asked.hours_per_day:
+            return None
+        return f"calls come in {len(hours)} hours of the day (UTC), and the instances would run {money.text(asked.hours_per_day)}"

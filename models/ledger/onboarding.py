@@ -14,7 +14,7 @@ from models.charges import ChargeClass, ChargeDay, ChargeItem
 from models.ledger.costs import costs
 from models.ledger.values import CostQuery, Filters, Problem
 from models.ledger.world import World
-from models.lifecycle import retires_at
+from models.lifecycle import SERVERLESS_REGIONS, is_sold_serverless, retires_at
 from models.matching import Target
 from models.money import ZERO
 from models.periods import DAY, Period, day_start, utc_day
@@ -24,8 +24,6 @@ from models.resources import DeploymentFact, Mode, Route
 LOOKED_AT = 60 * DAY
 RETIRES_SOON = 90 * DAY
 _BILLED_LATE = 4 * DAY
-# Regions in which the Marketplace offers Llama serverless, as documented; Foundry models are deployed globally.
-SERVERLESS_REGIONS = frozenset({"eastus", "eastus2", "northcentralus", "southcentralus", "westus", "westus3"})
 _WORKS = frozenset({"", "online", "succeeded", "healthy", "ready"})
 
 
@@ -178,8 +176,7 @@ class _Audit:
             if not self._sees([workspace]):
                 continue
             place = f"{workspace}/{name}"
-            region = (fact.region or "").casefold().replace(" ", "")
-            if fact.mode == Mode.SERVERLESS and self._world.registry.route(fact) == Route.MARKETPLACE and region and region not in SERVERLESS_REGIONS:
+            if fact.mode == Mode.SERVERLESS and self._world.registry.route(fact) == Route.MARKETPLACE and not is_sold_serverless(fact.region):
                 yield Problem(
                     "region_not_offered",
                     place,

@@ -482,6 +482,12 @@ _TERMS: Mapping[str, Callable[[ComparisonRow], Term]] = {
     "even": lambda row: Term("break-even tokens a day", row.break_even_tokens_per_day, "tokens"),
     "cores": lambda row: Term("core-hours", row.managed.core_hours, "hours"),
     "gpu_hours": lambda row: Term("hours that Azure told", row.managed.gpu.hours, "count"),
+    "limit": lambda row: Term(
+        f"tokens a minute that serverless may serve, said by {row.serverless.limit_source}", row.serverless.tokens_per_minute_limit, "tokens"
+    ),
+    "peak_minute": lambda row: Term("tokens of the highest minute", row.peak_minute_tokens, "tokens"),
+    "peak_hour": lambda row: Term("tokens of the highest hour", row.peak_hour_tokens, "tokens"),
+    "imagined": lambda row: Term("tokens a day that such instances can serve", None if row.what_if is None else row.what_if.capacity_tokens_per_day, "tokens"),
     "needed": lambda row: Term("instances that the whole load needs", row.managed.instances_needed, "count"),
     "instances": lambda row: Term("instances that run", row.managed.instances, "count"),
 }
@@ -498,8 +504,13 @@ _COMPARED: Mapping[str, Callable[[ComparisonRow], tuple[Number | None, list[Term
     "break_even_tokens_per_day": _compared(lambda row: row.break_even_tokens_per_day, "capacity_cost", "days", "list", "input", "output", "mix"),
     "tokens_per_day": _compared(lambda row: row.tokens_per_day, "tokens", "serverless_tokens", "days"),
     "saving_per_day": _compared(lambda row: row.advice.saving_per_day, "capacity_cost", "list", "tokens", "serverless_tokens", "instances", "needed", "days"),
+    "peak_minute_tokens": _compared(lambda row: row.peak_minute_tokens, "limit"),
+    "peak_hour_tokens": _compared(lambda row: row.peak_hour_tokens, "instances", "needed"),
+    "serverless_limit": _compared(lambda row: row.serverless.tokens_per_minute_limit, "peak_minute"),
+    "instances_needed": _compared(lambda row: row.managed.instances_needed, "peak_hour", "instances", "capacity"),
     "what_if_cost_per_day": _compared(lambda row: None if row.what_if is None else row.what_if.capacity_cost_per_day),
-    "what_if_break_even": _compared(lambda row: None if row.what_if is None else row.what_if.break_even_tokens_per_day, "list", "mix"),
+    "what_if_break_even": _compared(lambda row: None if row.what_if is None else row.what_if.break_even_tokens_per_day, "list", "mix", "imagined"),
+    "what_if_saving": _compared(lambda row: None if row.what_if is None else row.what_if.saving_per_day, "list", "tokens", "serverless_tokens", "days"),
 }
 
 
@@ -688,6 +699,18 @@ FIGURES: Mapping[str, Figure] = {
     "tokens_per_day": Figure("tokens a day", "tokens", "tokens of both ways / days", _of_comparison),
     "saving_per_day": Figure(
         "saving a day", "money", "the difference a day of the whole load on serverless (tokens x list price) and on the instances that it needs", _of_comparison
+    ),
+    "peak_minute_tokens": Figure("tokens of the highest minute", "tokens", "the most of one minute, of both ways together, as billed", _of_comparison),
+    "peak_hour_tokens": Figure("tokens of the highest hour", "tokens", "the most of one hour, of both ways together, as billed", _of_comparison),
+    "serverless_limit": Figure(
+        "what serverless may serve a minute",
+        "tokens",
+        "the limits of the model's serverless deployments together, each by the best word on it; without any, the documented default of one",
+        _of_comparison,
+    ),
+    "instances_needed": Figure("instances needed", "count", "tokens of the highest hour / what an instance serves in an hour, rounded up", _of_comparison),
+    "what_if_saving": Figure(
+        "saving a day", "money", "the difference a day of the whole load on serverless (tokens x list price) and on such instances", _of_comparison
     ),
     "what_if_cost_per_day": Figure("what such instances cost a day", "money", "instances x hours a day x the hourly price of the size", _of_comparison),
     "what_if_break_even": Figure(

@@ -72,7 +72,11 @@ class MoneyLedger(fakes.FakeLedger):
 
     def comparison(self, period: Period, filters: Any, *, now: datetime, what_if: WhatIf | None = None) -> list[ComparisonRow]:
         self._called("comparison")
-        answer = None if what_if is None else WhatIfAnswer(Decimal(80), 40_000_000, None)
+        answer = (
+            None
+            if what_if is None
+            else WhatIfAnswer(Decimal(80), 40_000_000, None, True, None, False, "calls come in 9 hours of the day (UTC), and the instances would run 8")
+        )
         serverless = ServerlessSide(0, Decimal(0), None, True, None, Decimal("0.60"), Decimal("0.80"), Decimal("0.66"))
         managed = ManagedSide(
             300_000_000,
@@ -191,7 +195,8 @@ def test_comparison_names_the_cheaper_mode_its_saving_and_how_sure_that_is(ledge
 def test_a_what_if_is_in_the_address(ledger: MoneyLedger) -> None:
     page = said(comparison.layout(view(ledger, "comparison", "?sku=Standard_X&instances=2&hours_per_day=8")))
     assert "2 × Standard_X, 8 hours a day" in page
-    assert "Llama-3.3-70B-Instruct 80.00 USD 40.0 M 10.0 M serverless" in page
+    # That a break-even lies at 40 million and 10 million come is no advice where the instances cannot carry them.
+    assert "Llama-3.3-70B-Instruct yes no unknown unknown 80.00 USD 40.0 M 10.0 M calls come in 9 hours" in page
 
 
 @pytest.mark.parametrize(

@@ -66,7 +66,14 @@ def test_comparison_has_the_fields_of_the_contract(service: Service) -> None:
         "reason": row["serverless"]["reason"],
         "unknown_token_share": "0",
         "estimated_token_share": "0",
+        # Its one call holds more tokens than the default allows in a minute.
+        "tokens_per_minute_limit": 400_000,
+        "limit_source": "default",
+        "retires_at": None,
     }
+    assert row["serverless"]["reason"] == "serverless cannot carry it: 1,100,000 tokens in one minute, and its limit is 400,000 (default)"
+    assert (row["managed_compute"]["feasible"], row["managed_compute"]["feasible_reason"]) == (False, "no online deployment of this model is in the inventory")
+    assert (row["peak_minute_tokens"], row["peak_hour_tokens"]) == (1_100_000, 1_100_000)
     assert set(row["managed_compute"]) >= {
         "effective_cost_per_1m",
         "tokens",
@@ -81,6 +88,18 @@ def test_comparison_has_the_fields_of_the_contract(service: Service) -> None:
     assert (row["cheaper"], row["saving_per_day"], row["days"], row["standing"]) == (None, None, 10, "provisional")
     assert "no online deployment" in row["reason"]
     assert service.client.get("/v1/comparison?sku=Standard_X").status_code == 422
+    (asked,) = service.client.get("/v1/comparison?from=2026-11-01&to=2026-11-11&sku=Standard_X&instances=1&hours_per_day=24").json()["rows"]
+    unknown = "what a Standard_X serves of this model is not known: no deployment of the model on that size has a capacity_tokens_per_minute"
+    assert asked["what_if"] == {
+        "serverless": {"feasible": False, "reason": row["serverless"]["reason"]},
+        "managed_compute": {"feasible": None, "reason": unknown, "capacity_tokens_per_day": None, "instances_needed": None},
+        "capacity_cost_per_day": None,
+        "break_even_tokens_per_day": None,
+        "break_even_reachable": None,
+        "cheaper": None,
+        "saving_per_day": None,
+        "reason": "there is no hourly price of Standard_X in this currency; the size is not one we know",
+    }
 
 
 def test_an_owner_says_what_a_deployment_can_serve(service: Service) -> None:

@@ -305,6 +305,7 @@ def test_doctor_fails_on_what_is_wrong(capsys: pytest.CaptureFixture[str], datab
 # -- a running service ------------------------------------------------------------------------------
 
 
+@pytest.mark.walk
 def test_up_from_start_to_end(database: str, tmp_path: Path) -> None:
     url = ("--database-url", database)
     (tmp_path / "more.ndjson").write_text(json.dumps({**EVENT, "id": "call-2"}))
@@ -331,6 +332,7 @@ def test_up_from_start_to_end(database: str, tmp_path: Path) -> None:
     assert DatabaseLock(Path(database.removeprefix("sqlite:///"))).path.read_text() == ""
 
 
+@pytest.mark.walk
 @pytest.mark.parametrize("command", [["up", "--port", "0"], ["serve", "--port", "0"], ["dashboard", "--port", "0"], ["work"]], ids=lambda words: words[0])
 def test_sigterm_ends_a_service_as_it_should(database: str, command: list[str]) -> None:
     with service(*command, "--database-url", database) as running:
@@ -352,6 +354,7 @@ sys.exit(cli.main(sys.argv[1:]))
 """
 
 
+@pytest.mark.walk
 @pytest.mark.parametrize("sign", ["SIGTERM", "SIGINT"])
 def test_a_signal_that_no_exception_can_carry_ends_a_service_all_the_same(database: str, sign: str) -> None:
     # What is raised while garbage is collected is told to stderr and then forgotten.
@@ -366,6 +369,7 @@ def test_a_signal_that_no_exception_can_carry_ends_a_service_all_the_same(databa
     assert b"Traceback" not in done.stderr
 
 
+@pytest.mark.walk
 def test_a_half_sent_request_does_not_hold_the_end(database: str) -> None:
     with (
         service("up", "--port", "0", "--database-url", database) as up,

@@ -391,6 +391,7 @@ def test_the_way_back_stays_on_this_site(store: Store, back: str) -> None:
     assert answer.headers["Location"].startswith("/dashboard/")
 
 
+@pytest.mark.walk
 @pytest.mark.browser
 def test_the_pages_of_operations_draw_and_their_buttons_work(store: Store) -> None:
     desk = Desk(store, now=lambda: NOW)

@@ -225,6 +225,7 @@ def origin(store: Store) -> Iterator[str]:
         yield address
 
 
+@pytest.mark.walk
 @pytest.mark.browser
 def test_a_click_on_each_kind_of_figure_opens_the_drawer_with_that_figure(browser: Browser, origin: str) -> None:
     """On every page, one of each kind: the drawer says the figure clicked, how it comes about and the line for curl; Escape and the back button close it."""

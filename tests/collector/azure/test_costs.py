@@ -263,6 +263,7 @@ def test_a_refusal_of_rights_is_no_reason_to_look_elsewhere(store: Store, stack:
 FROM_17TH = BillingPeriod(date(2026, 7, 17), date(2026, 8, 17)), BillingPeriod(date(2026, 8, 17), date(2026, 9, 17))
 
 
+@pytest.mark.walk
 @pytest.mark.parametrize("route", ["query", "export"])
 def test_bills_from_the_17th_are_pulled_as_they_are_cut_and_closed_when_they_settle(sqlite_store: Store, tmp_path: Path, stack: ExitStack, route: str) -> None:
     store = sqlite_store

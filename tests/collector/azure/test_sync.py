@@ -221,6 +221,7 @@ def test_token_meters_of_foundry_models() -> None:
     assert doubts == []
 
 
+@pytest.mark.walk
 def test_prices_come_in_once_and_stand_between_imported_and_bundled(place: Place) -> None:
     place.pull("inventory")
     place.pull("prices")

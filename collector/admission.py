@@ -2,7 +2,8 @@
 
 What was used in the last minute is read from the database every quarter of a second while anybody asks, hard budgets
 every two seconds (or a tenth of the time, where they take long); between, answers come from what was read. Who asks seldom
-waits for a fresh look; under load a thread looks, and nobody waits. Nothing is reserved: calls that were admitted and
+waits for a fresh look; under load a thread looks at the minute and a process of its own at hard budgets, and nobody waits.
+Nothing is reserved: calls that were admitted and
 have not been reported yet do not count, so a burst may overshoot by what runs at the same time.
 """
 
@@ -16,10 +17,10 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from sqlmodel import Session, col, select
+from sqlmodel import Session
 
+from collector.standings import Standings, hard_budgets
 from models import money
-from models.alerts import Budget
 from models.columns import to_microseconds
 from models.errors import DomainError
 from models.ledger import rates
@@ -39,10 +40,13 @@ logger = logging.getLogger(__name__)
 _FRESH_SECONDS = 0.25
 # From so many questions between two looks on, a thread looks; what it read is answered from up to so old.
 _BUSY, _OLDEST_SECONDS = 5, 2.0
+_LINGER_SECONDS = 5.0
 # Of every look the last seconds are read again, the whole minute once a second: few events are reported later than this.
 _RECENT_SECONDS, _MINUTE_EVERY_SECONDS = 10, 1.0
 _BUDGETS_SECONDS = 2.0
 _BUDGETS_SHARE = 10
+# A process that has not told of hard budgets for so long has failed; one that nobody needs for so long is ended.
+_OLDEST_BUDGETS_SECONDS, _SPARE_SECONDS = 60.0, 60.0
 # The registry and the series change seldom and cost most to read.
 _WORLD_SECONDS = 5.0
 _MOST_NAMES = 10_000
@@ -131,6 +135,9 @@ class Admission:
         self._used: dict[int, dict[int, rates.Counts]] = {}
         self._admitted: dict[int, dict[int, rates.Counts]] = {}
         self._budgets: tuple[HardStanding, ...] = ()
+        self._budgets_at = self._helped_from = float("-inf")
+        self._standings = Standings(store)
+        self._helping: threading.Thread | None = None
         self._asked = 0
         self._looking: threading.Thread | None = None
         self._ended = threading.Event()
@@ -143,8 +150,7 @@ class Admission:
         return self._monotonic() - self._read_at > _FRESH_SECONDS
 
     def must_wait(self) -> bool:
-        """Whether who asks now has to wait for ``refresh``; called once a question. Under load a thread refreshes instead."""
-        self._asked += 1
+        """Whether who asks now has to wait for ``refresh``. Under load a thread refreshes instead."""
         if not self.is_stale:
             return False
         if self._asked < _BUSY or self._monotonic() - self._read_at > _OLDEST_SECONDS:
@@ -157,14 +163,19 @@ class Admission:
     def end(self) -> None:
         """Look no more."""
         self._ended.set()
-        if self._looking is not None:
-            self._looking.join(timeout=5)
+        self._standings.end()
+        for thread in (self._looking, self._helping):
+            if thread is not None:
+                thread.join(timeout=5)
 
     def _keep_looking(self) -> None:
-        """Until few ask."""
+        """Until few have asked for a while: a load that pauses is not to wait when it goes on."""
+        busy_at = self._monotonic()
         while not self._ended.is_set():
             asked, self._asked = self._asked, 0
-            if asked < _BUSY:
+            if asked >= _BUSY:
+                busy_at = self._monotonic()
+            elif self._monotonic() - busy_at > _LINGER_SECONDS:
                 return
             try:
                 self.refresh()
@@ -173,6 +184,40 @@ class Admission:
                 logger.warning("admission could not be refreshed: %s", fault.message)
                 return
             self._ended.wait(_FRESH_SECONDS)
+
+    def _is_helped(self) -> bool:
+        """Whether hard budgets are read by their own process; only under load is it worth one."""
+        clock = self._monotonic()
+        if threading.current_thread() is not self._looking or clock < self._helped_from:
+            return False
+        if clock - self._budgets_at > _OLDEST_BUDGETS_SECONDS:
+            self._standings.end()  # whoever waits for its answer is told that it failed
+            return False
+        if self._helping is None or not self._helping.is_alive():
+            self._helping = threading.Thread(target=self._keep_standings, name="admission-budgets", daemon=True)
+            self._helping.start()
+        return True
+
+    def _keep_standings(self) -> None:
+        """Until few have asked for a while."""
+        needed_at = self._monotonic()
+        try:
+            while not self._ended.is_set():
+                begun = self._monotonic()
+                if self._looking is not None and self._looking.is_alive():
+                    needed_at = begun
+                    self._budgets = self._standings.read(self._now())
+                    self._budgets_at = self._monotonic()
+                elif begun - needed_at > _SPARE_SECONDS:
+                    return
+                self._ended.wait(max(_BUDGETS_SECONDS, _BUDGETS_SHARE * (self._monotonic() - begun)))
+        except DomainError as fault:
+            # The thread that looks reads them itself, and tries this again after a while.
+            self._helped_from = self._monotonic() + _SPARE_SECONDS
+            if not self._ended.is_set():
+                logger.warning("%s", fault.message)
+        finally:
+            self._standings.end()
 
     def refresh(self) -> None:
         """Read again, unless another thread just did."""
@@ -192,8 +237,10 @@ class Admission:
         if self._world is None or clock - self._world_at > _WORLD_SECONDS:
             self._world, self._world_at = _world(session, now), clock
         if clock >= self._budgets_due:
-            budgets = session.exec(select(Budget).where(col(Budget.deleted_at).is_(None), col(Budget.is_hard))).all()
-            self._budgets = tuple(hard_standings(session, budgets, now=now))
+            budgets = hard_budgets(session)
+            if not (budgets and self._is_helped()):
+                self._budgets = tuple(hard_standings(session, budgets, now=now))
+                self._budgets_at = self._monotonic()
             self._budgets_due = clock + max(_BUDGETS_SECONDS, _BUDGETS_SHARE * (self._monotonic() - clock))
         at = to_microseconds(now) // 1_000_000
         busy = rates.minutes(session, start=at - 2 * MINUTE_SECONDS, end=at)
@@ -223,6 +270,7 @@ class Admission:
 
     def judge(self, asked: Asked) -> Verdict:
         """May the call go, as things were when they were last read."""
+        self._asked += 1
         seen = self._seen
         if seen is None:
             self.refresh()

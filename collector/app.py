@@ -93,7 +93,7 @@ def create_app(
         tally.refused(fault, key_id=key_id, path=path, at=clock())
 
     gate = Gate(app, keys=keys, is_loopback=is_loopback, refused=refused)
-    return Hardened(gate, Shortcut(app, gate, ingest))
+    return Hardened(gate, Shortcut(app, gate, ingest, asked=None if desk is None else quotas.questions(desk)))
 
 
 def _microseconds(now: Callable[[], datetime]) -> Callable[[], int]:
@@ -135,7 +135,7 @@ class Hardened:
     """ASGI: the headers that every answer carries, unless its route said otherwise; and a problem where a route failed."""
 
     def __init__(self, app: ASGIApp, shortcut: Shortcut | None = None) -> None:
-        """``shortcut`` is the way of small usage bodies past it, for the server's connections."""
+        """``shortcut`` is the way of small usage bodies and of admission past it, for the server's connections."""
         self._app = app
         self.shortcut = shortcut
 

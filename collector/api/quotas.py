@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from datetime import datetime
 from typing import Annotated, Any
 
@@ -99,6 +100,25 @@ async def admission(request: Request) -> Response:
     desk = _desk(request)
     if desk.must_wait():
         await run_in_threadpool(desk.refresh)
+    return Response(_answer(desk, said), media_type="application/json")
+
+
+def questions(desk: Admission) -> Callable[[bytes, Principal], bytes | None]:
+    """What answers a question at the connection itself; None where it takes the long way, to wait or to be refused."""
+
+    def answered(body: bytes, caller: Principal) -> bytes | None:
+        try:
+            said = AdmissionAsked.model_validate_json(body)
+        except ValidationError:
+            return None
+        if (caller.workspaces is not None and said.workspace not in caller.workspaces) or desk.must_wait():
+            return None
+        return _answer(desk, said)
+
+    return answered
+
+
+def _answer(desk: Admission, said: AdmissionAsked) -> bytes:
     verdict = desk.judge(Asked(said.workspace, said.deployment, said.tokens, said.application, said.team))
     answer = {
         "allow": verdict.allow,
@@ -108,7 +128,7 @@ async def admission(request: Request) -> Response:
         "as_of": rfc3339(verdict.as_of),
         "overshoot": _OVERSHOOT,
     }
-    return Response(json.dumps(answer).encode(), media_type="application/json")
+    return json.dumps(answer).encode()
 
 
 _OVERSHOOT = "nothing is reserved: calls that are under way, and what was used since as_of, are not counted"

@@ -1,7 +1,8 @@
-"""The short way of a small body to ``POST /v1/usage``: from the connection to the queue and back, without a task in between.
+"""The short way of a small body to ``POST /v1/usage`` and ``/v1/admission``: without a task between connection and answer.
 
 A request in one piece, with nothing unusual in its head and a key that is known, is judged, captured and queued by the
-connection itself, and its answer is written in one piece after the commit. Everything else, and everything that would
+connection itself, and its answer is written in one piece after the commit; a question before a call is answered from
+memory at once. Everything else, and everything that would
 be refused, goes the long way through the application as if it had just come: there is one set of answers.
 """
 
@@ -9,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from starlette.responses import Response
@@ -24,7 +25,9 @@ from collector.ingest import Ingest, Stored, Verdict
 from models.errors import DomainError, Unavailable
 
 PATH: Final = "/v1/usage"
-_URL: Final = PATH.encode()
+_USAGE: Final = PATH.encode()
+_ADMISSION: Final = b"/v1/admission"
+_PATHS: Final = {_USAGE: PATH, _ADMISSION: _ADMISSION.decode()}
 # A header that is not here may mean something: another encoding, a proxy, a page of another site, names of ours.
 _USUAL: Final = frozenset(
     (b"accept", b"accept-encoding", b"authorization", b"connection", b"content-length", b"content-type", b"host", b"traceparent", b"tracestate", b"user-agent")
@@ -35,12 +38,13 @@ _NO_DEFAULTS: Final = Defaults()
 
 
 class Pending:
-    """A request that waits for its commit, as the server's own code sees a request in the making."""
+    """A request that waits for its commit, or a question, as the server's own code sees a request in the making."""
 
-    __slots__ = ("at", "body", "disconnected", "items", "keep_alive", "media_type", "principal", "response_complete")
+    __slots__ = ("at", "body", "disconnected", "is_question", "items", "keep_alive", "media_type", "principal", "response_complete")
 
-    def __init__(self, principal: Principal, media_type: str | None) -> None:
+    def __init__(self, principal: Principal, media_type: str | None, *, is_question: bool) -> None:
         self.principal = principal
+        self.is_question = is_question
         self.media_type = media_type
         self.body = b""
         self.items: Sequence[Item] = ()
@@ -61,42 +65,52 @@ class Pending:
 class Shortcut:
     """What the connections of a service share."""
 
-    def __init__(self, routes: IngestRoutes, gate: Gate, ingest: Ingest) -> None:
+    def __init__(self, routes: IngestRoutes, gate: Gate, ingest: Ingest, *, asked: Callable[[bytes, Principal], bytes | None] | None = None) -> None:
+        """``asked`` answers a question before a call, or gives None where it has to take the long way."""
         self._routes = routes
+        self._asked = asked
         self._gate = gate
         self._ingest = ingest
         # Of the writer's thread alone.
         self._done: dict[asyncio.AbstractEventLoop, list[_Answered]] = {}
         # Heads are alike: what was found of one holds until the keys are read again. They hold secrets, and are kept no longer.
-        self._heads: dict[tuple[tuple[bytes, bytes], ...], tuple[Principal, str | None]] = {}
+        self._heads: dict[tuple[bytes, tuple[tuple[bytes, bytes], ...]], tuple[Principal, str | None]] = {}
         self._heads_of = -1
         self._usual = _written(routes.answered(PATH, Verdict(accepted=1, stored=[Stored(0, is_duplicate=False, flags=0, quality=0)]), 1, None))
         ingest.when_answered(self._wake)
 
-    def pending(self, headers: Sequence[tuple[bytes, bytes]]) -> Pending | None:
+    def pending(self, url: bytes, headers: Sequence[tuple[bytes, bytes]]) -> Pending | None:
         """What a head asks for, where it may go the short way."""
+        path = _PATHS.get(url)
+        if path is None or (url == _ADMISSION and self._asked is None):
+            return None
         if self._gate.reads != self._heads_of or len(self._heads) >= _MOST_HEADS:
             self._heads.clear()
             self._heads_of = self._gate.reads
-        head = tuple(headers)
+        head = (url, tuple(headers))
         found = self._heads.get(head)
         if found is None:
-            found = self._head(dict(headers), len(headers))
+            found = self._head(path, dict(headers), len(headers))
             if found is None:
                 return None
             self._heads[head] = found
         elif self._gate.is_stale:
             return None
-        return Pending(*found)
+        return Pending(*found, is_question=url == _ADMISSION)
 
-    def _head(self, said: Mapping[bytes, bytes], count: int) -> tuple[Principal, str | None] | None:
+    def _head(self, path: str, said: Mapping[bytes, bytes], count: int) -> tuple[Principal, str | None] | None:
         if len(said) != count or not said.keys() <= _USUAL or said.get(b"connection", b"keep-alive").lower() != b"keep-alive":
             return None
         length, kind = said.get(b"content-length", b""), said.get(b"content-type", b"")
         if not length.isdigit() or len(length) > 6 or int(length) > SMALL_BODY or kind not in _JSON:
             return None
-        principal = self._gate.known(PATH, {name.decode("latin-1"): value.decode("latin-1") for name, value in said.items()})
+        principal = self._gate.known(path, {name.decode("latin-1"): value.decode("latin-1") for name, value in said.items()})
         return None if principal is None else (principal, _JSON[kind])
+
+    def answer_to(self, pending: Pending, body: bytes) -> tuple[bytes, bytes] | None:
+        """The answer to a question, as it goes over the wire; None where it had better go the long way."""
+        answer = None if self._asked is None else self._asked(body, pending.principal)
+        return None if answer is None else (STATUS_LINE[200], b"%bcontent-length: %d\r\n\r\n%b" % (_ANSWER_HEAD, len(answer), answer))
 
     def take(self, connection: Connection, pending: Pending, body: bytes) -> bool:
         """Queue a body; False, and nothing done, where it had better go the long way."""
@@ -166,8 +180,8 @@ class Connection(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """The head is there."""
-        if self._is_free() and self.url == _URL and self.parser.get_method() == b"POST" and self.parser.get_http_version() == "1.1":
-            self._pending = self.shortcut.pending(self.headers)
+        if self._is_free() and self.url in _PATHS and self.parser.get_method() == b"POST" and self.parser.get_http_version() == "1.1":
+            self._pending = self.shortcut.pending(self.url, self.headers)
             if self._pending is not None:
                 return
         super().on_headers_complete()
@@ -185,11 +199,15 @@ class Connection(HttpToolsProtocol):
         if pending is None:
             super().on_message_complete()
             return
-        if self.shortcut.take(self, pending, b"".join(self._pieces)):
+        body = b"".join(self._pieces)
+        answer = self.shortcut.answer_to(pending, body) if pending.is_question else None
+        if answer is not None or (not pending.is_question and self.shortcut.take(self, pending, body)):
             self._pending = None
             self._pieces.clear()
             # What is asked before the answer is written waits for it, as behind any other request.
             self.cycle = pending  # type: ignore[assignment]
+            if answer is not None:
+                self.answer(pending, *answer)
         else:
             self._go_long()
             super().on_message_complete()
@@ -219,6 +237,7 @@ class Connection(HttpToolsProtocol):
             super().on_body(piece)
 
 
+_ANSWER_HEAD: Final = b"".join(b"%b: %b\r\n" % header for header in hardened([(b"content-type", b"application/json")]))
 _Answered = tuple[Connection, Pending, Verdict | Unavailable]
 
 

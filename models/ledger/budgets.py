@@ -17,7 +17,8 @@ from sqlmodel import Session, col, select
 from models import money
 from models.alerts import Budget
 from models.errors import InvalidInput
-from models.ledger.costs import costs
+from models.ledger.billed import Reading
+from models.ledger.costs import costs, costs_together
 from models.ledger.values import Basis, CostQuery, Figures, Filters, share_of
 from models.ledger.world import World
 from models.money import ZERO
@@ -143,10 +144,10 @@ class Spend:
         return share_of(self.estimated_token_requests, self.all_requests)
 
 
-def spend(session: Session, *, filters: Filters, period: Period, basis: Basis, currency: str, now: datetime) -> Spend:
-    """The spend of a period up to now in one currency, from the ledger."""
+def spend(session: Session, *, filters: Filters, period: Period, basis: Basis, currency: str, now: datetime, reading: Reading | None = None) -> Spend:
+    """The spend of a period up to now in one currency, from the ledger; ``reading`` is what somebody has read at ``now`` already."""
     asked = billed_days(period) if basis == "billed" else period
-    table = costs(session, CostQuery(asked, "none", (), basis, filters), now=now)
+    (table,) = costs_together(session, [CostQuery(asked, "none", (), basis, filters)], now=now, reading=reading)
     # Tokens that nothing prices have no currency: they are missing from every budget that covers them.
     missing = sum(figures.unpriced_tokens for figures in table.totals if figures.currency in (currency, None))
     covered = [figures for figures in table.totals if figures.currency in (currency, None)]
@@ -187,10 +188,11 @@ def hard_standings(session: Session, budgets: Sequence[Budget], *, now: datetime
     hard = [budget for budget in budgets if budget.is_hard and budget.deleted_at is None]
     if not hard:
         return []
-    dearest = _dearest(session, now)
+    dearest, reading = _dearest(session, now), Reading(session, now)
     found: list[HardStanding] = []
     for budget in hard:
-        said = spend(session, filters=scope_filters(budget.scope), period=period_of(budget, now), basis="best", currency=budget.currency, now=now)
+        period = period_of(budget, now)
+        said = spend(session, filters=scope_filters(budget.scope), period=period, basis="best", currency=budget.currency, now=now, reading=reading)
         usual = -(-said.tokens // said.requests) if said.requests else 0
         ceiling = money.times(dearest.get(budget.currency, ZERO), said.unpriced_tokens + said.unknown_token_requests * usual)
         remaining = money.minus(budget.amount, money.plus(said.amount, ceiling))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 from sqlmodel import Session
 
 from collector import rulebook
-from collector.admission import Admission, Asked
+from collector.admission import Admission, Asked, Verdict
 from collector.rulebook import Author, BudgetBody
 from models.limits import Counting, LimitSource, set_limit
 from models.store import Store
@@ -212,11 +213,64 @@ def test_a_limit_of_admitted_tokens_is_judged_by_what_calls_may_use(sqlite_store
     assert not found.judge(Asked("ws-east", "llama-chat", 7_001)).allow
 
 
+def ask(desk: Admission, times: int) -> None:
+    for _ in range(times):
+        assert not desk.must_wait()
+        desk.judge(Asked("ws-east", "llama-chat", 1))
+
+
+def test_under_load_hard_budgets_are_read_by_a_process_of_their_own(sqlite_store: Store, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    with sqlite_store.write() as session:
+        make.serverless(session)
+        make.token_prices(session, "1000000", "1000000")
+        spent_budget(session, {})
+    found = desk(sqlite_store, clock)
+    monkeypatch.setattr("collector.admission.hard_standings", refuse)
+    ask(found, 6)
+    with sqlite_store.write() as session:
+        make.event(session, time=NOW, input_tokens=10, output_tokens=0)
+    clock.pass_seconds(1.9)
+    # The overshoot: what was used since the last look at budgets stops no call.
+    ask(found, 1)
+    reason = until(lambda: later(found, clock).reason, within=30, pause=0.3, what="the answer of the process")
+    found.end()
+    assert reason == "budget: hard has spent 10.00 USD of 0.01 USD; it begins anew at 2026-12-01T00:00:00Z"
+
+
+def later(desk: Admission, clock: Clock) -> Verdict:
+    """Asked again, by many, when it is time for another look."""
+    clock.pass_seconds(0.3)
+    return [desk.judge(Asked("ws-east", "llama-chat", 1)) for _ in range(6)][-1]
+
+
+def refuse(*_: object, **__: object) -> list[object]:
+    raise AssertionError("hard budgets were read by the thread that looks")
+
+
+def test_where_that_process_fails_the_thread_that_looks_reads_budgets_itself(
+    sqlite_store: Store, clock: Clock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with sqlite_store.write() as session:
+        make.serverless(session)
+        make.token_prices(session, "1000000", "1000000")
+        spent_budget(session, {})
+    found = desk(sqlite_store, clock)
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    ask(found, 6)
+    with sqlite_store.write() as session:
+        make.event(session, time=NOW, input_tokens=10, output_tokens=0)
+    clock.pass_seconds(1.9)
+    ask(found, 1)
+    until(lambda: later(found, clock).reason, within=30, pause=0.3, what="a look of its own")
+    found.end()
+    assert "the process that reads hard budgets does not answer" in caplog.text
+
+
 def test_under_load_a_thread_looks_and_nobody_waits(sqlite_store: Store, clock: Clock) -> None:
     with sqlite_store.write() as session:
         make.serverless(session)
     found = desk(sqlite_store, clock)
-    assert [found.must_wait() for _ in range(6)] == [False] * 6
+    ask(found, 6)
     clock.pass_seconds(0.3)
     with sqlite_store.write() as session:
         make.event(session, time=clock.now, input_tokens=1_000, output_tokens=0)

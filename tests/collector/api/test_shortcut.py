@@ -124,6 +124,62 @@ def test_a_small_plain_body_goes_the_short_way(service: Service, taken: list[byt
     assert taken == [encoded(event("e1")), encoded(event("e2"))]
 
 
+QUESTIONS = [
+    pytest.param(b'{"workspace": "ws", "deployment": "llama", "tokens": 5}', id="goes"),
+    pytest.param(b'{"workspace": "ws", "deployment": "llama", "tokens": 400001}', id="does not go"),
+    pytest.param(b'{"workspace": "ws"}', id="says too little"),
+    pytest.param(b'{"workspace": "ws", "deployment": "llama", "tokens": "5"}', id="says no number"),
+    pytest.param(b"{", id="no JSON"),
+    pytest.param(b"", id="nothing"),
+]
+
+
+@pytest.mark.parametrize("body", QUESTIONS)
+def test_a_question_before_a_call_is_answered_alike_on_both_ways(sqlite_store: Store, monkeypatch: pytest.MonkeyPatch, body: bytes) -> None:
+    short: list[bytes | None] = []
+    whole = Shortcut.answer_to
+
+    def answer_to(self: Shortcut, pending: Any, body: bytes) -> tuple[bytes, bytes] | None:
+        answer = whole(self, pending, body)
+        short.append(None if answer is None else body)
+        return answer
+
+    monkeypatch.setattr(Shortcut, "answer_to", answer_to)
+    answers = []
+    with serving(sqlite_store) as service, line_to(service) as line:
+        # The first question of all waits for a look, on the long way; a header that the short way does not know leads down it as well.
+        for header in ("accept: */*", "accept: */*", "x-other: 1"):
+            line.send(request(line, body, header, path="/v1/admission"))
+            first, headers, answered = line.answer()
+            headers.pop("date")
+            answers.append((first, headers, answered))
+    assert answers[1] == answers[2]
+    assert short[-1] == (body if answers[1][0] == b"HTTP/1.1 200 OK\r\n" else None)
+
+
+def test_questions_sent_ahead_are_answered_in_their_order(service: Service) -> None:
+    bodies = [b'{"workspace": "ws", "deployment": "llama", "tokens": %d}' % tokens for tokens in (5, 400001, 6)]
+    with line_to(service) as line:
+        line.send(request(line, bodies[0], path="/v1/admission"))
+        line.answer()
+        line.send(
+            b"".join([request(line, bodies[1], path="/v1/admission"), request(line, encoded(event("a"))), request(line, bodies[2], path="/v1/admission")])
+        )
+        found = [json.loads(line.answer()[2]) for _ in range(3)]
+    assert [found[0]["allow"], found[1]["accepted"], found[2]["allow"]] == [False, 1, True]
+
+
+def test_a_key_of_another_workspace_gets_no_answer_on_the_short_way(service: Service) -> None:
+    secret = service.key("ingest", "mine")
+    with line_to(service) as line:
+        told = []
+        for workspace in ("mine", "mine", "other"):
+            said = json.dumps({"workspace": workspace, "deployment": "llama", "tokens": 1}).encode()
+            line.send(request(line, said, f"authorization: Bearer {secret}", path="/v1/admission"))
+            told.append(line.answer()[0])
+    assert told == [b"HTTP/1.1 200 OK\r\n", b"HTTP/1.1 200 OK\r\n", b"HTTP/1.1 403 Forbidden\r\n"]
+
+
 @pytest.mark.parametrize(
     "header", ["x-meterbridge-source: gateway", "content-encoding: identity", "expect: 100-continue", "accept: a\r\naccept: b", "connection: close"]
 )

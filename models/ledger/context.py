@@ -42,6 +42,7 @@ MOST_BUDGETS = 50
 _LOOKS_BACK = {"day": 7, "week": 6, "month": 3}
 _TOLD_KINDS = (*LIMITED_KINDS, Kind.THROTTLED_REQUESTS)
 _INSTANT = timedelta(microseconds=1)
+_MEASURES: tuple[rates.Measure, ...] = ("tokens_per_minute", "requests_per_minute")
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,27 +151,24 @@ def _close_calls(session: Session, seen: Period, filters: Filters, *, used: Coll
     wanted = {place: series[place] for place in sorted(used) if place in series}
     peaks, limits = Peaks(session, since=seen.start, now=last), limits_known(session, now)
     refused = _refused(session, seen, wanted)
-    found: list[CloseCall] = []
-    for (workspace, name), ids in wanted.items():
-        for measure in ("tokens_per_minute", "requests_per_minute"):
-            is_limited = about[workspace, name].mode != Mode.MANAGED_COMPUTE or limits.of(workspace, name, measure) is not None
-            limit = rates.limit_of(limits, workspace, name, measure) if is_limited else None
-            peak, peak_at = peaks.of(ids, measure)
+    asked: list[tuple[_Place, rates.Measure, rates.Limit | None, int]] = []
+    for place, ids in wanted.items():
+        for measure in _MEASURES:
+            is_limited = about[place].mode != Mode.MANAGED_COMPUTE or limits.of(*place, measure) is not None
+            limit = rates.limit_of(limits, *place, measure) if is_limited else None
             # Who refused a call does not say which limit it met: they stand beside the tokens.
-            throttled = refused.get((workspace, name), 0) if measure == "tokens_per_minute" else 0
-            call = CloseCall(
-                measure,
-                workspace,
-                name,
-                None,
-                None if limit is None else limit.value,
-                None if limit is None else limit.source,
-                peak,
-                peak_at,
-                throttled,
-            )
-            if throttled or (call.percent or ZERO) >= CLOSE:
-                found.append(call)
+            throttled = refused.get(place, 0) if measure == "tokens_per_minute" else 0
+            # A minute never holds more than its quarter hour: where that is far from the limit no minute has to be looked at.
+            if throttled or (limit is not None and peaks.fullest_quarter(ids, measure) * 100 >= limit.value * CLOSE):
+                asked.append((place, measure, limit, throttled))
+    peaks.look((wanted[place], measure) for place, measure, _, _ in asked)
+    found: list[CloseCall] = []
+    for (workspace, name), measure, limit, throttled in asked:
+        peak, peak_at = peaks.of(wanted[workspace, name], measure)
+        value, source = (None, None) if limit is None else (limit.value, limit.source)
+        call = CloseCall(measure, workspace, name, None, value, source, peak, peak_at, throttled)
+        if throttled or (call.percent or ZERO) >= CLOSE:
+            found.append(call)
     if filters.visible is None and not filters.teams:
         found += _cores(session, seen)
     return sorted(

@@ -33,7 +33,9 @@ from models.usage import MINUTE_SECONDS, QUARTER_SECONDS, Operation
 
 PEAK_DAYS = 7
 _RATES: tuple[rates.Measure, ...] = ("tokens_per_minute", "requests_per_minute")
-_OUTCOME_OF = {"tokens_per_minute": "CASE WHEN outcome % 2 = 1 THEN input_tokens + output_tokens ELSE 0 END", "requests_per_minute": "requests"}
+_BOTH = "SUM(CASE WHEN q.outcome % 2 = 1 THEN q.input_tokens + q.output_tokens ELSE 0 END), SUM(q.requests)"  # in the order of _RATES
+# Quarters of one deployment that a round looks into, and of all of them that one question holds.
+_MOST_AT_ONCE, _QUARTERS_AT_ONCE = 16, 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,6 +214,8 @@ def _deployments(session: Session, filters: Filters, world: World, *, now: datet
     limits = limits_known(session, now)
     windows = _windows(session, world, series, about, limits, now=now, is_brief=is_brief)
     peaks = Peaks(session, now=now)
+    if not is_brief:
+        peaks.look((series.get(key, ()), measure) for key in about for measure in _RATES)
     throttled = {} if is_brief else _throttled(session, world, places=series, now=now)
     left = {} if is_brief else _left(session, places=series, now=now)
     deleting = {(one.workspace.casefold(), one.endpoint.casefold()): one.deletes_at for one in endpoints(session, known=now) if one.deletes_at is not None}
@@ -297,67 +301,109 @@ def _left(session: Session, *, places: Mapping[_Place, Sequence[int]], now: date
     return found
 
 
+class _Search:
+    """For the highest minute of series that count together: the quarters that may hold it, the fullest first."""
+
+    def __init__(self, series: tuple[int, ...], index: int, together: Mapping[int, int]) -> None:
+        self.series = series
+        self._index = index
+        self._together = together
+        self._left = sorted(together, key=lambda at: (together[at], -at))
+        self.best, self.best_at = 0, None  # type: tuple[int, int | None]
+
+    def next(self, most: int) -> Sequence[int]:
+        """The fullest of those that could hold more than the best minute so far."""
+        return [at for at in self._left[: -most - 1 : -1] if self._together[at] > self.best]
+
+    def take(self, minutes: Mapping[tuple[tuple[int, ...], int], Sequence[tuple[int, tuple[int, ...]]]], most: int) -> None:
+        """What the minutes of ``next`` held."""
+        for at in self.next(most):
+            if self._together[at] <= self.best:
+                break
+            for minute, amounts in minutes.get((self.series, at), ()):
+                if amounts[self._index] > self.best:
+                    self.best, self.best_at = amounts[self._index], minute
+        del self._left[-most:]
+
+
 class Peaks:
     """The highest minute of the last days, exactly, without reading every minute of them.
 
     A minute never holds more than its quarter hour: quarters are looked into from the fullest one down, until what is
-    left could not hold a higher minute.
+    left could not hold a higher minute. Whoever asks for many deployments says so first (``look``): a round of quarters
+    of all of them is then a few questions.
     """
 
     def __init__(self, session: Session, *, now: datetime, since: datetime | None = None) -> None:
         self._session = session
         self._now = to_microseconds(now) // 1_000_000
         self._start = self._now - PEAK_DAYS * 86_400 if since is None else to_microseconds(since) // 1_000_000
-        self._quarters: dict[str, dict[int, dict[int, int]]] = {}
-        self._found: dict[tuple[tuple[int, ...], str], tuple[int | None, datetime | None]] = {}
+        self._quarters: dict[int, list[tuple[int, tuple[int, ...]]]] | None = None
+        self._found: dict[tuple[tuple[int, ...], str], _Search] = {}
 
-    def _by_quarter(self, measure: str) -> dict[int, dict[int, int]]:
-        found = self._quarters.get(measure)
-        if found is None:
-            found = self._quarters[measure] = {}
+    def _by_quarter(self) -> dict[int, list[tuple[int, tuple[int, ...]]]]:
+        if self._quarters is None:
+            self._quarters = {}
             rows = self._session.execute(
                 sa.text(
-                    f"SELECT series_id, starts_at, SUM({_OUTCOME_OF[measure]}) FROM usage_quarter "  # noqa: S608 - names of ours
+                    f"SELECT series_id, starts_at, {_BOTH} FROM usage_quarter q "  # noqa: S608 - names of ours
                     "WHERE starts_at >= :start AND starts_at <= :now GROUP BY series_id, starts_at"
                 ),
                 {"start": self._start, "now": self._now},
             )
-            for series, at, amount in rows:
-                found.setdefault(int(series), {})[int(at)] = int(amount)
-        return found
+            for series, at, *amounts in rows:
+                self._quarters.setdefault(int(series), []).append((int(at), tuple(map(int, amounts))))
+        return self._quarters
 
     def _together(self, series: Sequence[int], measure: str) -> dict[int, int]:
-        by_series = self._by_quarter(measure)
+        index = _RATES.index(measure)
+        by_series = self._by_quarter()
         together: dict[int, int] = {}
         for one in series:
-            for at, amount in by_series.get(one, {}).items():
-                together[at] = together.get(at, 0) + amount
+            for at, amounts in by_series.get(one, ()):
+                together[at] = together.get(at, 0) + amounts[index]
         return together
+
+    def fullest_quarter(self, series: Sequence[int], measure: str) -> int:
+        """What no minute of theirs was above."""
+        return max(self._together(series, measure).values(), default=0)
 
     def of(self, series: Sequence[int], measure: str) -> tuple[int | None, datetime | None]:
         """(the most in a minute, when); None where nothing was used."""
-        key = (tuple(series), measure)
-        if key not in self._found:
-            self._found[key] = self._look(series, measure)
-        return self._found[key]
+        self.look([(series, measure)])
+        found = self._found[tuple(series), measure]
+        return (found.best, from_microseconds(found.best_at * 1_000_000)) if found.best_at is not None else (None, None)
 
-    def _look(self, series: Sequence[int], measure: str) -> tuple[int | None, datetime | None]:
-        together = self._together(series, measure)
-        best, best_at = 0, None
-        for at in sorted(together, key=lambda one: (-together[one], one)):
-            if together[at] <= best:
-                break
-            ids = ",".join(map(str, series))
-            row = self._session.execute(
+    def look(self, asked: Iterable[tuple[Sequence[int], str]]) -> None:
+        """Find the highest minutes of all of these together."""
+        fresh = {(tuple(series), measure): None for series, measure in asked}.keys() - self._found.keys()
+        searches = {key: _Search(key[0], _RATES.index(key[1]), self._together(*key)) for key in fresh}
+        self._found.update(searches)
+        step = 1
+        while wanted := {(search.series, at) for search in searches.values() for at in search.next(step)}:
+            minutes = self._minutes(sorted(wanted))
+            for search in searches.values():
+                search.take(minutes, step)
+            step = min(_MOST_AT_ONCE, step * 4)
+
+    def _minutes(self, wanted: Sequence[tuple[tuple[int, ...], int]]) -> dict[tuple[tuple[int, ...], int], list[tuple[int, tuple[int, ...]]]]:
+        """What every minute of those quarters held, by the series that count together."""
+        offsets = ", ".join(f"({second})" for second in range(0, QUARTER_SECONDS, MINUTE_SECONDS))
+        found: dict[tuple[tuple[int, ...], int], list[tuple[int, tuple[int, ...]]]] = {}
+        for index in range(0, len(wanted), _QUARTERS_AT_ONCE):
+            chunk = wanted[index : index + _QUARTERS_AT_ONCE]
+            pairs = ", ".join(f"({number}, {at}, {one})" for number, (series, at) in enumerate(chunk) for one in series)
+            rows = self._session.execute(
                 sa.text(
-                    f"SELECT starts_at, SUM({_OUTCOME_OF[measure]}) AS amount FROM usage_minute "  # noqa: S608 - numbers and names of ours
-                    f"WHERE starts_at >= :start AND starts_at < :end AND series_id IN ({ids}) GROUP BY starts_at ORDER BY amount DESC, starts_at LIMIT 1"
-                ),
-                {"start": at, "end": at + QUARTER_SECONDS},
-            ).first()
-            if row is not None and int(row[1]) > best:
-                best, best_at = int(row[1]), int(row[0])
-        return (best, from_microseconds(best_at * 1_000_000)) if best_at is not None else (None, None)
+                    f"WITH wanted(number, quarter, series) AS (VALUES {pairs}), within(second) AS (VALUES {offsets}) "  # noqa: S608 - numbers and names of ours
+                    f"SELECT w.number, q.starts_at, {_BOTH} FROM wanted w CROSS JOIN within i "
+                    "JOIN usage_minute q ON q.starts_at = CAST(w.quarter AS BIGINT) + i.second AND q.series_id = w.series "
+                    "GROUP BY w.number, q.starts_at ORDER BY w.number, q.starts_at"
+                )
+            )
+            for number, at, *amounts in rows:
+                found.setdefault(chunk[int(number)], []).append((int(at), tuple(map(int, amounts))))
+        return found
 
     def saturation(self, series: Sequence[int], measure: str, limit: int | None) -> datetime | None:
         """When the daily peaks, going on as in the last week, will meet the limit; None where they do not rise or are too few.

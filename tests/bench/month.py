@@ -19,7 +19,7 @@ from models import ledger
 from models.charges import ChargeClass, ChargeDay, MeterKind
 from models.periods import month_period
 from models.store import Store
-from models.usage import DAY_SECONDS, UsageQuarter
+from models.usage import DAY_SECONDS, UsageMinute, UsageQuarter
 from tests import factories as make
 from tests.bench.figures import Figure
 
@@ -96,25 +96,24 @@ def _fill(store: Store) -> int:
 
 
 def _use(session: Session, series_id: int, number: int) -> int:
+    """An hour's calls come in three minutes of one quarter; both rollups hold them, as the service writes both."""
     first = int(datetime(2026, 10, 1, tzinfo=UTC).timestamp())
-    rows = [
-        {
-            "starts_at": first + 3600 * hour,
-            "series_id": series_id,
-            "known_on": (first + 3600 * hour) // DAY_SECONDS,
-            "outcome": 1,
-            "requests": 40 + number % 7,
-            "input_tokens": 90_000 + 13 * number + hour,
-            "output_tokens": 20_000 + hour,
-            "cached_input_tokens": 0,
-            "reasoning_output_tokens": 0,
-            "unknown_requests": 0,
-            "estimated_requests": 0,
-        }
-        for hour in range(24 * 31)
-    ]
-    session.execute(sa.insert(UsageQuarter), rows)
-    return len(rows)
+    quarters, minutes = [], []
+    for hour in range(24 * 31):
+        at = first + 3600 * hour
+        together = {"requests": 40 + number % 7, "input_tokens": 90_000 + 13 * number + hour, "output_tokens": 20_000 + hour}
+        quarters.append(_summed(series_id, at, together))
+        first_two = [{name: count // share for name, count in together.items()} for share in (2, 3)]
+        rest = {name: count - sum(part[name] for part in first_two) for name, count in together.items()}
+        minutes += [_summed(series_id, at + 240 * index, part) for index, part in enumerate((*first_two, rest))]
+    session.execute(sa.insert(UsageQuarter), quarters)
+    session.execute(sa.insert(UsageMinute), minutes)
+    return len(quarters)
+
+
+def _summed(series_id: int, at: int, counts: dict[str, int]) -> dict[str, int]:
+    nothing = {"cached_input_tokens": 0, "reasoning_output_tokens": 0, "unknown_requests": 0, "estimated_requests": 0}
+    return {"starts_at": at, "series_id": series_id, "known_on": at // DAY_SECONDS, "outcome": 1, **counts, **nothing}
 
 
 def _bill(session: Session, part_id: int, name: str) -> None:

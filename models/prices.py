@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
 from enum import StrEnum
+from functools import lru_cache
 
 from sqlalchemy import Column, Text
 from sqlmodel import Field, SQLModel
@@ -99,12 +100,14 @@ _ASSET_SHORT = re.compile(r"azureml:([^/:@]+)(?:[:@][^/:@]*)?\Z", re.IGNORECASE)
 _PUBLISHERS = ("azure-ai/", "azure/", "meta-llama/", "meta/")
 
 
+@lru_cache(maxsize=4096)
 def model_name(model: str) -> str:
     """The model's own name where a registry or ARM id (``azureml://registries/…/models/NAME/versions/N``) was given."""
     found = _ASSET_PATH.match(model.strip()) or _ASSET_SHORT.match(model.strip())
     return found.group(1) if found else model
 
 
+@lru_cache(maxsize=4096)
 def model_key(model: str) -> str:
     """What two spellings of one model share: case, ``.`` or ``-``, the publisher, and the ``Meta-`` before ``Llama`` do not count.
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import date, datetime
 from decimal import Decimal
+from itertools import groupby
 
 import msgspec
 import sqlalchemy as sa
@@ -77,16 +78,18 @@ class Reading:
         """The charges of the UTC days that the period touches, in order of day and item; untagged hours given to whose they must be."""
         asked = list(days(period))
         missing = [day for day in asked if day not in self._by_day] if self._subscriptions else []
-        if missing:
-            self._read(missing[0], missing[-1], {day: self._by_day.setdefault(day, []) for day in missing})
+        # By runs of days: what is known between them is not read again.
+        for _, run in groupby(enumerate(missing), key=lambda pair: pair[1].toordinal() - pair[0]):
+            self._read({day: self._by_day.setdefault(day, []) for _, day in run})
         return [bill for day in asked for bill in self._by_day.get(day, ())]
 
-    def _read(self, first: date, last: date, into: Mapping[date, list[Bill]]) -> None:
+    def _read(self, into: Mapping[date, list[Bill]]) -> None:
+        """Read the charges of days that follow one another."""
         # The table's own columns: rows of objects would cost half as much again to read, and there are ten thousands.
         row = sa.inspect(ChargeDay).local_table.c
         found = self._session.execute(
             sa.select(row.charged_on, row.item_id, row.currency, row.quantity, row.billed_cost, row.effective_cost, row.part_id, row.charge_type, row.rows)
-            .where(row.part_id.in_(list(self._subscriptions)), row.charged_on >= first, row.charged_on <= last)
+            .where(row.part_id.in_(list(self._subscriptions)), row.charged_on >= min(into), row.charged_on <= max(into))
             .order_by(row.charged_on, row.item_id, row.charge_type, row.currency, row.part_id)
         ).all()
         self._know_items({one[1] for one in found})
@@ -94,7 +97,12 @@ class Reading:
         stamps = {day: (bisect_right(self._changes, day_start(day)), bisect_right(self._changes, day_start(day + DAY))) for day in into}
         tagged: dict[Place, Decimal] = {}
         times = money.EXACT.multiply
-        for day, item_id, currency, quantity, billed, effective, part_id, charge_type, lines in found:
+        written = {day.isoformat(): day for day in into}
+        for on, item_id, currency, told, cost, effect, part_id, charge_type, lines in found:
+            day = written[on] if isinstance(on, str) else on
+            quantity = None if told is None else Decimal(told)
+            billed = Decimal(cost)
+            effective = billed if effect == cost else Decimal(effect)
             item, stamp = self._items.get(item_id), stamps.get(day)
             if item is None or stamp is None:
                 continue

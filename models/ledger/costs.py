@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date, datetime, timedelta
 from decimal import Decimal
@@ -19,7 +19,7 @@ from models.ledger.billed import Bill, Place, Reading, Target, place_of
 from models.ledger.evidence import Evidence
 from models.ledger.hours import instance_hours, stretches
 from models.ledger.meanings import Meaning, Meanings, Term, no_rate, shared
-from models.ledger.shares import NO_AMOUNTS, Amounts, Hours, Run, Share
+from models.ledger.shares import NO_AMOUNTS, NO_TAGS, Hours, Run, Share
 from models.ledger.sums import Sums
 from models.ledger.values import GROUPS, CostQuery, CostTable
 from models.ledger.views import Cell, Groups, Priced, Spot, View
@@ -58,6 +58,7 @@ class _Used:
     requests: int = 0
     tokens: dict[MeterKind, int] = field(default_factory=dict)
     by_bucket: dict[int, list[int]] = field(default_factory=dict)  # requests, input, cached input, output tokens
+    _whole: tuple[int, int, int, int] | None = None  # the sums of all buckets, once all usage is read
 
     def weight(self, kind: MeterKind | None, *, is_split: bool, bucket: int | None = None) -> int:
         """Its tokens of the kind, all of them for a kind that counts no tokens, its requests for None.
@@ -82,8 +83,10 @@ class _Used:
                 return inputs + outputs
 
     def _sums(self) -> tuple[int, int, int, int]:
-        rows = self.by_bucket.values()
-        return sum(row[0] for row in rows), sum(row[1] for row in rows), sum(row[2] for row in rows), sum(row[3] for row in rows)
+        if self._whole is None:
+            requests, inputs, cached, outputs = map(sum, zip(*self.by_bucket.values(), strict=True))
+            self._whole = requests, inputs, cached, outputs
+        return self._whole
 
 
 _UsedBy = dict[Place, dict[tuple[int, int], _Used]]  # by series and stretch
@@ -100,12 +103,11 @@ class _Day:
     standing_unreached: int
 
 
-def _users(
-    used: _UsedBy, day: date, identities: Sequence[Identity], kind: MeterKind, *, is_split: bool = False
-) -> tuple[list[tuple[Identity, _Used]], list[int], MeterKind | None]:
-    """Who used these deployments on a day, in order of series, and by what an amount is cut over them: (users, weights, kind)."""
-    users = [(each, one) for each in identities for one in used.get(place_of(day, each), {}).values()]
-    users.sort(key=lambda pair: (pair[1].series, pair[1].stretch))
+_Users = list[tuple[Identity, _Used]]
+
+
+def _weighed(users: _Users, kind: MeterKind, *, is_split: bool = False) -> tuple[_Users, list[int], MeterKind | None]:
+    """By what an amount of a kind is cut over who used its deployments: (users, weights, kind)."""
     by: MeterKind | None
     for by in (kind, None):
         weights = [one.weight(by, is_split=is_split) for _, one in users]
@@ -149,8 +151,11 @@ class Answer:
         self._is_fine = any(view.is_fine for view in self.views)
         self.meanings = Meanings(self.world, self.lens, query.period, lambda meaning: tuple(view.groups_of(meaning, MeterKind.INPUT) for view in self.views))
         self._days: dict[date, _Day] = {}
-        self._targeted: dict[tuple[int, Target], Groups | None] = {}
         self._owners: dict[tuple[object, ...], tuple[str | None, str | None]] = {}
+        self._targeted: dict[tuple[int, Target], Groups | None] = {}
+        self._grouped: dict[tuple[object, ...], tuple[Groups | None, Identity, Mapping[str, str]]] = {}
+        self._renamed: dict[tuple[int, str | None], tuple[Identity, Identity]] = {}
+        self._used_at: dict[Place, Sequence[_Used]] = {}
 
     @property
     def rows(self) -> dict[Spot, Sums]:
@@ -208,10 +213,46 @@ class Answer:
         """The row a share goes to; None where it is outside the period or the filters."""
         if not 0 <= share.bucket < len(self.buckets):
             return None
-        if not self.lens.passes(share.identity, application=share.application, team=share.team, tags=share.tags):
+        groups = self._groups(view, share, meter)
+        if groups is None:
             return None
-        groups = view.groups(share.identity, application=share.application, team=share.team, center=share.center, tags=share.tags, meter=meter)
         return share.bucket, groups, currency
+
+    def _groups(self, view: View, share: Share, meter: MeterKind) -> Groups | None:
+        """What of a view's rows a share belongs to; None where the filters leave it out."""
+        identity, tags = share.identity, share.tags
+        key = (id(view), id(identity), share.application, share.team, share.center, id(tags), meter)
+        found = self._grouped.get(key)
+        if found is None:
+            is_asked = self.lens.passes(identity, application=share.application, team=share.team, tags=tags)
+            groups = view.groups(identity, application=share.application, team=share.team, center=share.center, tags=tags, meter=meter) if is_asked else None
+            # With what it is of: its id is nobody else's only for as long as it is there.
+            found = self._grouped[key] = groups, identity, tags
+        return found[0]
+
+    def _named(self, who: Identity, seen: Meaning) -> Identity:
+        """A deployment as one of its users calls its model."""
+        model = seen.identity.model or who.model
+        if model == who.model:
+            return who
+        key = (id(who), model)
+        found = self._renamed.get(key)
+        if found is None:
+            found = self._renamed[key] = replace(who, model=model), who
+        return found[0]
+
+    def _users(self, used: _UsedBy, day: date, identities: Sequence[Identity]) -> _Users:
+        """Who used these deployments on a day, in order of series."""
+        users = [(each, one) for each in identities for one in self._of_place(used, place_of(day, each))]
+        if len(identities) > 1:
+            users.sort(key=lambda pair: (pair[1].series, pair[1].stretch))
+        return users
+
+    def _of_place(self, used: _UsedBy, place: Place) -> Sequence[_Used]:
+        found = self._used_at.get(place)
+        if found is None:
+            found = self._used_at[place] = sorted(used.get(place, {}).values(), key=lambda one: (one.series, one.stretch))
+        return found
 
     def _owner(self, identity: Identity, at: datetime) -> tuple[str | None, str | None]:
         key = (identity.workspace, identity.deployment, at)
@@ -393,17 +434,19 @@ class Answer:
                     cost = self._cost_of(run, hours, identity.subscription, currency, day)
                     into.add(*cost, hours)
                     self._note_hours(run, identity, currency=currency, day=day, hours=hours, cost=cost)
-        shared = _users(used, day, (identity,), MeterKind.COMPUTE) if self._is_fine else ([], [], None)
+        shared = _weighed(self._users(used, day, (identity,)), MeterKind.COMPUTE) if self._is_fine else ([], [], None)
         for (model, currency), by_bucket in found.items():
             for is_fine in sorted({view.is_fine for view in self.views}):
                 users, weights, _ = shared if is_fine else ([], [], None)
+                named = replace(identity, model=model)
+                callers = [replace(who, model=one.meaning.identity.model or model) for who, one in users]
                 so_far = Hours()
                 given = [Hours() for _ in users]
                 for bucket in sorted(by_bucket):
                     part = by_bucket[bucket]
                     if not users:
                         team, center = self._owner(identity, runs[0].start)
-                        whose = [Share(bucket, replace(identity, model=model), None, team, center, {}, NO_AMOUNTS, by_usage=False)]
+                        whose = [Share(bucket, named, None, team, center, NO_TAGS, NO_AMOUNTS, by_usage=False)]
                         self._add_hours(day, currency, whose, [part], is_fine=is_fine)
                         continue
                     # What is due up to here is cut, less what was given before: hours add up to days, and shares to hours.
@@ -412,17 +455,8 @@ class Answer:
                     parts = [one.minus(earlier) for one, earlier in zip(due, given, strict=True)]
                     given = due
                     whose = [
-                        Share(
-                            bucket,
-                            replace(who, model=seen.identity.model or model),
-                            seen.application,
-                            seen.team,
-                            seen.center,
-                            seen.tags,
-                            NO_AMOUNTS,
-                            by_usage=True,
-                        )
-                        for who, one in users
+                        Share(bucket, caller, seen.application, seen.team, seen.center, seen.tags, NO_AMOUNTS, by_usage=True)
+                        for caller, (_, one) in zip(callers, users, strict=True)
                         for seen in (one.meaning,)
                     ]
                     self._add_hours(day, currency, whose, parts, is_fine=is_fine)
@@ -471,48 +505,64 @@ class Answer:
     # -- the bill -------------------------------------------------------------------------------
 
     def _add_bills(self, bills: Sequence[Bill], used: _UsedBy) -> None:
-        cached: set[Place] | None = None
-        whole = [] if self._evidence is not None else [view for view in self.views if not view.is_fine]
+        cached = {place_of(bill.day, each) for bill in bills if bill.target.kind == MeterKind.CACHED_INPUT for each in bill.target.identities}
         fine = [view for view in self.views if view.is_fine]
-        # What goes to the same row of several views as a whole is added up once.
-        together: dict[tuple[Target, int, str], Sums] = {}
+        # What goes to the same row of several views is added up once: the charges of one item that no cut divides.
+        together: dict[tuple[object, ...], tuple[Sums, Target, Share | None, int, str]] = {}
         for bill in bills:
             day, target = self._days[bill.day], bill.target
-            others = self.views
-            if whole and len(target.identities) == 1 and not day.is_cut:
-                others = fine
-                if 0 <= day.bucket < len(self.buckets):
-                    if len(whole) == 1:
-                        sums = self._row_of(whole[0], target, day.bucket, bill.currency)
-                    else:
-                        sums = together.setdefault((target, day.bucket, bill.currency), Sums())
-                    if sums is not None:
-                        _charge(sums, bill, target.common, bill.amounts, day, is_estimate=bill.is_estimate)
-                if not others:
-                    continue
-            cuts: dict[bool, list[Share]] = {}
-            for view in others:
-                shares = cuts.get(view.is_fine)
-                if shares is None:
-                    if cached is None:
-                        cached = {place_of(one.day, each) for one in bills if one.target.kind == MeterKind.CACHED_INPUT for each in one.target.identities}
-                    is_split = any(place_of(bill.day, each) in cached for each in target.identities)
-                    shares = cuts[view.is_fine] = list(self._cut(bill, used, is_split=is_split, is_fine=view.is_fine))
-                self._add_shares(view, bill, shares, day)
-        if len(whole) > 1:
-            for key, sums in together.items():
-                for view in whole:
-                    if (row := self._row_of(view, *key)) is not None:
+            is_whole = len(target.identities) == 1 and not day.is_cut
+            if is_whole and not 0 <= day.bucket < len(self.buckets):
+                continue
+            shares: list[Share] = []
+            if fine or not is_whole or self._evidence is not None:
+                is_split = bool(cached) and any(place_of(bill.day, each) in cached for each in target.identities)
+                shares = list(self._cut(bill, used, is_split=is_split, is_fine=bool(fine)))
+            if not is_whole or self._evidence is not None:
+                for view in self.views:
+                    self._add_shares(view, bill, shares, day)
+                continue
+            only = shares[0] if len(shares) == 1 else None
+            if len(shares) > 1:
+                for view in fine:
+                    self._add_shares(view, bill, shares, day)
+            if only is None and len(fine) == len(self.views):
+                continue
+            if len(self.views) == 1:
+                sums = self._row_of(self.views[0], target, only, day.bucket, bill.currency)
+            else:
+                whose = () if only is None else (id(only.identity), only.application, only.team, only.center, id(only.tags), only.by_usage)
+                key = (target, day.bucket, bill.currency, *whose)
+                found = together.get(key)
+                if found is None:
+                    found = together[key] = Sums(), target, only, day.bucket, bill.currency
+                sums = found[0]
+            if sums is not None:
+                sums.add_charge(
+                    bill.day, target.common, bill.amounts, is_credit=bill.is_credit, lines=bill.lines, is_estimate=bill.is_estimate, standing=day.standing
+                )
+        for sums, target, share, bucket, currency in together.values():
+            for view in self.views:
+                if share is not None or not view.is_fine:
+                    row = self._row_of(view, target, share, bucket, currency)
+                    if row is not None:
                         row.absorb(sums)
 
-    def _row_of(self, view: View, target: Target, bucket: int, currency: str) -> Sums | None:
-        """Where charges of one deployment go that need no cutting; None where nobody asks for them."""
+    def _row_of(self, view: View, target: Target, share: Share | None, bucket: int, currency: str) -> Sums | None:
+        """Where in a view charges go that need no cutting; None where nobody asks for them."""
+        if share is not None and view.is_fine:
+            groups = self._groups(view, share, target.kind)
+            if groups is None:
+                return None
+            row = view.row(bucket, groups, currency)
+            row.estimate |= share.by_usage and view.asks_labels
+            return row
         key = (id(view), target)
         try:
             groups = self._targeted[key]
         except KeyError:
-            is_asked = self.lens.passes(target.common, application=None, team=None, tags={})
-            groups = view.groups(target.common, application=None, team=None, center=None, tags={}, meter=target.kind) if is_asked else None
+            is_asked = self.lens.passes(target.common, application=None, team=None, tags=NO_TAGS)
+            groups = view.groups(target.common, application=None, team=None, center=None, tags=NO_TAGS, meter=target.kind) if is_asked else None
             self._targeted[key] = groups
         return None if groups is None else view.row(bucket, groups, currency)
 
@@ -524,15 +574,14 @@ class Answer:
         day, target, amounts = self._day(bill.day), bill.target, bill.amounts
         identity = target.common
         if len(target.identities) == 1 and not day.is_cut and not is_fine:
-            yield Share(day.bucket, identity, None, None, None, {}, amounts, by_usage=False)
+            yield Share(day.bucket, identity, None, None, None, NO_TAGS, amounts, by_usage=False)
             return
-        users, weights, by = _users(used, bill.day, target.identities, target.kind, is_split=is_split)
+        users, weights, by = _weighed(self._users(used, bill.day, target.identities), target.kind, is_split=is_split)
         if users:
             for (who, one), weight, part in zip(users, weights, amounts.split(weights), strict=True):
                 if weight:
                     seen = one.meaning
-                    model = seen.identity.model or who.model
-                    named = who if model == who.model else replace(who, model=model)
+                    named = self._named(who, seen)
                     steps = (
                         [(bucket, one.weight(by, is_split=is_split, bucket=bucket)) for bucket in sorted(one.by_bucket)] if day.is_cut else [(day.bucket, 1)]
                     )
@@ -545,7 +594,7 @@ class Answer:
             edges = [day.start, *(edge for edge in (*self._starts, self._end) if day.start < edge < day.start + _DAY)]
             pieces = amounts.spread([right - left for left, right in pairwise([*edges, day.start + _DAY])])
         for edge, piece in zip(edges, pieces, strict=True):
-            yield Share(self._bucket_of(edge), identity, None, team, center, {}, piece, by_usage=False)
+            yield Share(self._bucket_of(edge), identity, None, team, center, NO_TAGS, piece, by_usage=False)
 
     def _add_shares(self, view: View, bill: Bill, shares: Sequence[Share], day: _Day) -> None:
         spots = [self._spot(view, share, bill.target.kind, bill.currency) for share in shares]
@@ -554,7 +603,8 @@ class Answer:
             if spot is None:
                 continue
             row = view.row(*spot)
-            _charge(row, bill, share.identity, share.amounts, day, is_estimate=is_shared or (share.by_usage and view.asks_labels))
+            is_estimate = is_shared or (share.by_usage and view.asks_labels)
+            row.add_charge(bill.day, share.identity, share.amounts, is_credit=bill.is_credit, lines=bill.lines, is_estimate=is_estimate, standing=day.standing)
             if self._evidence is not None and self._is_wanted(bill.currency):
                 self._evidence.note_billed(
                     share,
@@ -566,10 +616,6 @@ class Answer:
                     rows=bill.lines,
                     estimate=row.estimate,
                 )
-
-
-def _charge(row: Sums, bill: Bill, identity: Identity, amounts: Amounts, day: _Day, *, is_estimate: bool) -> None:
-    row.add_charge(bill.day, identity, amounts, is_credit=bill.is_credit, lines=bill.lines, is_estimate=is_estimate, standing=day.standing)
 
 
 def _date(day: int) -> date:

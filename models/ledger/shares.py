@@ -51,6 +51,7 @@ class Amounts(msgspec.Struct, frozen=True):
 
 
 NO_AMOUNTS = Amounts(ZERO, ZERO, None)
+NO_TAGS: Mapping[str, str] = {}
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ class Sums(msgspec.Struct, eq=False):
     metered: Decimal = ZERO
     billed: Decimal = ZERO
     effective: Decimal = ZERO
-    best: Decimal = ZERO
+    unreached: Decimal = ZERO  # what of the metered no bill reaches yet
     is_metered: bool = False
     is_billed: bool = False
     is_best: bool = False
@@ -60,7 +60,7 @@ class Sums(msgspec.Struct, eq=False):
         self.metered = _plus(self.metered, other.metered)
         self.billed = _plus(self.billed, other.billed)
         self.effective = _plus(self.effective, other.effective)
-        self.best = _plus(self.best, other.best)
+        self.unreached = _plus(self.unreached, other.unreached)
         self.is_metered |= other.is_metered
         self.is_billed |= other.is_billed
         self.is_best |= other.is_best
@@ -85,19 +85,24 @@ class Sums(msgspec.Struct, eq=False):
         self.is_billed_unit_known &= other.is_billed_unit_known
         self.credits = _plus(self.credits, other.credits)
         self.lines += other.lines
+        cover = self.cover
+        if not cover:
+            cover.update(other.cover)
+            return
         for key, (billed, metered) in other.cover.items():
-            pair = self.cover.get(key)
-            self.cover[key] = (billed, metered) if pair is None else (_plus(pair[0], billed), _plus(pair[1], metered))
+            pair = cover.get(key)
+            cover[key] = (billed, metered) if pair is None else (_plus(pair[0], billed), _plus(pair[1], metered))
 
     def add_charge(self, day: date, identity: Identity, amounts: Amounts, *, is_credit: bool, lines: int, is_estimate: bool, standing: int) -> None:
         """Add a charge of a day, or a share of one."""
-        billed = amounts.billed
+        billed, effective = amounts.billed, amounts.effective
         self.standing = min(self.standing, standing)
         self.is_billed = self.is_best = True
         self.estimate |= is_estimate
+        # Where nothing is amortized the two are one sum.
+        is_same = effective is billed and self.effective is self.billed
         self.billed = _plus(self.billed, billed)
-        self.effective = _plus(self.effective, amounts.effective)
-        self.best = _plus(self.best, billed)
+        self.effective = self.billed if is_same else _plus(self.effective, effective)
         self.lines += lines
         if amounts.core_hours is not None:
             self.billed_core_hours = plus(self.billed_core_hours, amounts.core_hours)
@@ -108,25 +113,28 @@ class Sums(msgspec.Struct, eq=False):
             self.is_billed_unit_known = False
         else:
             self.billed_units = _plus(self.billed_units, amounts.units)
-        self._add_cover(day, identity, billed=billed)
+        key = (day, identity.workspace, identity.deployment)
+        pair = self.cover.get(key)
+        self.cover[key] = (billed, ZERO) if pair is None else (_plus(pair[0], billed), pair[1])
 
     def add_metered(self, day: date, identity: Identity, amount: Decimal, *, is_reached: bool) -> None:
         """Add what metering makes of usage; it is the best that is known until a bill reaches the day."""
         self.is_metered = True
         self.metered = _plus(self.metered, amount)
         if is_reached:
-            self._add_cover(day, identity, metered=amount)
+            # Unallocated money has no metering.
+            seen = ZERO if identity.deployment is None else amount
+            key = (day, identity.workspace, identity.deployment)
+            pair = self.cover.get(key)
+            self.cover[key] = (ZERO, seen) if pair is None else (pair[0], _plus(pair[1], seen))
         else:
             self.is_best = True
-            self.best = _plus(self.best, amount)
+            self.unreached = _plus(self.unreached, amount)
 
-    def _add_cover(self, day: date, identity: Identity, *, billed: Decimal = ZERO, metered: Decimal = ZERO) -> None:
-        """Note what was billed and what was metered of a deployment's reached day; unallocated money has no metering."""
-        key = (day, identity.workspace, identity.deployment)
-        if identity.deployment is None:
-            metered = ZERO
-        pair = self.cover.get(key)
-        self.cover[key] = (billed, metered) if pair is None else (_plus(pair[0], billed), _plus(pair[1], metered))
+    @property
+    def best(self) -> Decimal:
+        """The bill, and what no bill reaches as metered."""
+        return _plus(self.billed, self.unreached)
 
     def figures(self, basis: Basis, currency: str | None) -> Figures:
         nothing_known = (self.is_unpriced or self.is_unknown) and not self.is_metered
@@ -183,6 +191,7 @@ def covered(days: Iterable[tuple[Decimal, Decimal]]) -> Decimal | None:
     for amount, metered in days:
         if amount > 0:
             billed = _plus(billed, amount)
-            seen = _plus(seen, max(ZERO, min(amount, metered)))
+            if metered > 0:
+                seen = _plus(seen, min(amount, metered))
     share = money.ratio(seen, billed)
     return None if share is None else money.truncated(share, 4)

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
+from collector.capture.native import event_schema
 from models.ledger import Figures
 from models.variance import Cause
 
@@ -72,6 +73,7 @@ def _shape(said: Mapping[str, str | Shape] | None = None, /, *, optional: str = 
 
 
 _STANDING = _one_of("provisional", "settling", "settled")
+_CHEAPER: Shape = {"type": ["string", "null"], "enum": ["serverless", "managed_compute", None]}
 # What a figure adds up from, by cause; only those that are not zero.
 _CAUSES: Shape = {
     "type": "object",
@@ -207,6 +209,7 @@ def components() -> dict[str, Shape]:
             at_or_null="as_of",
         ),
         # -- usage
+        "UsageSent": event_schema(),
         "Stored": _shape(count="index", flag="duplicate", texts="flags", text="tokens_quality"),
         "Refused": _shape(count="index", text="error detail"),
         "Taken": _shape({"events": _many("Stored"), "rejected": _many("Refused")}, count="accepted duplicates ignored", optional="ignored"),
@@ -371,8 +374,10 @@ def components() -> dict[str, Shape]:
             {"list_price_per_1m": _shape(money_or_null="input output at_mix")},
             money_or_null="effective_cost_per_1m unknown_token_share estimated_token_share cost",
             count="tokens",
+            count_or_null="tokens_per_minute_limit",
             flag_or_null="feasible",
-            text_or_null="reason",
+            text_or_null="reason limit_source",
+            at_or_null="retires_at",
         ),
         "ManagedSide": _shape(
             {"effective_cost_per_1m": _shape(money_or_null="allocation usage")},
@@ -380,19 +385,31 @@ def components() -> dict[str, Shape]:
             "gpu_memory_utilisation core_hours",
             count="tokens",
             count_or_null="capacity_tokens_per_day instances instances_needed gpu_hours_told",
-            text_or_null="utilisation_method gpu_reason reason",
+            flag_or_null="feasible",
+            text_or_null="utilisation_method gpu_reason reason feasible_reason",
+        ),
+        "WhatIf": _shape(
+            {
+                "serverless": _shape(flag_or_null="feasible", text_or_null="reason"),
+                "managed_compute": _shape(flag_or_null="feasible", text_or_null="reason", count_or_null="capacity_tokens_per_day instances_needed"),
+                "cheaper": _CHEAPER,
+            },
+            money_or_null="capacity_cost_per_day saving_per_day",
+            count_or_null="break_even_tokens_per_day",
+            flag_or_null="break_even_reachable",
+            text_or_null="reason",
         ),
         "ComparisonRow": _shape(
             {
                 "serverless": "ServerlessSide",
                 "managed_compute": "ManagedSide",
-                "cheaper": {"type": ["string", "null"], "enum": ["serverless", "managed_compute", None]},
+                "cheaper": _CHEAPER,
                 "days": {"type": "number", "description": "a length of time"},
                 "standing": _STANDING,
-                "what_if": _or_null(_shape(money_or_null="capacity_cost_per_day", count_or_null="break_even_tokens_per_day", text_or_null="reason")),
+                "what_if": _or_null("WhatIf"),
             },
             text_or_null="model currency reason",
-            count_or_null="break_even_tokens_per_day tokens_per_day",
+            count_or_null="break_even_tokens_per_day tokens_per_day peak_minute_tokens peak_hour_tokens",
             flag_or_null="break_even_reachable",
             money_or_null="mix_input_share saving_per_day",
         ),

@@ -9,7 +9,7 @@ from typing import Any
 from fastapi import FastAPI
 from starlette.responses import HTMLResponse
 
-from collector.api import schemas
+from collector.api import answers, schemas
 
 _CSP = "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
 _STYLE = (
@@ -51,6 +51,16 @@ _INGEST: dict[str, tuple[str, str]] = {
     "/otlp/v1/logs": ("Send OpenTelemetry log records (OTLP/HTTP)", "Protobuf or JSON; records of model calls are counted, all others ignored."),
     "/otlp/v1/metrics": ("Send OpenTelemetry metrics (OTLP/HTTP)", "Protobuf or JSON; taken and not counted, as metrics repeat what spans say."),
 }
+_EVENT = answers.ref("UsageSent")
+_ANYTHING: dict[str, Any] = {}
+_OTLP: dict[str, dict[str, Any]] = {"application/json": _ANYTHING, "application/x-protobuf": {"type": "string", "format": "binary"}}
+_LINES: dict[str, dict[str, Any]] = {"application/json": _ANYTHING, "application/x-ndjson": {"type": "string"}}
+# What their bodies may be, where that is not any JSON or lines of it.
+_BODIES: dict[str, dict[str, dict[str, Any]]] = {
+    "/v1/usage": {"application/json": {"oneOf": [_EVENT, {"type": "array", "items": _EVENT}]}, "application/x-ndjson": {"type": "string"}},
+    "/api/v1/events": dict.fromkeys(("application/json", "application/cloudevents+json", "application/cloudevents-batch+json"), _ANYTHING),
+    **dict.fromkeys(("/otlp/v1/traces", "/otlp/v1/logs", "/otlp/v1/metrics"), _OTLP),
+}
 
 
 def install(api: FastAPI) -> None:
@@ -64,9 +74,9 @@ def install(api: FastAPI) -> None:
                 "tags": ["ingest"],
                 "summary": summary,
                 "description": description,
-                "requestBody": {"required": True, "content": {"application/json": {"schema": {}}, "application/x-ndjson": {"schema": {"type": "string"}}}},
+                "requestBody": {"required": True, "content": {form: {"schema": body} for form, body in _BODIES.get(path, _LINES).items()}},
                 "responses": {
-                    "200": {"description": "Stored"},
+                    "204" if path == "/api/v1/events" else "200": {"description": "Stored"},
                     "422": {"description": "Every item was refused"},
                     "503": {"description": "Storage is away; send again"},
                 },

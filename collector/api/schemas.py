@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from collector.api.answers import answer_of, components
+from collector.api.answers import answer_of, components, ref
 from collector.api.problems import MEDIA_TYPE
 
 _FILES: Mapping[str, tuple[str, ...]] = {
@@ -27,14 +27,18 @@ _BYTES: Mapping[str, Any] = {"type": "string", "format": "binary"}
 
 def complete(schema: dict[str, Any]) -> None:
     """Give every operation a name of its own, its error, and the forms its answer has."""
-    schema.setdefault("components", {}).setdefault("schemas", {}).update(components())
+    parts = schema.setdefault("components", {})
+    parts.setdefault("schemas", {}).update(components())
+    # Needed once there are keys; without any, a service on this machine's own address asks for none.
+    parts["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+    schema["security"] = [{"key": []}, {}]
     for path, methods in schema["paths"].items():
         for method, operation in methods.items():
             operation["operationId"] = re.sub(r"[^a-z0-9]+", "_", f"{method}{path}".casefold()).strip("_")
             answers = operation.setdefault("responses", {})
             answers.setdefault(
                 "default",
-                {"description": "What is wrong, as a problem document", "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}},
+                {"description": "What is wrong, as a problem document", "content": {MEDIA_TYPE: {"schema": ref("Problem")}}},
             )
             said = answer_of(method, path)
             for status, answer in answers.items():

@@ -95,6 +95,14 @@ class _Sent(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     request_id: _Name | None = None
 
 
+def event_schema() -> dict[str, Any]:
+    """An event as JSON Schema, made from what the decoder itself checks."""
+    _, shapes = msgspec.json.schema_components([_Sent])
+    said: dict[str, Any] = shapes["_Sent"]
+    fields = {name: {key: value for key, value in one.items() if key != "default"} for name, one in said["properties"].items()}
+    return {"type": "object", "properties": fields, "required": said["required"], "additionalProperties": False, "description": said["description"]}
+
+
 _ONE = msgspec.json.Decoder(_Sent)
 _MANY = msgspec.json.Decoder(list[_Sent])
 _SYNTAX = msgspec.json.Decoder(msgspec.Raw)

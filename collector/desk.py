@@ -18,7 +18,7 @@ from collector.api import alerts, receivers, schedules, workbench
 from collector.auth import OPEN, Principal
 from collector.receivers import ReceiverBody
 from collector.rulebook import MATCHER_NAMES, BudgetBody, RuleBody, SilenceBody, Weekly, parsed
-from collector.watch import backtest, backtest_budget
+from collector.watch import Known, backtest, backtest_budget
 from collector.webhooks.setup import Telling
 from models.alerts import Alert, AlertRule, Budget
 from models.errors import Forbidden, InvalidInput, NotFound
@@ -84,7 +84,8 @@ class Desk:
             if what == "budget":
                 budget = rulebook.found(session, Budget, said["id"], visible=None) if said.get("id") else None
                 body = _budget(said, rulebook.budget_body(budget) if budget is not None else {})
-                return backtest_budget(session, rulebook.tried_budget(body, now=now), period, now=now)
+                known: Known = "today" if said.get("known") == "today" else "then"
+                return backtest_budget(session, rulebook.tried_budget(body, now=now), period, now=now, known=known)
             rule = rulebook.found(session, AlertRule, said["id"], visible=None) if said.get("id") else None
             return backtest(session, rulebook.tried_rule(_rule(said, rulebook.rule_body(rule) if rule is not None else {}), now=now), period, now=now)
 

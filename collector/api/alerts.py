@@ -17,7 +17,7 @@ from collector.api.deps import Caller, Now, Reading, Writing
 from collector.api.reads import amount, refuse_unknown, whole_number
 from collector.auth import Principal
 from collector.rulebook import Author, BudgetBody, RuleBody, SilenceBody, When
-from collector.watch import backtest, backtest_budget
+from collector.watch import Known, backtest, backtest_budget
 from collector.watch.judge import lock_alerts, read_quiets
 from models import money
 from models.alerts import Alert, AlertRule, AlertState, AuditEntry, Budget, Kind, Severity, Silence
@@ -138,11 +138,12 @@ def create_budget(body: BudgetBody, session: Writing, caller: Caller, now: Now) 
 
 
 class BudgetBacktestBody(BaseModel):
-    """``{"budget", "from", "to"}``."""
+    """``{"budget", "from", "to"}``; ``known`` "today" also counts what arrived after its time, as of an imported history."""
 
     model_config = ConfigDict(extra="forbid", populate_by_name=True)
 
     budget: BudgetBody
+    known: Known = "then"
     start: When = Field(alias="from")
     end: When = Field(alias="to")
 
@@ -150,7 +151,7 @@ class BudgetBacktestBody(BaseModel):
 @router.post("/v1/budgets/backtest", summary="Which steps a budget would have crossed, and when")
 def test_budget(body: BudgetBacktestBody, session: Reading, now: Now) -> dict[str, Any]:
     """The steps over stored history, and the spend they are on; nobody is told and nothing is kept."""
-    return _tried(backtest_budget(session, rulebook.tried_budget(body.budget, now=now), _span(body.start, body.end), now=now), _money)
+    return _tried(backtest_budget(session, rulebook.tried_budget(body.budget, now=now), _span(body.start, body.end), now=now, known=body.known), _money)
 
 
 @router.get("/v1/budgets/{budget_id}", summary="One budget, with where its period is likely to end")

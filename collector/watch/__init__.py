@@ -9,12 +9,12 @@ this one after a restart, goes on where it was left.
 from __future__ import annotations
 
 from collector import notices
-from collector.watch.backtest import backtest, backtest_budget
+from collector.watch.backtest import Known, backtest, backtest_budget
 from collector.watch.judge import Post, Watcher, metrics_lines
 from collector.watch.learning import Learner
 from collector.watch.measures import MEASURES, Reading, Sight
 
-__all__ = ["MEASURES", "Learner", "Post", "Reading", "Sight", "Watcher", "backtest", "backtest_budget", "metrics_lines", "standing_watch"]
+__all__ = ["MEASURES", "Known", "Learner", "Post", "Reading", "Sight", "Watcher", "backtest", "backtest_budget", "metrics_lines", "standing_watch"]
 
 
 def standing_watch() -> Watcher:

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from decimal import Decimal
-from typing import Any
+from typing import Any, Literal
 
 from sqlmodel import Session
 
-from collector.alerting import INACTIVE, Episode, Piece, State, follow, is_crossed, steps_crossed
+from collector.alerting import INACTIVE, Episode, Piece, State, Steps, follow, is_crossed, steps_crossed
 from collector.watch.judge import policy_of
 from collector.watch.measures import MEASURES, Place, Reading, Sight, thresholds
 from models import money
@@ -23,10 +23,8 @@ from models.alerts import COUNTDOWN_KINDS, RATE_KINDS, AlertRule, Budget, Kind
 from models.columns import from_microseconds, to_microseconds
 from models.errors import InvalidInput
 from models.ledger import budgets, rates
-from models.ledger.costs import costs
-from models.ledger.values import CostQuery
 from models.money import ZERO
-from models.periods import DAY, Period, day_start, rfc3339, utc_day
+from models.periods import DAY, Period, buckets, day_start, rfc3339, utc_day, zone_from
 from models.trials import Firing, Line, Trial
 from models.usage import MINUTE_SECONDS
 
@@ -55,6 +53,8 @@ _UNITS: Mapping[Kind, str] = {
     Kind.DOUBLE_SOURCE: "% alike",
 }
 Clock = Callable[[], float]
+Known = Literal["then", "today"]
+_MOMENT = timedelta(microseconds=1)
 
 
 def backtest(session: Session, rule: AlertRule, period: Period, *, now: datetime, clock: Clock = time.monotonic) -> Trial:
@@ -67,56 +67,181 @@ def backtest(session: Session, rule: AlertRule, period: Period, *, now: datetime
     return _bounded(trial)
 
 
-def backtest_budget(session: Session, budget: Budget, period: Period, *, now: datetime) -> Trial:
-    """Every step that ``budget`` would have crossed in the period, by what is known of its spend today."""
+def backtest_budget(session: Session, budget: Budget, period: Period, *, now: datetime, known: Known = "then", clock: Clock = time.monotonic) -> Trial:
+    """Every step of spend and forecast that ``budget`` would have told in the period.
+
+    ``known`` "then" judges each day by the events, bills and prices that had arrived by its end, as the watch would have;
+    "today" by all that is known since, for a history that was imported later.
+    """
     span = _past(period, now, _LONGEST_BUDGETS, "a budget")
-    is_hourly = budget.basis != "billed" and span.end - span.start <= _BY_HOUR
-    basis: Any = budget.basis
-    running = budgets.period_of(budget, span.start)
-    # A charge belongs to the period that holds the start of its day, as it does live.
-    asked = Period(budgets.billed_days(running).start if basis == "billed" else running.start, span.end)
-    query = CostQuery(asked, "hour" if is_hourly else "day", (), basis, budgets.scope_filters(budget.scope), budget.currency, time_zone="UTC")
-    if basis != "billed":
-        query = replace(query, time_zone=budget.time_zone)
-    rows = [(row.period, row.figures.cost) for row in costs(session, query, now=now).rows if row.figures.cost is not None]
-    found: list[Firing] = []
-    points: list[tuple[datetime, Decimal]] = []
-    spent, claimed = ZERO, set[int]()
-    open_ones: dict[int, Firing] = {}
+    return _bounded(_BudgetTrial(session, budget, span, now=now, known=known, work=_Work(clock)).run())
 
-    def ended(at: datetime | None) -> None:
-        found.extend(replace(one, resolved_at=at) for one in open_ones.values())
-        open_ones.clear()
 
-    for part, cost in rows:
-        own = budgets.period_of(budget, part.start)
-        if own != running:
-            ended(running.end)
-            if running.end > span.start:
-                points += [(running.end, spent), (running.end, ZERO)]
-            running, spent, claimed = own, ZERO, set()
-        spent = money.plus(spent, cost)
-        at = min(part.end, span.end)
-        if at < span.start:
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """What the watch would have seen of a budget just before an instant."""
+
+    period: Period
+    spent: Decimal
+    forecast: budgets.Outlook | None
+
+
+_StepKey = tuple[Kind, int]
+
+
+class _BudgetTrial:
+    """A budget's steps, day by day of its own calendar; the hour of a crossing is searched within its day."""
+
+    def __init__(self, session: Session, budget: Budget, span: Period, *, now: datetime, known: Known, work: _Work) -> None:
+        self._session = session
+        self._budget = budget
+        self._span = span
+        self._now = now
+        self._is_then = known == "then"
+        self._work = work
+        self._filters = budgets.scope_filters(budget.scope)
+        self._basis: Any = budget.basis
+        self._is_hourly = budget.basis != "billed" and span.end - span.start <= _BY_HOUR
+        self._found: list[Firing] = []
+        self._open: dict[_StepKey, Firing] = {}
+        self._claimed: dict[Kind, set[int]] = {Kind.BUDGET: set(), Kind.BUDGET_FORECAST: set()}
+        self._forecasts: list[budgets.Outlook] = []
+
+    def run(self) -> Trial:
+        """Follow the calendar."""
+        points: list[tuple[datetime, Decimal]] = []
+        running = budgets.period_of(self._budget, self._span.start)
+        if running.start < self._span.start:
             # What was crossed before the time that is asked for told then.
-            claimed.update(steps_crossed(spent=spent, amount=budget.amount, steps=budget.steps, claimed=claimed).crossed)
-            continue
-        points.append((at, spent))
-        for step, one in list(open_ones.items()):
-            if not is_crossed(spent=spent, amount=budget.amount, step=step):
-                found.append(replace(open_ones.pop(step), resolved_at=at))
-            elif one.peak is None or spent > one.peak:
-                open_ones[step] = replace(one, peak=spent)
-        crossed = steps_crossed(spent=spent, amount=budget.amount, steps=budget.steps, claimed=claimed)
-        claimed.update(crossed.crossed)
-        if crossed.telling is not None:
-            limit = money.said(budget.amount, budget.currency)
-            why = f"{money.said(spent, budget.currency)} spent since {rfc3339(own.start)}, at or above {crossed.telling} % of {limit}"
-            open_ones[crossed.telling] = Firing(dict(budget.scope), at, None, spent, why, crossed.telling)
-    ended(running.end if running.end <= span.end else None)
-    notes = ["the steps of the forecast are not tried: how good it is stands beside each budget"] if budget.forecast_steps else []
-    notes.append(f"by the spend as it is known today, {'hour by hour' if is_hourly else 'day by day'}")
-    return _bounded(Trial(span, budget.currency, found, [Line(dict(budget.scope), budget.amount, points)], notes))
+            before = self._look(self._span.start)
+            for kind, amount in _amounts(before):
+                self._claimed[kind].update(self._crossed(kind, amount).crossed)
+        for day in buckets(self._span, "day", zone_from("UTC" if self._basis == "billed" else self._budget.time_zone)):
+            self._work.go_on()
+            seen = self._look(day.end)
+            if seen.period != running:
+                self._end(running.end)
+                points += [(running.end, ZERO)] if points else []
+                running, self._claimed = seen.period, {kind: set() for kind in self._claimed}
+            points.append((day.end, seen.spent))
+            if seen.forecast is not None and seen.forecast.expected is not None:
+                self._forecasts.append(seen.forecast)
+            self._step(day, seen)
+        self._end(running.end if running.end <= self._span.end else None)
+        line = Line(dict(self._budget.scope), self._budget.amount, points)
+        return Trial(self._span, self._budget.currency, self._found, [line], self._notes())
+
+    def _look(self, at: datetime, *, forecasts: bool = True) -> _Look:
+        """As at the last moment before ``at``."""
+        look = at - _MOMENT
+        own, budget = budgets.period_of(self._budget, look), self._budget
+        asked = own if self._is_then else Period(own.start, min(at, own.end))
+        at_or_now = look if self._is_then else self._now
+        as_of = look if self._is_then else None
+        said = budgets.spend(self._session, filters=self._filters, period=asked, basis=self._basis, currency=budget.currency, now=at_or_now, as_of=as_of)
+        seen = None
+        # What is known today says nothing of what would have been expected then.
+        if forecasts and budget.forecast_steps and self._is_then:
+            seen = budgets.outlook(
+                self._session,
+                filters=self._filters,
+                period=own,
+                basis=self._basis,
+                currency=budget.currency,
+                now=look,
+                time_zone=budget.time_zone,
+                spent=said.amount,
+                as_of=as_of,
+            )
+        return _Look(own, said.amount, seen)
+
+    def _crossed(self, kind: Kind, amount: Decimal) -> Steps:
+        steps = self._budget.steps if kind is Kind.BUDGET else self._budget.forecast_steps
+        return steps_crossed(spent=amount, amount=self._budget.amount, steps=steps, claimed=self._claimed[kind])
+
+    def _step(self, day: Period, seen: _Look) -> None:
+        budget = self._budget
+        amounts = dict(_amounts(seen))
+        for (kind, step), one in list(self._open.items()):
+            amount = amounts.get(kind)
+            if kind is Kind.BUDGET and amount is not None and not is_crossed(spent=amount, amount=budget.amount, step=step):
+                self._found.append(replace(self._open.pop((kind, step)), resolved_at=day.end))
+            elif amount is not None and (one.peak is None or amount > one.peak):
+                self._open[kind, step] = replace(one, peak=amount)
+        for kind, amount in amounts.items():
+            crossed = self._crossed(kind, amount)
+            hours: dict[datetime, list[int]] = {}
+            for step in crossed.crossed:
+                at = self._hour_of(step, day) if kind is Kind.BUDGET and self._is_hourly else day.end
+                hours.setdefault(at, []).append(step)
+            for at, steps in sorted(hours.items()):
+                highest = max(self._claimed[kind], default=-1)
+                self._claimed[kind].update(steps)
+                if (step := max(steps)) > highest:
+                    what = f"spent since {rfc3339(seen.period.start)}" if kind is Kind.BUDGET else "expected at the period's end"
+                    why = f"{money.said(amount, budget.currency)} {what}, at or above {step} % of {money.said(budget.amount, budget.currency)}"
+                    self._open[kind, step] = Firing(dict(budget.scope), at, None, amount, why, step)
+
+    def _hour_of(self, step: int, day: Period) -> datetime:
+        """The end of the hour of the day by which the step was crossed."""
+        hours = [hour.end for hour in buckets(day, "hour")]
+        first, last = 0, len(hours) - 1
+        while first < last:
+            middle = (first + last) // 2
+            if is_crossed(spent=self._look(hours[middle], forecasts=False).spent, amount=self._budget.amount, step=step):
+                last = middle
+            else:
+                first = middle + 1
+        return hours[first]
+
+    def _end(self, at: datetime | None) -> None:
+        self._found.extend(replace(one, resolved_at=at) for one in self._open.values())
+        self._open.clear()
+
+    def _notes(self) -> list[str]:
+        pace = "to the hour" if self._is_hourly else "day by day"
+        if not self._is_then:
+            notes = [f"by what is known of the spend today, {pace}: much of it may have arrived later, when nobody would have been told"]
+            return [*notes, "steps of the forecast are tried by what was known then only"] if self._budget.forecast_steps else notes
+        notes = [f"by what was known of the spend at the time, {pace}"]
+        end = self._span.end
+        own = budgets.period_of(self._budget, end - _MOMENT)
+        asked = Period(self._span.start, end)
+        then, since = (
+            budgets.spend(self._session, filters=self._filters, period=asked, basis=self._basis, currency=self._budget.currency, now=now, as_of=as_of).amount
+            for now, as_of in ((end, end), (self._now, None))
+        )
+        if since != then and own.end <= self._now:
+            notes.append(f"{money.said(then, self._budget.currency)} were known by its end, {money.said(since, self._budget.currency)} are today")
+        if self._budget.forecast_steps:
+            notes.append(f"steps of the forecast are looked at once a day{self._accuracy()}")
+        return notes
+
+    def _accuracy(self) -> str:
+        """How the forecasts of periods that are over came out, each made with what was known when it was made."""
+        misses: list[Decimal] = []
+        inside = 0
+        ends: dict[Period, Decimal] = {}
+        for one in self._forecasts:
+            if one.period.end > self._span.end or one.expected is None or one.low is None or one.high is None:
+                continue
+            if one.period not in ends:
+                ends[one.period] = budgets.spend(
+                    self._session, filters=self._filters, period=one.period, basis=self._basis, currency=self._budget.currency, now=self._now
+                ).amount
+            actual = ends[one.period]
+            inside += one.low <= actual <= one.high
+            if (miss := money.ratio(money.times(abs(money.minus(one.expected, actual)), 100), actual)) is not None:
+                misses.append(miss)
+        if not misses:
+            return ""
+        middle = sorted(misses)[len(misses) // 2].quantize(Decimal("0.1"))
+        return f"; half of {len(misses)} forecasts missed the end by at most {middle} %, and the band of {inside} held it"
+
+
+def _amounts(seen: _Look) -> list[tuple[Kind, Decimal]]:
+    expected = None if seen.forecast is None else seen.forecast.expected
+    return [(Kind.BUDGET, seen.spent), *([] if expected is None else [(Kind.BUDGET_FORECAST, expected)])]
 
 
 def _past(period: Period, now: datetime, longest: timedelta, what: str) -> Period:

@@ -170,6 +170,7 @@ def budget_form(view: View, said: Mapping[str, str], *, fault: tuple[str, str] =
         form.choice("Week starts on", "week_starts_on", WEEKDAYS),
         form.choice("Severity", "severity", _SEVERITIES, chosen="warning"),
         *form.told(),
+        form.choice("Tried by what was known", "known", (("then", "at the time"), ("today", "until today"))),
     ]
     return form.whole("budget", "Make the budget" if is_new else "Save", fields, days=("31", "92", "366"))
 

@@ -144,10 +144,23 @@ class Spend:
         return share_of(self.estimated_token_requests, self.all_requests)
 
 
-def spend(session: Session, *, filters: Filters, period: Period, basis: Basis, currency: str, now: datetime, reading: Reading | None = None) -> Spend:
-    """The spend of a period up to now in one currency, from the ledger; ``reading`` is what somebody has read at ``now`` already."""
+def spend(
+    session: Session,
+    *,
+    filters: Filters,
+    period: Period,
+    basis: Basis,
+    currency: str,
+    now: datetime,
+    reading: Reading | None = None,
+    as_of: datetime | None = None,
+) -> Spend:
+    """The spend of a period up to now in one currency, from the ledger; ``reading`` is what somebody has read at ``now`` already.
+
+    ``as_of`` leaves out what arrived later, for a look back.
+    """
     asked = billed_days(period) if basis == "billed" else period
-    (table,) = costs_together(session, [CostQuery(asked, "none", (), basis, filters)], now=now, reading=reading)
+    (table,) = costs_together(session, [CostQuery(asked, "none", (), basis, filters, as_of=as_of)], now=now, reading=reading)
     # Tokens that nothing prices have no currency: they are missing from every budget that covers them.
     missing = sum(figures.unpriced_tokens for figures in table.totals if figures.currency in (currency, None))
     covered = [figures for figures in table.totals if figures.currency in (currency, None)]
@@ -242,11 +255,20 @@ class Days:
 
 
 def outlook(
-    session: Session, *, filters: Filters, period: Period, basis: Basis, currency: str, now: datetime, time_zone: str = "UTC", spent: Decimal | None = None
+    session: Session,
+    *,
+    filters: Filters,
+    period: Period,
+    basis: Basis,
+    currency: str,
+    now: datetime,
+    time_zone: str = "UTC",
+    spent: Decimal | None = None,
+    as_of: datetime | None = None,
 ) -> Outlook:
-    """The forecast of a period's end: past days as they are, those to come by the mean of their weekday."""
-    so_far = spend(session, filters=filters, period=period, basis=basis, currency=currency, now=now).amount if spent is None else spent
-    known = daily(session, filters=filters, basis=basis, currency=currency, now=now, time_zone=time_zone)
+    """The forecast of a period's end: past days as they are, those to come by the mean of their weekday; ``as_of`` as in ``spend``."""
+    so_far = spend(session, filters=filters, period=period, basis=basis, currency=currency, now=now, as_of=as_of).amount if spent is None else spent
+    known = daily(session, filters=filters, basis=basis, currency=currency, now=now, time_zone=time_zone, as_of=as_of)
     return look_ahead(known, period=period, basis=basis, currency=currency, so_far=so_far, zone=zone_from(time_zone))
 
 
@@ -277,7 +299,7 @@ def look_ahead(known: Days, *, period: Period, basis: Basis, currency: str, so_f
     return Outlook(period, currency, so_far, shown_expected, min(shown_low, shown_expected), max(shown_high, shown_expected), len(history), trials, error, None)
 
 
-def daily(session: Session, *, filters: Filters, basis: Basis, currency: str, now: datetime, time_zone: str = "UTC") -> Days:
+def daily(session: Session, *, filters: Filters, basis: Basis, currency: str, now: datetime, time_zone: str = "UTC", as_of: datetime | None = None) -> Days:
     """Spend of each complete day of the last eight weeks since there was any, and of today.
 
     Metered days that the bill has not reached are scaled by how bill and metering compare on those that it has.
@@ -285,7 +307,7 @@ def daily(session: Session, *, filters: Filters, basis: Basis, currency: str, no
     zone = zone_from(time_zone)
     today = now.astimezone(zone).date()
     since = _midnight((now - LOOKS_BACK).astimezone(zone).date(), zone)
-    table = costs(session, CostQuery(Period(since, now), "day", (), basis, filters, currency, time_zone=time_zone), now=now)
+    table = costs(session, CostQuery(Period(since, now), "day", (), basis, filters, currency, as_of, time_zone), now=now)
     rows = {row.period.start.astimezone(zone).date(): row.figures for row in table.rows if row.figures.cost is not None}
     until = today
     if basis == "billed" and rows:

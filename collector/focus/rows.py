@@ -170,7 +170,7 @@ def category(line: FocusLine) -> str:
     kind = line.charge_type.casefold()
     if kind in ("credit", "tax"):
         return kind.capitalize()
-    if line.kind == "correction" or line.meter == MeterKind.ADJUSTMENT or kind in ("roundingadjustment", "adjustment"):
+    if line.meter == MeterKind.ADJUSTMENT or kind in ("roundingadjustment", "adjustment"):
         return "Adjustment"
     match kind:
         case "purchase":
@@ -186,6 +186,8 @@ def _charge(line: FocusLine, month: date) -> Row:
     is_refund = line.charge_type.casefold() == "refund"
     model = line.identity.model or (line.item.model if line.item is not None else None)
     match of:
+        case "Usage" if line.kind == "correction":
+            what = f"{line.note}: {model or line.identity.sku or 'Llama'} {_WORDS.get(line.meter, 'usage')}"
         case "Usage" if _is_unused(line):
             what = f"{_plan(line)} of {line.item.sku if line.item is not None and line.item.sku else 'compute'}, unused"
         case "Usage":
@@ -254,6 +256,8 @@ def _commitment(line: FocusLine) -> Row:
 def _is_marketplace(line: FocusLine) -> bool:
     if line.item is not None:
         return line.item.charge_class == ChargeClass.MARKETPLACE
+    if line.kind == "correction":
+        return line.identity.route == Route.MARKETPLACE
     return line.identity.mode != Mode.MANAGED_COMPUTE and line.identity.route != Route.FOUNDRY and line.kind == "estimate"
 
 
@@ -381,7 +385,11 @@ def _resource(line: FocusLine, version: Version) -> Row:
         if line.units is not None:
             element["UsageQuantity"] = float(line.units)
         found |= {"AllocatedMethodId": METHOD, "AllocatedMethodDetails": _json({"Elements": [element]})}
-    elif line.meter == MeterKind.COMPUTE or line.kind in ("share", "estimate") or (line.item is not None and line.item.charge_class == ChargeClass.FOUNDRY):
+    elif (
+        line.meter == MeterKind.COMPUTE
+        or line.kind in ("share", "estimate", "correction")
+        or (line.item is not None and line.item.charge_class == ChargeClass.FOUNDRY)
+    ):
         found |= _named(own or billed)
     elif category(line) in ("Usage", "Purchase"):
         found |= _named(billed)

@@ -42,6 +42,14 @@ class Adjustment:
 
 
 @dataclass(frozen=True, slots=True)
+class Restated:
+    """What the bill said of one row of a month at one instant and at a later one; None where it said nothing of it."""
+
+    before: ReconciliationRow | None
+    after: ReconciliationRow | None
+
+
+@dataclass(frozen=True, slots=True)
 class ClosedMonth:
     """A close that stands, with its stored totals per currency."""
 
@@ -175,6 +183,18 @@ def adjustments(session: Session, month: date, *, filters: Filters = Filters(), 
             ("billed", "restated_bill" if is_restated else "mapping", money.minus(_billed(now_row), _billed(at_close))),
         ]
         found += [Adjustment(month, day, workspace, deployment, meter, currency, side, cause, amount) for side, cause, amount in steps if amount]
+    return found
+
+
+def restated(session: Session, month: date, *, filters: Filters, since: datetime, until: datetime) -> list[Restated]:
+    """The rows of a month of which bills that landed after ``since``, up to ``until``, say another amount or quantity."""
+    was, said = ({_key(row): row for row in reconciliation(session, month_period(month), filters, now=at).rows} for at in (since, until))
+    found: list[Restated] = []
+    for key in sorted(was.keys() | said.keys(), key=_order):
+        before, after = was.get(key), said.get(key)
+        amounts = [(ZERO, None) if row is None else (row.billed, row.billed_units or None) for row in (before, after)]
+        if amounts[0] != amounts[1]:
+            found.append(Restated(before if amounts[0] != (ZERO, None) else None, after if amounts[1] != (ZERO, None) else None))
     return found
 
 

@@ -9,8 +9,8 @@ cost in rows of their own. Usage that the bill does not reach yet is a line of a
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from datetime import date, datetime
+from dataclasses import dataclass, field, replace
+from datetime import date, datetime, timedelta
 from decimal import Decimal
 from typing import Any, Literal
 
@@ -20,9 +20,10 @@ from sqlmodel import Session, col
 from models import money
 from models.charges import BillPart, Charge, ChargeClass, ChargeDay, ChargeItem, MeterKind
 from models.closing import closes_known
-from models.ledger.closing import adjustments
+from models.ledger.closing import restated
 from models.ledger.costs import Answer
 from models.ledger.evidence import Evidence
+from models.ledger.reconciliation import ReconciliationRow
 from models.ledger.shares import Share
 from models.ledger.values import CostQuery, Filters
 from models.ledger.world import World
@@ -35,6 +36,7 @@ from models.resources import DeploymentFact, Mode
 Kind = Literal["charge", "share", "estimate", "correction"]
 # Rows of a bill that are reasoned over at once, where lines are shares of them.
 _MOST_TOGETHER = 100_000
+_INSTANT = timedelta(microseconds=1)
 _PRICED = {
     MeterKind.INPUT: PriceMeter.INPUT_TOKENS,
     MeterKind.OUTPUT: PriceMeter.OUTPUT_TOKENS,
@@ -158,7 +160,9 @@ class _Export:
         self._items: dict[int, ChargeItem] = {}
         self._whose: dict[tuple[int, date], Identity | None] = {}
         self._prices: dict[tuple[object, ...], tuple[Decimal, str] | None] = {}
-        self._has_invoices = self._is_invoiced()
+        self._corrections = list(self._corrected())
+        # A file has the ids of all rows or of none: also of what corrects an earlier month.
+        self._has_invoices = self._is_invoiced() and all(one.invoice_id for one in self._corrections)
 
     def lines(self) -> Iterator[FocusLine]:
         cut: set[_Cut] = set()
@@ -168,8 +172,8 @@ class _Export:
         for one in sorted(committed):
             yield self._committed(one)
         yield from self._shared(cut)
-        if not self._about.is_closed:
-            yield from self._corrections()
+        for line in self._corrections:
+            yield line if self._has_invoices else replace(line, invoice_id=None)
 
     def _shared(self, cut: set[_Cut]) -> Iterator[FocusLine]:
         """The lines that only the ledger's own reasoning gives: shares, and estimates. Some days at a time, so that memory stays small."""
@@ -420,13 +424,19 @@ class _Export:
         meter = PriceMeter.INSTANCE_HOURS if is_unused else _PRICED.get(item.meter_kind)
         if meter is None or item.is_fine_tuned:
             return None
-        sku, region = item.sku or identity.sku, identity.region or item.region
         model = None if meter == PriceMeter.INSTANCE_HOURS else identity.model or item.model
-        key = (meter, day, model, identity.workspace, sku, region, currency, subscription)
+        return self._booked(
+            meter, day, currency, subscription, model=model, workspace=identity.workspace, sku=item.sku or identity.sku, region=identity.region or item.region
+        )
+
+    def _booked(
+        self, meter: PriceMeter, day: date, currency: str, subscription: str, *, model: str | None, workspace: str | None, sku: str | None, region: str | None
+    ) -> tuple[Decimal, str] | None:
+        key = (meter, day, model, workspace, sku, region, currency, subscription)
         if key not in self._prices:
             if len(self._prices) > 100_000:
                 self._prices.clear()
-            found = self._world.prices.price(meter=meter, at=day_start(day), model=model, workspace=identity.workspace, sku=sku, region=region)
+            found = self._world.prices.price(meter=meter, at=day_start(day), model=model, workspace=workspace, sku=sku, region=region)
             rate = self._world.rate(subscription, found.currency, currency, day) if isinstance(found, UnitPrice) else None
             self._prices[key] = (money.times(found.per_unit, rate), found.row.version) if isinstance(found, UnitPrice) and rate is not None else None
         return self._prices[key]
@@ -478,48 +488,71 @@ class _Export:
 
     # -- corrections ----------------------------------------------------------------------------
 
-    def _corrections(self) -> Iterator[FocusLine]:
-        """What bills that landed in this month changed of months that were closed before: their files stay as they were."""
-        period = month_period(self._about.month)
-        for close in closes_known(self._session, self._now):
-            if close.month >= self._about.month or not self._landed_within(close.month, close.closed_at, period):
-                continue
-            for number, one in enumerate(adjustments(self._session, close.month, filters=Filters(visible=self._visible), now=self._now)):
-                if one.side != "billed" or one.currency is None:
-                    continue
-                identity = Identity(one.workspace, one.deployment, mode=Mode.UNKNOWN, route=None)
-                if one.workspace is not None and one.deployment is not None:
-                    identity = self._world.registry.identity(one.workspace, one.deployment, model=None, at=day_start(one.day))
-                subscription = identity.subscription or ""
-                yield FocusLine(
-                    kind="correction",
-                    id=f"k-{close.month:%Y%m}-{number}",
-                    day=one.day,
-                    currency=one.currency,
-                    billed=one.amount,
-                    effective=one.amount,
-                    item=None,
-                    charge_type="Adjustment",
-                    meter=MeterKind(one.meter),
-                    identity=identity,
-                    fact=self._fact(identity, one.day),
-                    units=None,
-                    billed_unit=None,
-                    list_price=None,
-                    contracted_price=None,
-                    pricing_currency=one.currency,
-                    rate=Decimal(1),
-                    price_version=None,
-                    invoice_id=None,
-                    billing_account=self._account_of(subscription),
-                    subscription=subscription,
-                    note=f"correction of {close.month:%Y-%m}: {one.cause}",
-                )
+    def _corrected(self) -> Iterator[FocusLine]:
+        """What bills that landed in this month changed of months that were closed before: their files stay as they were.
 
-    def _landed_within(self, month: date, since: datetime, period: Period) -> bool:
+        Each row that changed is reversed, with its quantity, and charged again as it is now.
+        """
+        period = month_period(self._about.month)
+        until = min(self._now, period.end - _INSTANT)
+        for close in closes_known(self._session, self._now):
+            # What changed before this month is in the file of the month in which it changed.
+            since = max(close.closed_at, period.start - _INSTANT)
+            if close.month >= self._about.month or since >= until:
+                continue
+            landed = self._landed(close.month, since, until)
+            if not landed:
+                continue
+            for number, one in enumerate(restated(self._session, close.month, filters=Filters(visible=self._visible), since=since, until=until)):
+                for what, sign, row in (("reversal", -1, one.before), ("restatement", 1, one.after)):
+                    if row is not None and row.currency is not None:
+                        yield self._correction(f"k-{close.month:%Y%m}-{number}-{what}", row, sign, note=f"{what} of {close.month:%Y-%m}", parts=landed)
+
+    def _correction(self, line_id: str, row: ReconciliationRow, sign: int, *, note: str, parts: Sequence[int]) -> FocusLine:
+        identity = Identity(row.workspace, row.deployment, mode=Mode.UNKNOWN, route=None)
+        if row.workspace is not None and row.deployment is not None:
+            identity = self._world.registry.identity(row.workspace, row.deployment, model=None, at=day_start(row.day))
+        subscription, meter, currency = identity.subscription or "", MeterKind(row.meter), row.currency or ""
+        priced = _PRICED.get(meter)
+        listed = None
+        if priced is not None:
+            model = None if priced == PriceMeter.INSTANCE_HOURS else identity.model
+            listed = self._booked(priced, row.day, currency, subscription, model=model, workspace=identity.workspace, sku=identity.sku, region=identity.region)
+        charge = Charge
+        invoice = self._session.scalar(
+            sa.select(col(charge.invoice_id)).where(col(charge.part_id).in_(parts), col(charge.charged_on) == row.day, col(charge.invoice_id) != "").limit(1)
+        )
+        return FocusLine(
+            kind="correction",
+            id=line_id,
+            day=row.day,
+            currency=currency,
+            billed=money.times(row.billed, sign),
+            effective=money.times(row.billed, sign),
+            item=None,
+            # What was no usage (a credit, a fee) is corrected by an adjustment.
+            charge_type="Adjustment" if priced is None else "Usage",
+            meter=meter,
+            identity=identity,
+            fact=self._fact(identity, row.day),
+            units=None if row.billed_units is None else money.times(row.billed_units, sign),
+            billed_unit=Decimal(1 if meter in (MeterKind.HOSTING, MeterKind.COMPUTE) else 1000),
+            list_price=None if listed is None else listed[0],
+            contracted_price=None,
+            pricing_currency=currency,
+            rate=Decimal(1),
+            price_version=None if listed is None else listed[1],
+            invoice_id=invoice,
+            billing_account=self._account_of(subscription),
+            subscription=subscription,
+            note=note,
+        )
+
+    def _landed(self, month: date, since: datetime, until: datetime) -> list[int]:
+        """The bills of a month that landed after an instant, up to another."""
         row = BillPart
-        found = self._session.scalars(sa.select(col(row.landed_at)).where(col(row.period_start) == month, col(row.landed_at) > since)).all()
-        return any(at is not None and period.start <= at < period.end for at in found)
+        asked = sa.select(col(row.id)).where(col(row.period_start) == month, col(row.landed_at) > since, col(row.landed_at) <= until)
+        return [one for one in self._session.scalars(asked) if one is not None]
 
 
 def _order(key: object) -> tuple[str, ...]:

@@ -28,6 +28,7 @@ from models.periods import month_period
 from models.prices import PriceMeter
 from models.store import Store
 from tests import factories as make
+from tests.collector.focus_files import faults_of
 
 NOW = make.NOW  # 2026-11-20 10:00
 NOVEMBER, OCTOBER, MAY = date(2026, 11, 1), date(2026, 10, 1), date(2026, 5, 1)
@@ -274,16 +275,79 @@ def test_a_closed_month_stays_and_its_restatement_is_a_correction_of_the_month_i
     with store.read() as session:
         about = ledger.focus_month(session, NOVEMBER, now=NOW)
         written = focus.export(session, about, stream, version="1.2", form="csv", visible=None, now=NOW)
-    (row,) = csv.DictReader(io.StringIO(stream.getvalue().decode()))
-    assert some(row, "ChargeClass", "ChargeCategory", "BilledCost", "ChargePeriodStart", "BillingPeriodStart") == (
-        "Correction",
-        "Adjustment",
-        "-0.75",
-        "2026-10-10T00:00:00Z",
-        "2026-11-01T00:00:00Z",
-    )
-    assert "restated_bill" in row["ChargeDescription"]
+    rows = list(csv.DictReader(io.StringIO(stream.getvalue().decode())))
+    assert faults_of(stream.getvalue().decode(), version="1.2") == []
+    names = ("ChargeClass", "ChargeCategory", "BilledCost", "ConsumedQuantity", "PricingQuantity", "ListUnitPrice", "ListCost")
+    # The million tokens are listed at 1.00: the reversal has a quantity below nothing at that price.
+    assert [some(row, *names) for row in rows] == [
+        ("Correction", "Usage", "-5.0", "-5000000.0", "-5000.0", "0.001", "-5.0"),
+        ("Correction", "Usage", "4.25", "5000000.0", "5000.0", "0.001", "5.0"),
+    ]
+    assert {some(row, "ChargePeriodStart", "BillingPeriodStart", "x_DeploymentName") for row in rows} == {
+        ("2026-10-10T00:00:00Z", "2026-11-01T00:00:00Z", "llama-foundry")
+    }
+    assert [row["ChargeDescription"].partition(":")[0] for row in rows] == ["reversal of 2026-10", "restatement of 2026-10"]
     assert written.billed == {"USD": Decimal("-0.75")}
+
+
+def test_each_month_corrects_what_changed_in_it_also_once_it_is_closed_itself(store: Store) -> None:
+    december = datetime(2026, 12, 20, 8, tzinfo=UTC)
+    with store.write() as session:
+        make.workspace_fact(session)
+        make.foundry(session)
+        item = make.charge_item(session, ChargeClass.FOUNDRY)
+        part = make.bill_part(session, period_start=OCTOBER, landed_at=at(7))
+        make.charge(session, part, item, "5.00", quantity="5", charged_on=date(2026, 10, 10))
+        ledger.close_month(session, OCTOBER, author="ana", software="1", now=at(8))
+        own = make.bill_part(session, period_start=NOVEMBER, landed_at=datetime(2026, 12, 7, tzinfo=UTC))
+        make.charge(session, own, item, "2.00", quantity="2", charged_on=date(2026, 11, 3))
+        again = part
+        for landed, amount, quantity in ((at(15), "4.25", "5"), (datetime(2026, 12, 3, tzinfo=UTC), "4.50", "6")):
+            make.supersede(session, again, landed)
+            again = make.bill_part(session, period_start=OCTOBER, landed_at=landed)
+            make.charge(session, again, item, amount, quantity=quantity, charged_on=date(2026, 10, 10))
+
+    def told(month: date, now: datetime) -> list[tuple[str, ...]]:
+        return [some(row, "ChargeClass", "BilledCost") for row in exported(store, month, now=now)]
+
+    november = [("", "2.0"), ("Correction", "-5.0"), ("Correction", "4.25")]
+    later = datetime(2027, 1, 2, tzinfo=UTC)
+    assert told(OCTOBER, later) == [("", "5.0")]
+    stream = io.BytesIO()
+    for now in (december, later):
+        with store.read() as session:
+            about = ledger.focus_month(session, NOVEMBER, now=now)
+            focus.export(session, about, stream, version="1.2", form="csv", visible=None, now=now)
+        text = stream.getvalue().decode()
+        stream = io.BytesIO()
+        assert [some(row, "ChargeClass", "BilledCost") for row in csv.DictReader(io.StringIO(text))] == november
+        if now == december:
+            with store.write() as session:
+                ledger.close_month(session, NOVEMBER, author="ana", software="1", now=december)
+    with store.read() as session:
+        about = ledger.focus_month(session, date(2026, 12, 1), now=later)
+        focus.export(session, about, stream, version="1.2", form="csv", visible=None, now=later)
+    rows = csv.DictReader(io.StringIO(stream.getvalue().decode()))
+    assert [some(row, "ChargeClass", "BilledCost") for row in rows] == [("Correction", "-4.25"), ("Correction", "4.5")]
+
+
+@pytest.mark.parametrize(("again_on", "told"), [("G1-again", {"G2", "G1-again"}), (None, {""})])
+def test_a_correction_names_the_invoice_of_the_bill_that_restated_or_no_row_of_the_file_names_any(store: Store, again_on: str | None, told: set[str]) -> None:
+    with store.write() as session:
+        make.workspace_fact(session)
+        make.foundry(session)
+        item = make.charge_item(session, ChargeClass.FOUNDRY)
+        part = make.bill_part(session, period_start=OCTOBER, landed_at=at(7))
+        make.charge(session, part, item, "5.00", quantity="5", charged_on=date(2026, 10, 10), invoice_id="G1")
+        ledger.close_month(session, OCTOBER, author="ana", software="1", now=at(8))
+        make.supersede(session, part, at(15))
+        again = make.bill_part(session, period_start=OCTOBER, landed_at=at(15))
+        make.charge(session, again, item, "4.25", quantity="5", charged_on=date(2026, 10, 10), invoice_id=again_on)
+        make.charge(session, make.bill_part(session, period_start=NOVEMBER), item, "2.00", quantity="2", charged_on=date(2026, 11, 3), invoice_id="G2")
+    stream = io.BytesIO()
+    with store.read() as session:
+        focus.export(session, ledger.focus_month(session, NOVEMBER, now=NOW), stream, version="1.2", form="csv", visible=None, now=NOW)
+    assert {row["InvoiceId"] for row in csv.DictReader(io.StringIO(stream.getvalue().decode()))} == told
 
 
 def test_parquet_holds_the_same_rows(store: Store, tmp_path: Path) -> None:

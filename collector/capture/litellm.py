@@ -42,8 +42,8 @@ _OPERATIONS = {
     "embedding": Operation.EMBEDDINGS,
 }
 _NORMALIZED = re.compile(r"([45][0-9]{2})_")
-_PAYLOAD_KEYS = ("litellm_call_id", "call_type", "prompt_tokens", "completion_tokens", "startTime")
-_ALERT_KEYS = ("event", "event_group", "spend")
+_PAYLOAD_KEYS = frozenset({"litellm_call_id", "call_type", "prompt_tokens", "completion_tokens", "startTime"})
+_ALERT_KEYS = frozenset({"event", "event_group", "spend"})
 
 
 class _Choice(TypedDict, total=False):
@@ -133,11 +133,11 @@ def _item(value: Any, defaults: Defaults) -> Item:
         return Ignored("a payload that LiteLLM failed to build")
     if not isinstance(value, dict):
         return Refusal("schema_invalid", "not a LiteLLM payload: expected an object")
-    if all(key in value for key in _ALERT_KEYS):
+    if "event" in value and value.keys() >= _ALERT_KEYS:
         return Ignored("a budget alert of LiteLLM; send these to /v1/alerts/litellm")
     if isinstance(value.get("startTime"), str) or isinstance(value.get("usage"), str):
         return Refusal("unsupported_version", "the payload of generic_api_use_v1 holds texts of Python objects; set generic_api_use_v1: false in LiteLLM")
-    if not any(key in value for key in _PAYLOAD_KEYS):
+    if _PAYLOAD_KEYS.isdisjoint(value):
         return Refusal("schema_invalid", "not a LiteLLM payload: no litellm_call_id, no call_type, no token counts")
     call_type = value.get("call_type")
     if isinstance(call_type, str) and _STORED.match(call_type):
@@ -159,6 +159,7 @@ class _Attempt:
         self.response = values.part(payload, "response")
         self.error = values.part(payload, "error_information")
         self.headers = _provider_headers(payload)
+        self.reasons = self._finish_reasons()
         self.address = values.place(payload.get("api_base"))
         self.has_failed = payload.get("status") == "failure"
         self.is_cache_hit = payload.get("cache_hit") is True
@@ -193,7 +194,7 @@ class _Attempt:
             cached_input_tokens=tokens.cached,
             reasoning_output_tokens=tokens.reasoning,
             quality=tokens.quality,
-            flags=tokens.flags | (Flag.GATEWAY_CACHE_HIT if self.is_cache_hit else Flag.NONE),
+            flags=tokens.flags | Flag.GATEWAY_CACHE_HIT if self.is_cache_hit else tokens.flags,
             started_at=started_at,
             details=self._details(http_status, code, tokens, started_at, time),
         )
@@ -212,7 +213,7 @@ class _Attempt:
 
     def _place(self) -> tuple[str | None, str | None]:
         """Endpoint and deployment: as the provider's headers or the address name them, else the request's, else the router's alias."""
-        named = next((found for name in ("x-ms-deployment-name", "azureml-model-deployment") if (found := values.text(self.headers.get(name), name))), None)
+        named = self._first(self.headers, "x-ms-deployment-name", "azureml-model-deployment")
         place = self.address
         is_managed = values.is_managed(self.payload.get("api_base"))
         if named or is_managed:
@@ -230,7 +231,7 @@ class _Attempt:
     def _outcome(self) -> tuple[Status, int | None, str | None]:
         """How the attempt ended, its HTTP status and the error's code."""
         if not self.has_failed:
-            return (Status.FILTERED if FILTER_CODES & set(self._finish_reasons()) else Status.SUCCESS), None, None
+            return (Status.FILTERED if not FILTER_CODES.isdisjoint(self.reasons) else Status.SUCCESS), None, None
         code = next((found for said in (self.error.get("error_code"), self.headers.get("x-ms-error-code")) if (found := _word(said))), None)
         codes = {said.lower() for said in (code, _word(self.headers.get("x-ms-error-code"))) if said}
         kind = _word(self.error.get("error_class"))
@@ -245,7 +246,10 @@ class _Attempt:
 
     def _tokens(self, operation: Operation) -> Tokens:
         usage = dict(values.part(self.metadata, "usage_object"))
-        usage.update({name: self.payload[name] for name in ("prompt_tokens", "completion_tokens", "total_tokens") if self.payload.get(name) is not None})
+        for name in ("prompt_tokens", "completion_tokens", "total_tokens"):
+            count = self.payload.get(name)
+            if count is not None:
+                usage[name] = count
         tokens = values.tokens_of(usage, operation)
         # LiteLLM writes zeros where it was not told: failures, and streams without stream_options.include_usage.
         return Tokens(flags=tokens.flags & Flag.COERCED) if tokens.is_zero and not tokens.total else tokens
@@ -286,34 +290,44 @@ class _Attempt:
                 "reported_cost": cost,
                 "reported_cost_currency": None if cost is None else "USD",
             }
-        ) | values.finish(self._finish_reasons())
+        ) | values.finish(self.reasons)
 
     def _user(self) -> str | None:
-        said = (
-            self.payload.get("end_user"),
-            self.metadata.get("user_api_key_end_user_id"),
-            self.parameters.get("user"),
-            self.metadata.get("user_api_key_user_id"),
-            self.defaults.user,
+        return (
+            values.label(self.payload.get("end_user"))
+            or values.label(self.metadata.get("user_api_key_end_user_id"))
+            or values.label(self.parameters.get("user"))
+            or values.label(self.metadata.get("user_api_key_user_id"))
+            or values.label(self.defaults.user)
         )
-        return next((found for value in said if (found := values.label(value))), None)
 
     def _request_id(self) -> str | None:
-        said = (self.headers.get("apim-request-id"), self.headers.get("x-request-id"), self.error.get("error_provider_request_id"))
-        return next((found for value in said if (found := values.label(value)) and found not in {"not-set", "None"}), None)
+        for said in (self.headers.get("apim-request-id"), self.headers.get("x-request-id"), self.error.get("error_provider_request_id")):
+            found = values.label(said)
+            if found and found not in {"not-set", "None"}:
+                return found
+        return None
 
     def _ratelimit(self, side: str, what: str) -> int | None:
+        if not self.headers:
+            return None
         said = values.remaining(self.headers.get(f"x-ratelimit-{side}-{what}"))
         return values.remaining(self.headers.get(f"x_ratelimit_{side}_{what}")) if said is None else said
 
     @staticmethod
     def _first(fields: Json, *names: str) -> str | None:
-        return next((found for name in names if (found := values.text(fields.get(name), name))), None)
+        for name in names:
+            found = values.text(fields.get(name), name)
+            if found:
+                return found
+        return None
 
 
 def _provider_headers(payload: Json) -> Json:
     """The provider's response headers by lower-case name: prefixed after a success, bare after a failure."""
     said = values.part(values.part(payload, "hidden_params"), "additional_headers")
+    if not said:
+        return said
     found = {name.lower(): value for name, value in said.items()}
     return found | {name.removeprefix(_OF_PROVIDER): value for name, value in found.items() if name.startswith(_OF_PROVIDER)}
 

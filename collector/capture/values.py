@@ -7,12 +7,14 @@ Owns what a value means wherever it stands; which field holds it is the format's
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from types import MappingProxyType
 from typing import Any, Final
 from urllib.parse import unquote, urlsplit
 
@@ -120,7 +122,11 @@ def _integer(digits: str) -> int | float:
 
 def part(value: Mapping[str, Any], *names: str) -> Json:
     """The first of the names that holds an object, else an empty one."""
-    return next((found for name in names if isinstance(found := value.get(name), dict)), {})
+    for name in names:
+        found = value.get(name)
+        if isinstance(found, dict):
+            return found
+    return {}
 
 
 # --- names and numbers -------------------------------------------------------------------------------------------
@@ -198,6 +204,11 @@ def said(details: Mapping[str, Scalar]) -> dict[str, Scalar]:
     return {field: value for field, value in details.items() if value is not None}
 
 
+_ASKED_FOR_NOTHING: Final[Mapping[str, Scalar]] = MappingProxyType(
+    dict.fromkeys(("choices", "best_of", "max_tokens", "ignore_eos", "beam_search", "extra_parameters"))
+)
+
+
 def finish(reasons: Sequence[str | None]) -> dict[str, Scalar]:
     """How the candidates of an answer ended: the filter's reason if it stopped any, else the first one's.
 
@@ -218,18 +229,28 @@ def asked_for(request: Mapping[str, Any], headers: Mapping[str, Any]) -> dict[st
     ``extra-parameters`` (in older pages ``extra-params``) tells what becomes of parameters that the API does not know:
     those of vLLM reach the model unless they are dropped.
     """
-    extra = next((word(headers.get(name)) for name in ("extra-parameters", "extra-params") if headers.get(name)), None)
+    if not request and not headers:
+        return dict(_ASKED_FOR_NOTHING)
+    extra = next((word(headers.get(name)) for name in ("extra-parameters", "extra-params") if headers.get(name)), None) if headers else None
     inner = request.get("extra_body")
     known = {**inner, **request} if isinstance(inner, dict) else request
     is_passed = extra != "drop"
     return {
         "choices": small(known.get("n")),
         "best_of": small(known.get("best_of")),
-        "max_tokens": next((value for name in _LIMIT_NAMES if (value := small(known.get(name)))), None),
+        "max_tokens": _first_limit(known),
         "ignore_eos": True if is_passed and known.get("ignore_eos") in (True, "true", "True") else None,
         "beam_search": True if is_passed and known.get("use_beam_search") in (True, "true", "True") else None,
         "extra_parameters": extra,
     }
+
+
+def _first_limit(known: Mapping[str, Any]) -> int | None:
+    for name in _LIMIT_NAMES:
+        value = small(known.get(name))
+        if value:
+            return value
+    return None
 
 
 # --- places and traces -------------------------------------------------------------------------------------------
@@ -247,12 +268,17 @@ class Place:
 def place(url: Any) -> Place:
     """The place that an address (with or without a scheme) names; what else it holds may be a secret and is not looked at."""
     if not isinstance(url, str) or len(url) > 4096:
-        return Place()
+        return _NOWHERE
+    # Addresses are alike; one that may hold a secret is not remembered.
+    return _placed(url) if "?" in url or "@" in url or len(url) > MAX_NAME else _known_place(url)
+
+
+def _placed(url: str) -> Place:
     try:
         parts = urlsplit(url if "://" in url else f"//{url}")
         host = (parts.hostname or "").rstrip(".")
     except ValueError:
-        return Place()
+        return _NOWHERE
     in_path = _DEPLOYMENT_PATH.search(parts.path)
     deployment = label(unquote(in_path[1])) if in_path else None
     if found := _SERVERLESS_HOST.match(host) or _MANAGED_HOST.match(host):
@@ -260,6 +286,10 @@ def place(url: Any) -> Place:
     if found := _ACCOUNT_HOST.match(host):
         return Place(workspace=found[1], deployment=deployment)
     return Place(deployment=deployment)
+
+
+_NOWHERE = Place()
+_known_place = functools.lru_cache(maxsize=4096)(_placed)
 
 
 def is_managed(url: Any) -> bool:
@@ -347,7 +377,8 @@ class Tokens:
         was_answered = is_billable and (status in {Status.SUCCESS, Status.INCOMPLETE} or (status is Status.FILTERED and not is_refused))
         if self.input is None or self.output is None:
             self.quality = Quality.MISSING if was_answered else Quality.REPORTED
-            self.flags |= Flag.USAGE_MISSING if was_answered else Flag.NONE
+            if was_answered:
+                self.flags |= Flag.USAGE_MISSING
         elif was_answered and self.is_zero:
             self.flags |= Flag.ZERO_USAGE
 
@@ -361,22 +392,27 @@ def tokens_of(usage: Json | None, operation: Operation) -> Tokens:
     found.input = count("prompt_tokens", "input_tokens")
     found.output = count("completion_tokens", "output_tokens")
     found.total = count("total_tokens")
-    found.cached = Counter(part(usage, "prompt_tokens_details", "input_tokens_details"), count)("cached_tokens")
-    found.reasoning = Counter(part(usage, "completion_tokens_details", "output_tokens_details"), count)("reasoning_tokens")
+    of_input = part(usage, "prompt_tokens_details", "input_tokens_details")
+    of_output = part(usage, "completion_tokens_details", "output_tokens_details")
+    if of_input:
+        found.cached = Counter(of_input, count)("cached_tokens")
+    if of_output:
+        found.reasoning = Counter(of_output, count)("reasoning_tokens")
     if found.cached is None:
         found.cached = count("cached_input_tokens")
     if found.reasoning is None:
         found.reasoning = count("reasoning_output_tokens")
     # For the receipt only, and only where something was written.
     found.cache_write = (
-        Counter(part(usage, "prompt_tokens_details", "input_tokens_details"), count)("cache_write_tokens", "cache_creation_tokens")
+        (of_input and Counter(of_input, count)("cache_write_tokens", "cache_creation_tokens"))
         or count("cache_write_input_tokens", "cache_creation_input_tokens")
         or None
     )
     if operation is Operation.EMBEDDINGS and found.output is None:
         found.output = 0
     found.settle()
-    found.flags |= count.flags
+    if count.flags:
+        found.flags |= count.flags
     return found
 
 
@@ -411,10 +447,14 @@ class Counter:
 
     def __call__(self, *names: str) -> int | None:
         """The first of the names that holds a value: an integer, an integral float or decimal text."""
-        field = next((field for field in names if self.values.get(field) is not None), None)
-        if field is None:
+        for field in names:
+            value = self.values.get(field)
+            if value is not None:
+                break
+        else:
             return None
-        value = self.values[field]
+        if type(value) is int and 0 <= value <= MAX_COUNT:
+            return value
         if isinstance(value, str) and _INTEGRAL.match(value):
             value = int(value.partition(".")[0])
             self._coerced()

@@ -60,6 +60,10 @@ _REPEATED: Final = Ignored("the same call is told by its parent")
 Kind = Literal["span", "log"]
 
 
+_COUNTS: Final = frozenset({*records.INPUT, *records.OUTPUT, *records.TOTAL, "langfuse.observation.usage_details"})
+_MODELS: Final = (*records.RESPONSE_MODEL, *records.REQUEST_MODEL)
+
+
 class _Unfit(Exception):
     """The record cannot be used; carries the verdict."""
 
@@ -134,7 +138,7 @@ def _operation(record: Record, kind: Kind) -> Operation | Ignored:
     inference, observation = _lower(said.get("openinference.span.kind")), _lower(said.get("langfuse.observation.type"))
     if "traceloop.span.kind" in said or inference not in {"", "llm", "embedding"} or observation not in {"", "generation", "embedding"}:
         return _PARENT
-    has_tokens = "langfuse.observation.usage_details" in said or any(name in said for names in (records.INPUT, records.OUTPUT, records.TOTAL) for name in names)
+    has_tokens = not _COUNTS.isdisjoint(said)
     if kind == "log" and not has_tokens and _event_name(record) != _LOG_EVENT:
         return _NO_CALL  # messages and exceptions of a call
     name = _lower(said.get("gen_ai.operation.name"))
@@ -150,8 +154,7 @@ def _operation(record: Record, kind: Kind) -> Operation | Ignored:
         return Operation.EMBEDDINGS
     if inference or observation:
         return Operation.TEXT_COMPLETION if record.name == "Completion" else Operation.CHAT
-    has_model = any(name in said for name in (*records.RESPONSE_MODEL, *records.REQUEST_MODEL))
-    return Operation.CHAT if has_tokens and has_model else _NO_CALL
+    return Operation.CHAT if has_tokens and not said.keys().isdisjoint(_MODELS) else _NO_CALL
 
 
 def _lower(value: Any) -> str:
@@ -180,6 +183,8 @@ def _id(record: Record, kind: Kind) -> str | None:
 
 def _named(record: Record, names: Iterable[str]) -> str | None:
     """The first of the names that says something, on the record itself or else on its resource."""
+    if record.attributes.keys().isdisjoint(names) and record.resource.keys().isdisjoint(names):
+        return None
     for name in names:
         for attributes in (record.attributes, record.resource):
             value = attributes.get(name)
@@ -201,7 +206,7 @@ def _checked(value: str, what: str) -> str:
 
 
 def _model(said: Attributes) -> str | None:
-    for name in (*records.RESPONSE_MODEL, *records.REQUEST_MODEL):
+    for name in _MODELS:
         value = said.get(name)
         if not isinstance(value, str) or not value:
             continue
@@ -246,9 +251,9 @@ def _tokens(said: Attributes, operation: Operation) -> _Tokens:
 
 
 def _count(said: Attributes, names: tuple[str, ...], found: _Tokens) -> int | None:
-    values = [(name, said[name]) for name in names if name in said]
-    if not values:
+    if said.keys().isdisjoint(names):
         return None
+    values = [(name, said[name]) for name in names if name in said]
     count = _whole(*values[0], found)
     if any(value != count and value != values[0][1] for _, value in values[1:]):
         found.flags |= Flag.CONFLICTING_ATTRIBUTES
@@ -257,6 +262,8 @@ def _count(said: Attributes, names: tuple[str, ...], found: _Tokens) -> int | No
 
 def _whole(name: str, value: Any, found: _Tokens) -> int:
     """A count by the value rule: an integer, an integral float or decimal text."""
+    if type(value) is int and 0 <= value <= MAX_COUNT:
+        return value
     if isinstance(value, str) and _INTEGRAL.match(value):
         value = int(value.partition(".")[0])
         found.flags |= Flag.COERCED
@@ -306,7 +313,8 @@ def _judge(tokens: _Tokens, *, was_answered: bool) -> None:
         tokens.input = tokens.output = None
     if tokens.input is None or tokens.output is None:
         tokens.quality = Quality.MISSING if was_answered else Quality.REPORTED
-        tokens.flags |= Flag.USAGE_MISSING if was_answered else Flag.NONE
+        if was_answered:
+            tokens.flags |= Flag.USAGE_MISSING
     if tokens.cached is not None and (tokens.input is None or tokens.cached > tokens.input):
         tokens.flags |= Flag.NONE if tokens.input is None else Flag.SUBSET_EXCEEDS_TOTAL
         tokens.cached = None
@@ -322,7 +330,9 @@ def _outcome(record: Record) -> tuple[Status, int | None, str | None]:
     """How the call ended, its HTTP status and the finish reason. The text of an error is read for its codes, and dropped."""
     said = record.attributes
     reason = _finish_reason(said)
-    http_status = next((status for name in records.HTTP_STATUS if (status := _http_status(said.get(name))) is not None), None)
+    http_status = None
+    if not said.keys().isdisjoint(records.HTTP_STATUS):
+        http_status = next((status for name in records.HTTP_STATUS if (status := _http_status(said.get(name))) is not None), None)
     error = said.get("error.type")
     is_failed = record.is_error or (error is not None and error != "") or (http_status or 0) >= 400 or _lower(said.get("langfuse.observation.level")) == "error"
     if not is_failed:
@@ -346,6 +356,8 @@ def _http_status(value: Any) -> int | None:
 
 def _finish_reason(said: Attributes) -> str | None:
     """The reason of the first candidate, or the filter's if it stopped any of them."""
+    if said.keys().isdisjoint(records.FINISH_REASONS):
+        return None
     for name in records.FINISH_REASONS:
         value: Any = said.get(name)
         if isinstance(value, str) and value.startswith("["):  # LiteLLM writes the array as text
@@ -372,16 +384,22 @@ class _ModelAnswer(msgspec.Struct):
 _MODEL_ANSWER: Final = msgspec.json.Decoder(_ModelAnswer)
 
 
+_RARE: Final = frozenset({*records.STREAM, *records.REQUEST_ID, *records.CACHE_WRITE})
 _FORMAT: Final = {"span": "otlp_span", "log": "otlp_log"}
 
 
 def _details(record: Record, defaults: Defaults, http_status: int | None, reason: str | None, tokens: _Tokens) -> dict[str, str | int | bool | None]:
     """The named scalars that are kept for the receipt."""
     said = record.attributes
-    stream = next((said[name] for name in records.STREAM if isinstance(said.get(name), bool)), None)
+    stream = request_id = cache_write = None
+    if not _RARE.isdisjoint(said):
+        stream = next((said[name] for name in records.STREAM if isinstance(said.get(name), bool)), None)
+        request_id = next((text for name in records.REQUEST_ID if (text := _text(said.get(name)))), None)
+        # For the receipt only, and only where something was written.
+        cache_write = next((count for name in records.CACHE_WRITE if (count := _small(said.get(name)))), None)
     found: dict[str, Any] = {
         "response_id": _response_id(said),
-        "request_id": next((text for name in records.REQUEST_ID if (text := _text(said.get(name)))), None),
+        "request_id": request_id,
         "trace_id": record.trace_id if _TRACE_ID.match(record.trace_id) else None,
         "span_id": record.span_id if _SPAN_ID.match(record.span_id) else None,
         "finish_reason": reason,
@@ -390,8 +408,7 @@ def _details(record: Record, defaults: Defaults, http_status: int | None, reason
         "stream": stream,
         "choices": _small(said.get("gen_ai.request.choice.count")),
         "max_tokens": _small(said.get("gen_ai.request.max_tokens")),
-        # For the receipt only, and only where something was written.
-        "cache_write_input_tokens": next((count for name in records.CACHE_WRITE if (count := _small(said.get(name)))), None),
+        "cache_write_input_tokens": cache_write,
         "user": _text(said.get("meterbridge.user")) or _text(record.resource.get("meterbridge.user")) or defaults.user,
         "server_address": _text(said.get("server.address")),
     }

@@ -237,7 +237,7 @@ def _attribute(body: bytes, at: int, stop: int, into: dict[str, Value]) -> None:
         if at > stop:
             raise _Broken
         name = _WANTED.get(body[key:at])
-        if name is None:
+        if name is None or _short_value(body, at, stop, name, into):
             return
     for tag, first, end in _fields(body, at, stop):
         if tag == _1:
@@ -248,6 +248,22 @@ def _attribute(body: bytes, at: int, stop: int, into: dict[str, Value]) -> None:
         found = _any_value(body, *value)
         if found is not None:
             into[name] = found
+
+
+def _short_value(body: bytes, at: int, stop: int, name: str, into: dict[str, Value]) -> bool:
+    """Take a short text or a count that is all the rest of an attribute; False, and nothing taken, where it is anything else."""
+    # From 0x80 on, the byte of a length is not all of it.
+    if not 4 <= stop - at < 0x82 or body[at] != _2 or body[at + 1] != stop - at - 2:
+        return False
+    if body[at + 2] == _1 and body[at + 3] == stop - at - 4:
+        into[name] = body[at + 4 : stop].decode()
+        return True
+    if body[at + 2] == 3 << 3 | _VARINT:
+        value, end = _varint(body, at + 3)
+        if end == stop:
+            into[name] = value - (1 << 64) if value >= 1 << 63 else value
+            return True
+    return False
 
 
 def _any_value(body: bytes, at: int, stop: int) -> Value | None:

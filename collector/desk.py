@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from sqlmodel import Session
 
 from collector import rulebook
-from collector.api import alerts, receivers, schedules, workbench
+from collector.api import alerts, quotas, receivers, schedules, workbench
 from collector.auth import OPEN, Principal
 from collector.receivers import ReceiverBody
 from collector.rulebook import MATCHER_NAMES, BudgetBody, RuleBody, SilenceBody, Weekly, parsed
@@ -43,7 +43,7 @@ class Viewer(Protocol):
 
 
 class Desk:
-    """Alerts, silences, rules, budgets and receivers; every act is one transaction with its line in the audit trail."""
+    """Alerts, silences, rules, budgets, limits and receivers; every act is one transaction with its line in the audit trail."""
 
     def __init__(self, store: Store, *, now: Callable[[], datetime], telling: Telling | None = None, public_url: str = "") -> None:
         self._store = store
@@ -121,6 +121,10 @@ def _in_one(session: Session, what: str, said: Mapping[str, str], caller: Princi
             alerts.replace_budget(_budget(said, rulebook.budget_body(budget)), session, caller, now, budget_id=budget.id)
         case "delete-budget":
             alerts.delete_budget(session, caller, now, budget_id=_needed(said, "id"))
+        case "set-limit":
+            limit: dict[str, object] = {"limit": _whole(said, "limit") if said.get("limit") else None}
+            limit |= {"counting": said["counting"]} if said.get("counting") else {}
+            quotas.put_quota(session, caller, now, pool_id=_needed(said, "id"), said=parsed(quotas.LimitSaid, limit, where=""))
         case "delete-receiver":
             receivers.delete(session, caller, now, receiver_id=_needed(said, "id"))
         case "rotate-receiver":
@@ -243,8 +247,31 @@ def _hours(said: Mapping[str, str]) -> timedelta:
     return timedelta(hours=int(hours))
 
 
-def _scope(said: Mapping[str, str]) -> dict[str, str]:
-    return {name: said[name] for name in ("workspace", "deployment", "team", "application") if said.get(name)}
+def _scope(said: Mapping[str, str], kept: Mapping[str, object]) -> dict[str, object]:
+    """The scope of a form: names with commas between them, tags as key=value; an empty field is all, what the form does not have stays."""
+    scope = dict(kept)
+    for name in ("workspace", "deployment", "model", "application", "team"):
+        before = scope.get(name)
+        # As the form showed it: a name may have a comma of its own.
+        if name in said and said[name] != (", ".join(before) if isinstance(before, list) else before or ""):
+            scope.pop(name, None)
+            if found := _listed(said[name]):
+                scope[name] = found[0] if len(found) == 1 else found
+    if "tags" in said:
+        scope = {name: value for name, value in scope.items() if not name.startswith("tag:")}
+        tags: dict[str, list[str]] = {}
+        for one in _listed(said["tags"]):
+            key, is_pair, value = (part.strip() for part in one.partition("="))
+            if not (key and is_pair and value):
+                raise InvalidInput("write key=value with commas between, such as env=prod", field="tags")
+            tags.setdefault(f"tag:{key}", []).append(value)
+        scope |= {name: values[0] if len(values) == 1 else values for name, values in tags.items()}
+    return scope
+
+
+def _kept_scope(kept: Mapping[str, object]) -> Mapping[str, object]:
+    scope = kept.get("scope")
+    return scope if isinstance(scope, Mapping) else {}
 
 
 def _number(said: Mapping[str, str], name: str) -> Decimal | None:
@@ -285,8 +312,7 @@ def _rule(said: Mapping[str, str], kept: Mapping[str, object] = MappingProxyType
     body |= _told(said)
     if "enabled" in said:
         body["enabled"] = said["enabled"] == "yes"
-    if not kept:
-        body["scope"] = _scope(said)
+    body["scope"] = _scope(said, _kept_scope(kept))
     return parsed(RuleBody, body, where="")
 
 
@@ -309,6 +335,5 @@ def _budget(said: Mapping[str, str], kept: Mapping[str, object] = MappingProxyTy
     body |= {name: said[name] for name in ("time_zone", "basis", "week_starts_on", "severity") if said.get(name)}
     body |= {name: _percents(said, name) for name in ("steps", "forecast_steps") if name in said}
     body |= _told(said)
-    if not kept:
-        body["scope"] = _scope(said)
+    body["scope"] = _scope(said, _kept_scope(kept))
     return parsed(BudgetBody, body, where="")

@@ -7,7 +7,7 @@ from decimal import Decimal
 from dash import html
 from dash.development.base_component import Component
 
-from dashboard import figures, tables, text
+from dashboard import acts, figures, tables, text
 from dashboard.pages import start
 from dashboard.shell import Failure, View, age_line, card, failure_panel, tile
 from models.ledger import Filters, Pool
@@ -148,6 +148,7 @@ def _rates(view: View, pools: list[Pool]) -> Component:
         tables.Column("Highest in 7 days", is_number=True, title="the fullest minute, of billed tokens"),
         tables.Column("Meets the limit", title="when the daily peaks, growing as in the last week, reach the limit"),
         tables.Column("Used by"),
+        *([tables.Column("What to do")] if view.may_act else []),
     ]
 
     def cells(pool: Pool) -> list[tables.Cell]:
@@ -169,11 +170,12 @@ def _rates(view: View, pools: list[Pool]) -> Component:
             _figure(view, pool, "peak") if pool.peak is not None else "",
             text.instant(pool.saturation_at) if pool.saturation_at else "",
             html.Span(", ".join(f"{text.visible(who)} {text.tokens(count)}" for who, count in list(pool.users)[:3]), className="wrap"),
+            *([_set_limit(view, pool)] if view.may_act else []),
         ]
 
     # What one deployment shares with nobody is its own row already.
     shown = [pool for pool in pools if pool.kind != "foundry" or len(pool.deployments) > 1]
-    note = "Fullest first. Set a limit of your own with PUT /v1/quotas/{id}; point at a limit's source to see from what it was learnt."
+    note = "Fullest first. An admin sets a limit here or with PUT /v1/quotas/{id}; point at a limit's source to see from what it was learnt."
     return card(
         "Tokens and requests a minute", tables.table(columns, [cells(pool) for pool in shown[:60]], caption="Pools and their headroom"), note=note, name="wide"
     )
@@ -194,6 +196,23 @@ def _limit(view: View, pool: Pool) -> Component:
     if pool.limit is None:
         return html.Span("nobody limits it" if pool.mode == "managed_compute" else text.UNKNOWN, className="absent", title=pool.reason or "")
     return _under(_figure(view, pool, "limit"), _says(pool))
+
+
+def _set_limit(view: View, pool: Pool) -> Component | str:
+    """The form by which an owner says a deployment's limit, or takes it back."""
+    if pool.kind != "deployment":
+        return ""
+    own = next((one.value for one in pool.limits_said if one.source == "user"), None)
+    field = acts.field(
+        "Limit a minute", "limit", "" if own is None else str(own), hint="as Azure says", note="wins over every other source; empty takes it back"
+    )
+    chosen = pool.counting if own is not None else None
+    counting = acts.choice(
+        "Counts", "counting", (("billed", "what is billed, at a call's end"), ("admitted", "what a call may use, at its start")), chosen=chosen
+    )
+    fields = [field, counting] if pool.measure == "tokens_per_minute" else [field]
+    form = acts.form(view.prefix, "set-limit", "Set the limit", back=PATH, fields=fields, name="fields", id=pool.id)
+    return html.Span(acts.popped("Limit", text.short(text.visible(_name(pool)), 60), form), className="acts")
 
 
 def _says(pool: Pool) -> Component:

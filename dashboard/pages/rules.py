@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
+from typing import Any
 
 from dash import dcc, html
 from dash.development.base_component import Component
@@ -39,6 +40,7 @@ _UNITS = {
     "report_delivery": "faults",
     "heartbeat": "minutes between two",
 }
+_SCOPE = ("workspace", "deployment", "model", "application", "team")
 _MADE_ELSEWHERE = frozenset({Kind.BUDGET, Kind.BUDGET_FORECAST, Kind.EXTERNAL})  # by budgets and other systems
 
 
@@ -93,7 +95,7 @@ def _budgets(view: View, found: Sequence[BudgetStanding]) -> Component:
                 tables.named(budget.name),
                 " (hard)" if budget.is_hard else "",
                 html.Br(),
-                html.Span(f"tells at {', '.join(f'{step} %' for step in budget.steps)}", className="where-is"),
+                html.Span(f"{_covers(budget.scope)}; tells at {', '.join(f'{step} %' for step in budget.steps)}", className="where-is"),
             ],
             text.span(one.spend.period),
             html.Span([figure("budget_spent", one.spend.amount), _untold(one)]),
@@ -148,6 +150,7 @@ def _budget_acts(view: View, one: BudgetStanding) -> list[Component]:
         "severity": budget.severity.value,
         "receivers": "\n".join(budget.receivers),
         "runbook_url": budget.runbook_url,
+        **_scope(budget.scope),
     }
     return [acts.popped("Edit", text.short(text.visible(budget.name)), budget_form(view, said)), _delete(view, "delete-budget", budget.id)]
 
@@ -161,7 +164,7 @@ def budget_form(view: View, said: Mapping[str, str], *, fault: tuple[str, str] =
         form.field("Amount", "amount", needed=True),
         form.field("Currency", "currency", "USD", needed=True),
         form.choice("Period", "period", _PERIODS),
-        *([form.field("Workspace", "workspace", hint="all"), form.field("Team", "team", hint="all")] if is_new else []),
+        *form.scope(),
         form.field("Steps, %", "steps", "50, 80, 100"),
         form.field("Steps of the forecast, %", "forecast_steps", hint="none"),
         form.choice("Stops calls", "hard", ("no", "yes")),
@@ -198,11 +201,10 @@ def _rules(view: View, found: Sequence[AlertRule]) -> Component:
 
     def cells(rule: AlertRule) -> list[tables.Cell]:
         limit = f"{number(rule.threshold_percent)} % of the limit" if rule.threshold_percent is not None else number(rule.threshold)
-        scope = ", ".join(f"{key} {value}" for key, value in rule.scope.items()) or "everything"
         return [
             tables.named(rule.name),
             html.Span("on" if rule.is_enabled else "off", className=f"pill {'settled' if rule.is_enabled else 'provisional'}"),
-            html.Span(f"{text.words(rule.kind.value)}: {text.visible(scope)}", className="wrap"),
+            html.Span(f"{text.words(rule.kind.value)}: {_covers(rule.scope)}", className="wrap"),
             limit,
             f"{rule.for_seconds} s" if rule.for_seconds else "at once",
             rule.severity.value,
@@ -230,6 +232,7 @@ def _rule_acts(view: View, rule: AlertRule) -> list[Component]:
         "receivers": "\n".join(rule.receivers),
         "runbook_url": rule.runbook_url,
         "enabled": "yes" if rule.is_enabled else "no",
+        **_scope(rule.scope),
     }
     return [acts.popped("Edit", text.short(text.visible(rule.name)), rule_form(view, said)), _delete(view, "delete-rule", rule.id)]
 
@@ -243,7 +246,7 @@ def rule_form(view: View, said: Mapping[str, str], *, fault: tuple[str, str] = (
     fields = [
         form.field("Name", "name", needed=True),
         *([form.choice("Watches", "kind", kinds, chosen=Kind.TOKENS_PER_MINUTE.value)] if is_new else []),
-        *([form.field("Workspace", "workspace", hint="all"), form.field("Deployment", "deployment", hint="all")] if is_new else []),
+        *form.scope(),
         form.field("Threshold", "threshold", note="" if is_new else _UNITS.get(said.get("kind", ""), "")),
         form.field("or % of the limit", "threshold_percent"),
         form.field("Ends below", "clear_threshold", hint="the threshold", note="in the threshold's own unit; keeps it from flapping"),
@@ -281,6 +284,12 @@ class _Form:
     def choice(self, label: str, name: str, values: Sequence[str | tuple[str, str]], *, chosen: str | None = None) -> Component:
         """One of several."""
         return acts.choice(label, name, values, chosen=self._said.get(name) or chosen, fault=self._at(name))
+
+    def scope(self) -> list[Component]:
+        """What it is about."""
+        note = "several with commas between them"
+        fields = [self.field(name.capitalize(), name, hint="all", note=note if name == "workspace" else "") for name in _SCOPE]
+        return [*fields, self.field("Tags", "tags", hint="key=value")]
 
     def told(self) -> list[Component]:
         """Who is told, and what they are to do."""
@@ -321,6 +330,21 @@ class _Form:
     def _kept(self) -> list[tuple[str, str]]:
         # Of what stands already the form does not ask: the trial shows it.
         return [("kind", self._said["kind"])] if self._said.get("id") and self._said.get("kind") else []
+
+
+def _many(value: object) -> list[str]:
+    return [str(one) for one in value] if isinstance(value, list) else [str(value)]
+
+
+def _covers(scope: Mapping[str, Any]) -> str:
+    """A scope in words."""
+    return text.visible(", ".join(f"{name} {' or '.join(_many(value))}" for name, value in scope.items()) or "everything")
+
+
+def _scope(scope: Mapping[str, Any]) -> dict[str, str]:
+    """A scope as the form's fields."""
+    tags = [f"{name.removeprefix('tag:')}={one}" for name, value in scope.items() if name.startswith("tag:") for one in _many(value)]
+    return {**{name: ", ".join(_many(scope[name])) for name in _SCOPE if name in scope}, **({"tags": ", ".join(tags)} if tags else {})}
 
 
 def _delete(view: View, what: str, object_id: str) -> Component:

@@ -21,9 +21,11 @@ from dashboard.access import Viewer
 from dashboard.app import create_dashboard, ledger_over
 from dashboard.filters import Selection
 from dashboard.shell import View
+from models import ledger
 from models.alerts import Alert, AlertRule, AlertState, AuditEntry, Budget, Kind, Severity, Silence
 from models.notices import Delivery, DeliveryStatus, Format, Receiver
 from models.store import Store
+from tests import factories as make
 from tests.dashboard import fakes
 from tests.dashboard.serve import mount, serving
 
@@ -172,6 +174,41 @@ def test_a_budget_is_made_changed_and_deleted(store: Store) -> None:
     assert [kind for _, _, kind in actors(store)] == ["budget"] * 3
 
 
+def test_a_scope_is_changed_and_what_the_form_does_not_show_of_it_stays(store: Store) -> None:
+    browser = client(store, "admin")
+    assert act(browser, "create-rule", **RULE | {"tags": "env=prod, env=test, owner=a"}) == 303
+    (rule,) = rows(store, AlertRule)
+    assert rule.scope == {"workspace": "ws-a", "deployment": "chat", "tag:env": ["prod", "test"], "tag:owner": "a"}
+    with store.write() as session:
+        kept = session.get(AlertRule, rule.id)
+        assert kept is not None
+        kept.scope = {"mode": "serverless", "team": ["a, b", "c"], "workspace": "ws-a"}
+        session.add(kept)
+    said = {"workspace": "", "deployment": "chat, mail", "model": "", "application": "", "team": "a, b, c", "tags": "env=prod"}
+    assert act(browser, "replace-rule", id=rule.id, **said) == 303
+    (rule,) = rows(store, AlertRule)
+    # A name with a comma is kept as it was shown; the mode has no field.
+    assert rule.scope == {"mode": "serverless", "team": ["a, b", "c"], "deployment": ["chat", "mail"], "tag:env": "prod"}
+    assert rule.revision == 2
+    assert act(browser, "create-budget", **BUDGET) == 303
+    (budget,) = rows(store, Budget)
+    assert act(browser, "replace-budget", id=budget.id, workspace="ws-a, ws-b", team="search") == 303
+    assert [(one.scope, one.amount) for one in rows(store, Budget)] == [({"workspace": ["ws-a", "ws-b"], "team": "search"}, Decimal("250.50"))]
+
+
+def test_a_limit_is_set_and_taken_back_by_a_form(store: Store) -> None:
+    browser = client(store, "admin")
+    with store.write() as session:
+        make.serverless(session, "chat", workspace="ws-a")
+    pool = "ws-a/chat:tokens_per_minute"
+    for limit, counting, expected in (("5000", "admitted", (5000, "user", "admitted")), ("", "billed", (400_000, "default", "billed"))):
+        assert act(browser, "set-limit", id=pool, limit=limit, counting=counting) == 303
+        with store.read() as session:
+            found = next(one for one in ledger.quotas(session, ledger.Filters(), now=NOW) if one.id == pool)
+        assert (found.limit, found.limit_source, found.counting) == expected
+    assert act(browser, "set-limit", id="nowhere:tokens_per_minute", limit="5") == 404
+
+
 @pytest.mark.parametrize(
     ("what", "said"),
     [
@@ -272,6 +309,11 @@ def test_a_receiver_is_made_changed_switched_off_and_deleted_and_its_secret_is_s
         ("create-rule", RULE | {"receivers": "hook-9"}, "receivers", "there is no receiver"),
         ("create-rule", RULE | {"runbook_url": "javascript:alert(1)"}, "runbook_url", "http or https"),
         ("create-budget", BUDGET | {"time_zone": "Europe/Nowhere"}, "time_zone", "Nowhere"),
+        ("create-rule", RULE | {"tags": "prod"}, "tags", "key=value"),
+        ("create-budget", BUDGET | {"tags": "=prod"}, "tags", "key=value"),
+        ("set-limit", {"id": "ws-a/chat:tokens_per_minute", "limit": "many"}, "limit", "a whole number"),
+        ("set-limit", {"id": "ws-a/chat:tokens_per_minute", "limit": "0"}, "limit", "greater than 0"),
+        ("set-limit", {"id": "ws-a/chat:tokens_per_minute", "limit": "5", "counting": "twice"}, "counting", "admitted"),
         ("create-silence", {"matchers": "deployment=chat", "hours": "1000"}, "hours", "from 1 to 168"),
         ("create-silence", {"matchers": "", "hours": "1"}, "matchers", "at least 1"),
         ("create-silence", {"matchers": "deployment=chat", "starts_at": "soon", "hours": "1"}, "starts_at", "2026-11-20 22:00"),
@@ -341,6 +383,7 @@ def test_a_trial_says_what_is_wrong_at_its_field_and_needs_an_admin(store: Store
 
 
 EVERY_ACT: tuple[tuple[str, dict[str, str]], ...] = (
+    ("set-limit", {"id": "ws-a/chat:tokens_per_minute", "limit": "5"}),
     ("acknowledge", {"id": "al-1"}),
     ("silence", {"id": "al-1", "hours": "4"}),
     ("create-rule", RULE),
@@ -398,6 +441,8 @@ def test_the_pages_of_operations_draw_and_their_buttons_work(store: Store) -> No
     admin = Viewer("k1", "olga", "admin", None)
     desk("create-budget", BUDGET, admin)
     desk("create-rule", RULE, admin)
+    with store.write() as session:
+        make.serverless(session, "chat", workspace="ws-a")
     desk("test-receiver", {"id": "hook-1"}, admin)
     viewers = {"look": Viewer("k2", "rita", "read", None), "do": admin}
     app = create_dashboard(open_ledger=ledger_over(store.read), access=fakes.FakeAccess(viewers=viewers), now=lambda: NOW, desk=desk, tried=desk.tried)
@@ -458,5 +503,25 @@ def test_the_pages_of_operations_draw_and_their_buttons_work(store: Store) -> No
         new.locator("input[name=amount]").fill("99.95")
         new.get_by_role("button", name="Make the budget").click()
         expect(page.locator("main table").first).to_contain_text("Support", timeout=30_000)
+        row = page.locator("section", has=page.get_by_role("heading", name="Rules", exact=True)).locator("tr", has_text="Tokens of chat").first
+        row.locator("summary", has_text="Edit").click()
+        panel = row.locator(".panel")
+        expect(panel.locator("input[name=deployment]")).to_have_value("chat")
+        panel.locator("input[name=deployment]").fill("chat, mail")
+        panel.locator("input[name=tags]").fill("prod")
+        panel.get_by_role("button", name="Save").click()
+        expect(panel.locator("label", has=page.locator("input[name=tags]")).locator(".field-fault")).to_contain_text("key=value", timeout=30_000)
+        panel.locator("input[name=tags]").fill("env=prod")
+        panel.get_by_role("button", name="Save").click()
+        expect(page.locator("main")).to_contain_text("deployment chat or mail, tag:env prod", timeout=30_000)
+        page.goto(f"{origin}/dashboard/quotas")
+        row = page.locator("tr", has_text="chat · ws-a (tokens/min)").first
+        row.locator("summary", has_text="Limit").click()
+        row.locator("input[name=limit]").fill("plenty")
+        row.get_by_role("button", name="Set the limit").click()
+        expect(row.locator(".field-fault")).to_contain_text("a whole number", timeout=30_000)
+        row.locator("input[name=limit]").fill("123456")
+        row.get_by_role("button", name="Set the limit").click()
+        expect(page.locator("main table", has_text="Pool").first).to_contain_text("123,456", timeout=30_000)
         driven.close()
     assert [one.amount for one in rows(store, Budget) if one.name == "Support"] == [Decimal("99.95")]

@@ -153,6 +153,9 @@ def _report(unit: str) -> dict[str, Shape]:
             "hours" if unit == "day" else "days": _many(stretch),
             **{part: _many(f"{name}Line") for part in ("modes", "workspaces", "deployments", "teams")},
             "movers": _many(mover),
+            "like_for_like": _or_null(
+                _shape(texts=f"days days_last_{unit}", money_or_null=f"cost last_{unit}_cost change change_percent", about="over the billed days alone")
+            ),
             "forecast": _or_null(_shape(money_or_null="month_to_date month_end", text_or_null="reason")),
             "reconciliation": _or_null("Agreement"),
         },

@@ -93,7 +93,10 @@ def _cost(body: Mapping[str, Any], title: str) -> Iterator[Block]:
     if len(shown) > _MOST_DETAILED:
         yield Said(f"Of {len(shown)} currencies the first {_MOST_DETAILED} are told in detail here; all are in the files of this report.", 12, is_quiet=True)
     if body["provisional_days"]:
-        yield Said(f"Not billed yet: {', '.join(body['provisional_days'][:31])}.", 12, is_quiet=True)
+        yield Said(words.missing_days(body), 12, is_quiet=True)
+    for one in body["currencies"][:_MOST_DETAILED]:
+        if said := words.alike(body, one):
+            yield Said(said, 14)
     if changed := body.get("restatement"):
         rows = [[_place(line), words.amount(line["was"], line["currency"]), words.amount(line["is"], line["currency"])] for line in changed]
         yield _listed("What this restatement changes", ["Deployment", "Was", "Is"], rows)

@@ -40,7 +40,8 @@ def html_page(body: Mapping[str, Any]) -> str:
     if not body["totals"]:
         parts.append(f'<p class="lead">Nothing was used and nothing was billed in this {words.unit(body)} or the one before.</p>')
     parts += [f'<p class="lead">{escape(words.headline(body, total))}</p>' for total in body["totals"]]
-    known = [said for said in (words.restated(body), words.missing_days(body), *context.sentences(body)) if said]
+    alike = [words.alike(body, one) for one in body["currencies"]]
+    known = [said for said in (words.restated(body), words.missing_days(body), *alike, *context.sentences(body)) if said]
     if known:
         parts.append(f'<ul class="know">{"".join(f"<li>{escape(said)}</li>" for said in known)}</ul>')
     both = list(zip(body["totals"], body["currencies"], strict=True))

@@ -74,7 +74,8 @@ def pdf(body: Mapping[str, Any]) -> bytes:
         paper.line_of(f"Nothing was used and nothing was billed in this {words.unit(body)} or the one before.", 11)
     for total in body["totals"]:
         paper.line_of(words.headline(body, total), 11.5, gap=2)
-    for said in (words.restated(body), words.missing_days(body), *context.sentences(body)):
+    alike = [words.alike(body, one) for one in body["currencies"]]
+    for said in (words.restated(body), words.missing_days(body), *alike, *context.sentences(body)):
         if said:
             paper.line_of(f"\N{BULLET} {said}", 9, gap=0.5)
     both = list(zip(body["totals"], body["currencies"], strict=True))

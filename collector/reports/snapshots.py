@@ -217,6 +217,16 @@ def _currency(one: CurrencyWeek, unit: Unit) -> dict[str, Any]:
             **{name: _text(step) for name, step in one.waterfall.steps.items()},
             f"this_{unit}": _text(one.waterfall.now),
         },
+        "like_for_like": None
+        if one.alike is None
+        else {
+            "days": [day.isoformat() for day in one.alike.days],
+            f"days_last_{unit}": [day.isoformat() for day in one.alike.days_before],
+            "cost": _text(one.alike.cost.now),
+            f"last_{unit}_cost": _text(one.alike.cost.before),
+            "change": _text(one.alike.cost.difference),
+            "change_percent": _text(one.alike.cost.percent),
+        },
         "hours" if unit == "day" else "days": [
             {"from": rfc3339(row.period.start), "to": rfc3339(row.period.end), "cost": _text(row.figures.cost), "status": row.figures.status}
             for row in one.by_day
@@ -288,7 +298,7 @@ def _number(text: str | None) -> Decimal:
 # What a body says beside its figures: that may change without anything having been restated. The steps from last time and
 # what moved are other ways of saying both times' figures.
 _BESIDE = frozenset({"snapshot", "restatement", "data_age", *context.PARTS})
-_BESIDE_MONEY = frozenset({"forecast", "waterfall", "movers"})
+_BESIDE_MONEY = frozenset({"forecast", "waterfall", "movers", "like_for_like"})
 
 
 def _digest(body: dict[str, Any]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import date, datetime
 from decimal import Decimal
 from typing import Any
@@ -130,6 +130,28 @@ def missing_days(body: Mapping[str, Any]) -> str:
     return f"Not billed yet: {said}. Metered figures stand in, so that there the change compares metered with billed."
 
 
+def alike(body: Mapping[str, Any], one: Mapping[str, Any]) -> str:
+    """The change over the days that are billed alone; '' where that is no other figure than the week's, and in snapshots of before."""
+    of, code, unit_of = one.get("like_for_like"), one["currency"], unit(body)
+    if of is None or of["cost"] is None or of[f"last_{unit_of}_cost"] is None:
+        return ""
+    days, before = _stretches(of["days"]), _stretches(of[f"days_last_{unit_of}"])
+    against = f"{amount(of['cost'], code)} against {amount(of[f'last_{unit_of}_cost'], code)}"
+    change = f" ({percent(of['change_percent'])})" if of["change_percent"] is not None else ""
+    return f"Like for like, the billed {'day' if len(of['days']) == 1 else 'days'} {days} against {before}: {against}{change}."
+
+
+def _stretches(days: Sequence[str]) -> str:
+    """Days as runs: ``Mon 16 Nov to Wed 18 Nov, Fri 20 Nov``."""
+    runs: list[list[date]] = []
+    for one in map(date.fromisoformat, days):
+        if runs and (one - runs[-1][-1]).days == 1:
+            runs[-1].append(one)
+        else:
+            runs.append([one])
+    return ", ".join(f"{run[0]:%a %d %b}" + (f" to {run[-1]:%a %d %b}" if len(run) > 1 else "") for run in runs)
+
+
 def restated(body: Mapping[str, Any]) -> str:
     """What a restatement comes to; '' of a first report."""
     lines = body.get("restatement") or ()
@@ -156,9 +178,11 @@ def matched(one: Mapping[str, Any]) -> str:
 def tiles_of(body: Mapping[str, Any], total: Mapping[str, Any], one: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The few figures that stand first, each with what it is."""
     code, of = one["currency"], unit(body)
+    like = one.get("like_for_like")
     found = [
         (amount(total["cost"], code), "cost, basis best"),
         (percent(total["change_percent"]), f"against {amount(total[f'last_{of}']['cost'], code)} the {of} before"),
+        *([(percent(like["change_percent"]), f"like for like: {count_of(len(like['days']), 'billed day')} against the same weekdays")] if like else []),
         (amount(total["billed_cost"], code), "of it billed"),
         (count(total["input_tokens"] + total["output_tokens"]), f"tokens in {count(total['requests'])} requests"),
     ]
@@ -169,6 +193,11 @@ def tiles_of(body: Mapping[str, Any], total: Mapping[str, Any], one: Mapping[str
     if ahead is not None and ahead["month_end"] is not None:
         found.append((amount(ahead["month_end"], code), f"expected this month; {amount(ahead['month_to_date'], code)} so far"))
     return found
+
+
+def count_of(number: int, what: str) -> str:
+    """``1 day``, ``2 days``."""
+    return f"{count(number)} {what if number == 1 else what + 's'}"
 
 
 def of_requests(part: int, total: Mapping[str, Any], key: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date, datetime, timedelta
 from decimal import Decimal
@@ -89,8 +89,20 @@ class Waterfall:
 
 
 @dataclass(frozen=True, slots=True)
+class Alike:
+    """Like for like: the days of a week that are billed, and the same weekdays of the week before, which are billed as well."""
+
+    days: Sequence[date]
+    days_before: Sequence[date]
+    cost: Change
+
+
+@dataclass(frozen=True, slots=True)
 class CurrencyWeek:
-    """Everything about one currency of the week. ``by_day`` has every day that has anything."""
+    """Everything about one currency of the week. ``by_day`` has every day that has anything.
+
+    ``alike`` None where the whole week is billed, or none of it.
+    """
 
     currency: str | None
     total: Figures
@@ -105,6 +117,7 @@ class CurrencyWeek:
     movers: Sequence[tuple[Line, str]]
     forecast: Forecast | None
     reconciliation: ReconciliationTotal | None
+    alike: Alike | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +199,7 @@ class _Maker:
         forecasts = {one.currency: one for one in forecast(self.session, self.filters, now=self.now, reading=self.reading)}
         matched = self._reconciled()
         idle = self._idle(lines[_DEPLOYMENTS])
+        alike = self._alike()
         found: list[CurrencyWeek] = []
         for currency in sorted(this.keys() | last.keys(), key=lambda code: (code is None, code or "")):
             total = this.get(currency) or _nothing(last[currency])
@@ -207,9 +221,38 @@ class _Maker:
                     movers=_movers(deployments, self.week.unit),
                     forecast=forecasts.get(currency or ""),
                     reconciliation=matched.get(currency),
+                    alike=alike(currency),
                 )
             )
         return found
+
+    def _alike(self) -> Callable[[str | None], Alike | None]:
+        """Of a currency, the billed days of a week that is not billed whole, against the same weekdays of the week before."""
+        still_open = self.provisional_days()
+        firm = {self._day_of(row) for row in self.days}.difference(still_open)
+        if self.week.unit != "week" or not firm or not (still_open or self.week.period.end > self.now):
+            return lambda _: None
+        monday = self.week.period.start.astimezone(zone_from(self.week.time_zone)).date()
+        # A day without anything counts up to the last one that is billed: nothing was used on it.
+        days = [day for day in (monday + DAY * number for number in range(7)) if day <= max(firm) and day not in still_open]
+        earlier = self._ask(self.before, (), granularity="day")[()]
+        # Where the week before is metered only, its day is like no billed one.
+        open_before = {self._day_of(row) for row in earlier if row.figures.status == "provisional"}
+        days = [day for day in days if day - 7 * DAY not in open_before]
+        days_before = [day - 7 * DAY for day in days]
+
+        def of(currency: str | None) -> Alike | None:
+            sums: list[Decimal | None] = []
+            for rows, asked in ((self.days, days), (earlier, days_before)):
+                costs = [row.figures.cost for row in rows if row.figures.currency == currency and self._day_of(row) in asked]
+                sums.append(None if None in costs else money.add(cost for cost in costs if cost is not None))
+            return Alike(days, days_before, Change(sums[0], sums[1])) if days else None
+
+        return of
+
+    def _day_of(self, row: CostRow) -> date:
+        """The day of a row in the report's zone."""
+        return row.period.start.astimezone(zone_from(self.week.time_zone)).date()
 
     def _idle(self, deployments: Sequence[Line]) -> Mapping[str | None, Decimal]:
         """What instances cost that served nothing, this period's less the last one's, by currency: of the models of which both are known."""
@@ -243,7 +286,7 @@ class _Maker:
         return {total.currency: total for total in reconciliation(self.session, Period(first, last), self.filters, now=self.now, reading=self.reading).totals}
 
     def provisional_days(self) -> list[date]:
-        return sorted({utc_day(row.period.start) for row in self.days if row.figures.status == "provisional"})
+        return sorted({self._day_of(row) for row in self.days if row.figures.status == "provisional"})
 
 
 def _lines(now: Sequence[CostRow], before: Sequence[CostRow]) -> list[Line]:

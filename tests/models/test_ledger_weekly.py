@@ -94,6 +94,37 @@ def test_the_steps_between_two_weeks_add_up(store: Store) -> None:
     assert len(report.provisional_days) == 7
 
 
+def test_a_week_that_is_billed_in_part_is_compared_over_the_same_weekdays_alone(store: Store) -> None:
+    # The bill reaches Wednesday the 11th: Monday 3 + Tuesday 0 + Wednesday 4, against 2 + 1 + 0 and a Thursday that does not count.
+    with store.write() as session:
+        make.serverless(session)
+        make.token_prices(session, "1.00", "1.00")
+        part, item = make.bill_part(session, reaches={"marketplace": "2026-11-11"}), make.charge_item(session)
+        for day, amount in ((2, "2.00"), (3, "1.00"), (5, "9.99"), (9, "3.00"), (11, "4.00")):
+            make.charge(session, part, item, amount, charged_on=date(2026, 11, day))
+        make.event(session, make.series(session, deployment="llama-chat"), time=at(13), input_tokens=50 * MILLION, output_tokens=0)
+    with store.read() as session:
+        (week,) = ledger.weekly(session, ledger.week_of("2026-W46", now=NOW), now=NOW).currencies
+        (before,) = ledger.weekly(session, ledger.week_of("2026-W45", now=NOW), now=NOW).currencies
+    assert week.cost.now == Decimal(57)
+    assert week.alike is not None
+    assert [day.day for day in week.alike.days] == [9, 10, 11]
+    assert [day.day for day in week.alike.days_before] == [2, 3, 4]
+    assert (week.alike.cost.now, week.alike.cost.before, week.alike.cost.percent) == (Decimal(7), Decimal(3), Decimal("133.33"))
+    # A week that is billed to its last charge has nothing to leave out.
+    assert before.alike is None
+
+
+def test_days_not_billed_are_named_as_the_zone_has_them(sqlite_store: Store) -> None:
+    with sqlite_store.write() as session:
+        make.serverless(session)
+        make.token_prices(session, "1.00", "1.00")
+        make.event(session, time=at(13), input_tokens=MILLION, output_tokens=0)
+    with sqlite_store.read() as session:
+        report = ledger.weekly(session, ledger.week_of("2026-W46", now=NOW, time_zone="Asia/Tokyo"), now=NOW)
+    assert report.provisional_days == [date(2026, 11, 13)]
+
+
 def test_instances_that_served_less_are_idle_money(store: Store) -> None:
     """One instance of 100 an hour, told to serve 1,000 tokens a minute: 10,080,000 a week. It served half of them, then a quarter."""
     with store.write() as session:

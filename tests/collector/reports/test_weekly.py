@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from sqlmodel import Session, select
 
 from collector import reports
+from collector.reports.letter import letter
 from models import ledger, money
 from models.cells import plain
 from models.ledger import CostQuery
@@ -26,6 +27,7 @@ from models.reports import ReportSnapshot
 from models.store import Store
 from tests import factories as make
 from tests.collector.api.serving import serving
+from tests.collector.reports.printing import sheets
 
 NOW = make.NOW
 W46 = Period(datetime(2026, 11, 9, tzinfo=UTC), datetime(2026, 11, 16, tzinfo=UTC))
@@ -97,6 +99,29 @@ def test_html_runs_nothing_loads_nothing_and_shows_names_as_they_are(sqlite_stor
     assert "href=" not in page
     assert page.count("<svg") == 2 * len([total for total in body["totals"] if total["cost"] is not None])
     assert "default-src &#x27;none&#x27;" in page or "default-src 'none'" in page
+
+
+def test_a_week_that_is_billed_in_part_says_its_change_like_for_like(sqlite_store: Store) -> None:
+    with sqlite_store.write() as session:
+        make.serverless(session)
+        make.token_prices(session, "1.00", "1.00")
+        part, item = make.bill_part(session, reaches={"marketplace": "2026-11-11"}), make.charge_item(session)
+        for day, amount in ((2, "2.00"), (3, "1.00"), (5, "9.99"), (9, "3.00"), (11, "4.00")):
+            make.charge(session, part, item, amount, charged_on=date(2026, 11, day))
+        make.event(session, time=at(13), input_tokens=50_000_000, output_tokens=0)
+        body = body_of(session)
+    assert body["currencies"][0]["like_for_like"] == {
+        "days": ["2026-11-09", "2026-11-10", "2026-11-11"],
+        "days_last_week": ["2026-11-02", "2026-11-03", "2026-11-04"],
+        "cost": "7",
+        "last_week_cost": "3",
+        "change": "4",
+        "change_percent": "133.33",
+    }
+    said = "Like for like, the billed days Mon 09 Nov to Wed 11 Nov against Mon 02 Nov to Wed 04 Nov: 7.00 USD against 3.00 USD (+133.3 %)."
+    assert said in reports.written(body, "html").content.decode()
+    assert said in letter(body).text
+    assert said in sheets(reports.written(body, "pdf").content)[0]
 
 
 def test_pdf_is_a_function_of_the_snapshot(sqlite_store: Store) -> None:

@@ -352,6 +352,11 @@ def card(heading: str, *children: Component | None, note: str = "", aside: Compo
     return html.Section([html.Header(head), *(child for child in children if child is not None)], className=f"card {name}".strip())
 
 
+def together(*said: str | Component) -> Component:
+    """Below a chart: what its marks come to, each a figure that leads to why."""
+    return html.P(["Together ", *said, "."], className="note together")
+
+
 def switch(label: str, options: Sequence[tuple[str, str, bool]]) -> Component:
     """A choice of addresses: (words, address, whether it is the present one)."""
     return html.Div(

@@ -106,9 +106,3 @@ def endpoints(session: Session, *, known: datetime) -> Iterator[EndpointFact]:
     for row in session.exec(select(EndpointFact).where(col(EndpointFact.known_from) <= known).order_by(col(EndpointFact.id))):
         if row.known_to is None or row.known_to > known:
             yield row
-
-
-def endpoint_at_host(session: Session, host: str) -> EndpointFact | None:
-    """The endpoint whose scoring address has that host now, else the last one that had it."""
-    found = session.exec(select(EndpointFact).where(col(EndpointFact.host) == host.casefold().rstrip(".")).order_by(col(EndpointFact.id).desc())).all()
-    return next((row for row in found if row.known_to is None), found[0] if found else None)

@@ -245,4 +245,7 @@ def _total(total: ReconciliationTotal) -> dict[str, Any]:
         "unexplained": amount(total.unexplained),
         "coverage": amount(total.coverage),
         "rows": total.rows,
+        "requests": total.requests,
+        "unknown_token_requests": total.unknown_token_requests,
+        "unknown_token_share": amount(total.unknown_token_share),
     }

@@ -58,6 +58,8 @@ def _intake(found: Intake) -> dict[str, Any]:
     return {
         "from": rfc3339(found.period.start),
         "to": rfc3339(found.period.end),
+        # Stored events by when they came, whichever way (files too); null for a key of some workspaces.
+        "arrived": found.arrived,
         "hours": [
             {
                 "period_start": rfc3339(one.starts_at),

@@ -49,6 +49,7 @@ def close_body(pack: ClosePack) -> dict[str, Any]:
         "settles_at": rfc3339(pack.settles_at),
         "unpriced_tokens": pack.unpriced_tokens,
         "unknown_token_requests": pack.unknown_token_requests,
+        "unknown_token_share": None if pack.unknown_token_share is None else money.text(pack.unknown_token_share),
         "totals": [
             {
                 "currency": one.currency,
@@ -193,7 +194,9 @@ def leads(body: Mapping[str, Any]) -> list[str]:
     if body["unpriced_tokens"]:
         said.append(f"{words.count(body['unpriced_tokens'])} tokens have no price: what they cost is not known and in no figure here.")
     if body["unknown_token_requests"]:
-        said.append(f"{words.count(body['unknown_token_requests'])} requests did not say their tokens.")
+        # A pack that was kept before the share was says the number alone.
+        share = f" ({words.plain_percent(money.text(Decimal(body['unknown_token_share']) * 100))})" if body.get("unknown_token_share") else ""
+        said.append(f"{words.count(body['unknown_token_requests'])} requests{share} did not say their tokens: what they cost is in no figure here.")
     return said
 
 

@@ -10,7 +10,7 @@ from dash import dcc, html
 from dash.development.base_component import Component
 
 from dashboard import figures, tables, text
-from dashboard.shell import Failure, View, age_line, card, empty_panel, failure_panel, tile
+from dashboard.shell import Failure, View, age_line, card, empty_panel, failure_panel, tile, together
 from models.errors import InvalidInput
 from models.ledger import ComparisonRow, WhatIf, what_if_from
 from models.ledger.comparison import ManagedSide, ServerlessSide
@@ -202,7 +202,15 @@ def _chart(view: View, row: ComparisonRow) -> Component | None:
     if row.break_even_reachable is False:
         said += "; today's instances cannot serve that many"
     note = said if step else f"{said}. What an instance can serve is not known: set capacity_tokens_per_minute of the deployment."
-    return card(text.short(row.model, 60), figures.graph(figure, name=f"lines-{row.model}-{row.currency}", describes=said), note=note, name="wide")
+    where = together(
+        "the lines meet at ",
+        figure_of(view, row, "break_even_tokens_per_day", even),
+        " tokens a day; today ",
+        figure_of(view, row, "tokens_per_day", row.tokens_per_day),
+        "; capacity cost ",
+        figure_of(view, row, "capacity_cost", managed.capacity_cost),
+    )
+    return card(text.short(row.model, 60), figures.graph(figure, name=f"lines-{row.model}-{row.currency}", describes=said), where, note=note, name="wide")
 
 
 def _table(view: View, rows: list[ComparisonRow]) -> Component:

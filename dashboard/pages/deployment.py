@@ -9,8 +9,8 @@ from dash.development.base_component import Component
 
 from dashboard import figures, tables, text
 from dashboard.pages import comparison, overview
-from dashboard.shell import Failure, View, age_line, card, empty_panel, failure_panel, tile
-from models.ledger import CostQuery, CostRow, CostTable, Figures, UsagePage
+from dashboard.shell import Failure, View, age_line, card, empty_panel, failure_panel, tile, together
+from models.ledger import CostQuery, CostRow, CostTable, Figures, UsagePage, UsageRecord, WitnessRow
 from models.periods import DAY, Period
 
 PATH = "deployment"
@@ -149,6 +149,7 @@ def _charts(view: View, by_period: CostTable, total: Figures) -> list[Component]
                     name=f"money-{marker}",
                     describes=f"Bars of metered and billed cost over time in {marker}",
                 ),
+                together(view.of_row("metered_cost", total), " metered, ", view.of_row("billed_cost", total), " billed"),
                 note="Shaded days still change.",
                 name="wide",
             )
@@ -162,6 +163,7 @@ def _charts(view: View, by_period: CostTable, total: Figures) -> list[Component]
                     name=f"tokens-{marker}",
                     describes="Bars of input and output tokens over time",
                 ),
+                together(view.of_row("input_tokens", total), " in, ", view.of_row("output_tokens", total), " out"),
             ),
             card(
                 "Requests",
@@ -170,6 +172,7 @@ def _charts(view: View, by_period: CostTable, total: Figures) -> list[Component]
                     name=f"requests-{marker}",
                     describes="Bars of requests over time",
                 ),
+                together(view.of_row("requests", total), " requests"),
             ),
         ]
     return parts
@@ -198,9 +201,8 @@ def _witnesses(view: View, query: CostQuery) -> list[Component]:
             text.bucket(row.period, "day"),
             html.Span(_WITNESSES.get(row.kind, row.kind), title=text.visible(row.service)),
             {"input": "input tokens", "output": "output tokens"}.get(row.measure, row.measure),
-            text.count(row.witnessed),
-            text.count(row.counted),
-            f"{row.difference:+,}" if row.difference else "0",
+            *(_witness(view, row, name, value) for name, value in (("witnessed", row.witnessed), ("counted", row.counted))),
+            _witness(view, row, "difference", row.difference, shown=f"{row.difference:+,}" if row.difference else "0"),
             html.Span("disagree" if row.disagrees else "agree", className=f"pill {'provisional' if row.disagrees else 'settled'}", title=row.note or ""),
         ]
         for row in ordered[:_MOST_WITNESSED]
@@ -214,6 +216,11 @@ def _witnesses(view: View, query: CostQuery) -> list[Component]:
             name="wide",
         )
     ]
+
+
+def _witness(view: View, row: WitnessRow, name: str, value: int, *, shown: str | None = None) -> Component:
+    own = {"day": row.period.start.date().isoformat(), "meter": row.measure, "witness": row.kind, "subject": row.service}
+    return view.figure(f"witness_{name}", value, None, selection=None, reason=None, shown=shown, without=(), **own)
 
 
 def _events(view: View, events: UsagePage | Failure) -> Component:
@@ -238,8 +245,7 @@ def _events(view: View, events: UsagePage | Failure) -> Component:
                 tables.named(event.id, length=28),
                 text.words(event.operation),
                 html.Span(event.status, className=f"pill {event.status}" if event.status in {"error", "throttled"} else "pill"),
-                _count(event.fields.get("input_tokens")),
-                _count(event.fields.get("output_tokens")),
+                *(event_figure(view, event, name) for name in ("input_tokens", "output_tokens")),
                 tables.named(application, absent="") if isinstance(application, str) else "",
                 "yes" if event.counted else html.Span("no", title=event.reason or ""),
             ]
@@ -249,8 +255,11 @@ def _events(view: View, events: UsagePage | Failure) -> Component:
     return card(f"Latest {len(rows)} events", tables.table(columns, rows, caption="Latest usage events"), name="wide")
 
 
-def _count(value: object) -> str:
-    return text.count(value) if isinstance(value, int) else text.UNKNOWN
+def event_figure(view: View, event: UsageRecord, name: str) -> Component:
+    """A count of one call, and the way to its receipt."""
+    value = event.fields.get(name)
+    known = value if isinstance(value, int) else None
+    return view.figure(f"event_{name}", known, reason="nobody told it", shown=text.UNKNOWN if known is None else text.count(known), event=event.handle)
 
 
 def _days(view: View, by_period: CostTable) -> Component:

@@ -9,6 +9,7 @@ from dash import dcc, html
 from dash.development.base_component import Component
 
 from dashboard import tables, text
+from dashboard.pages import monthly
 from dashboard.shell import Failure, View, age_line, card, empty_panel, failure_panel, tile
 from models.ledger import FORMULA, Ask, Explanation, MeteredLine, Term, Why, counted_in
 
@@ -102,7 +103,7 @@ def _body(view: View) -> list[Component]:
             className="tile" if found.value is not None else "tile absent",
         ),
         card("Formula", html.P(f"{found.formula[:1].upper()}{found.formula[1:]}."), _terms(found), name="wide"),
-        *([rows] if (rows := _rows(found)) is not None else []),
+        *([rows] if (rows := _rows(view, found)) is not None else []),
         *([_metered(lines)] if lines is not None and lines.metered else []),
         *([_billed(lines)] if lines is not None and lines.billed else []),
         card("The same from the API", html.Pre(f"curl{secret} {shlex.quote(view.origin + found.request)}"), name="wide"),
@@ -121,15 +122,24 @@ def _written(term: Term) -> Component:
     return html.Span(text.figure(term.value, term.kind, term.unit), title=text.figure_exactly(term.value, term.kind, term.unit))
 
 
-def _rows(found: Why) -> Component | None:
+def _rows(view: View, found: Why) -> Component | None:
     if not found.rows:
         return None
-    lines: list[list[tables.Cell]] = [[html.Span(text.visible(row.name), className="wrap"), _written(row)] for row in found.rows]
+    lines: list[list[tables.Cell]] = [[html.Span(text.visible(row.name), className="wrap"), _leading(view, found, row)] for row in found.rows]
     rest = f"; {text.count(found.more_rows)} smaller ones are left out" if found.more_rows else ""
     note = f"Together they are the figure{rest}." if found.adds_up else f"What it is taken over{rest}."
     return card(
         "Rows behind it", tables.table([tables.Column("Row"), tables.Column("Figure", is_number=True)], lines, caption="Rows behind it"), note=note, name="wide"
     )
+
+
+def _leading(view: View, found: Why, row: Term) -> Component:
+    """A row's figure, and the way to why it is what it is by itself, where it stands by itself."""
+    if row.place is None and not row.own:
+        return _written(row)
+    workspace, deployment = row.place or (None, None)
+    lacks = monthly.without(workspace, deployment) if row.place is not None else []
+    return view.figure(found.figure, row.value, row.unit, selection=monthly.narrowed(view.selection, workspace, deployment), without=lacks, **row.own)
 
 
 def _of(view: View) -> str:

@@ -9,13 +9,14 @@ from dash.development.base_component import Component
 
 from dashboard import figures, tables, text
 from dashboard.pages import start
-from dashboard.shell import Failure, View, age_line, card, failure_panel, tile
+from dashboard.shell import Failure, View, age_line, card, failure_panel, tile, together
 from models.ledger.intake import Intake, RefusedSample
 
 PATH = "ingest"
 NAME = "Ingest"
 GROUP = "Data"
 _MOST_SHOWN = 50
+_CAME = (("accepted", "stored, "), ("duplicates", "came again, "), ("conflicts", "conflicts and "), ("rejected", "refused at the ingest routes"))
 _FORMATS = {
     "native": "native",
     "openai": "response bodies",
@@ -45,24 +46,38 @@ def layout(view: View) -> list[Component]:
     if not found.senders and not found.arrivals and not found.lines:
         return [*head, *start.steps(view)]
     chart = [_rate(view, found)] if found.arrivals or found.hours else []
-    return [*head, _tiles(found), *chart, _lines(found), _refused(view, found), _senders(view, found), _conflicts(found), _twins(found)]
+    return [*head, _tiles(view, found), *chart, _lines(view, found), _refused(view, found), _senders(view, found), _conflicts(found), _twins(found)]
 
 
-def _tiles(found: Intake) -> Component:
+def _tiles(view: View, found: Intake) -> Component:
     requests, unknown = sum(one.requests for one in found.senders), sum(one.unknown_requests for one in found.senders)
-    arrived = "only for readers of all workspaces" if found.arrivals is None else text.count(sum(events for _, events in found.arrivals))
-    refused = sum(one.rejected for one in found.lines)
+    refused, conflicts = sum(one.rejected for one in found.lines), sum(one.conflicts for one in found.lines)
     return html.Div(
         [
-            tile("Events that arrived", arrived, note="and were stored, of any age, in these days"),
-            tile("Refused", text.count(refused), note=f"and {text.count(sum(one.conflicts for one in found.lines))} conflicts", tone="warn" if refused else ""),
-            tile("Came again", text.count(sum(one.duplicates for one in found.lines)), note="duplicates: counted once"),
+            tile(
+                "Events that arrived",
+                view.figure(
+                    "intake_arrived", found.arrived, reason="only for readers of all workspaces", shown=None if found.arrived is not None else "not told"
+                ),
+                note="and were stored, of any age, in these days" if found.arrived is not None else "only for readers of all workspaces",
+            ),
+            tile(
+                "Refused",
+                view.figure("intake_rejected", refused),
+                note=["and ", view.figure("intake_conflicts", conflicts), " conflicts"],
+                tone="warn" if refused else "",
+            ),
+            tile("Came again", view.figure("intake_duplicates", sum(one.duplicates for one in found.lines)), note="duplicates: counted once"),
             tile(
                 "Calls in these days",
-                text.count(requests),
+                view.figure("sender_requests", requests),
                 note="from 1 sender" if len(found.senders) == 1 else f"from {text.count(len(found.senders))} senders",
             ),
-            tile("Without token counts", text.percent(found.unknown_share), note=f"{text.count(unknown)} calls: their cost is not known"),
+            tile(
+                "Without token counts",
+                view.figure("sender_unknown_share", found.unknown_share, reason="no call came"),
+                note=[view.figure("sender_unknown_requests", unknown), " calls: their cost is not known"],
+            ),
         ],
         className="tiles",
     )
@@ -70,9 +85,12 @@ def _tiles(found: Intake) -> Component:
 
 def _rate(view: View, found: Intake) -> Component:
     figure = figures.arrivals(found.arrivals or (), found.hours, period=found.period, revision=view.here)
+    sums = {name: sum(getattr(one, name) for one in found.lines) for name in ("accepted", "duplicates", "conflicts", "rejected")}
+    said = [part for name, words in _CAME for part in (view.figure(f"intake_{name}", sums[name]), f" {words}")]
     return card(
         "Arrivals",
         figures.graph(figure, name="arrivals", describes="Events that arrived by hour: stored, duplicates, conflicts and refused"),
+        together(*said),
         note="Events by the hour in which they arrived, whenever the calls were.",
         name="wide",
     )
@@ -84,7 +102,7 @@ def _key(key: str | None, key_id: str, *, is_unknown: bool) -> Component:
     return tables.named(key if key is not None else key_id or None, absent="open mode")
 
 
-def _lines(found: Intake) -> Component:
+def _lines(view: View, found: Intake) -> Component:
     if not found.lines:
         return card("By key and format", html.P("Nothing came in at the ingest routes in these days."), name="wide")
     columns = [
@@ -104,10 +122,13 @@ def _lines(found: Intake) -> Component:
             _key(one.key, one.key_id, is_unknown=one.is_unknown),
             tables.named(one.source or None, absent="(not read)"),
             _FORMATS.get(one.format, one.format),
-            text.count(one.accepted),
-            *(text.count(number) if number else "" for number in (one.duplicates, one.conflicts, one.rejected, one.ignored)),
-            text.percent(one.missing_share) if one.accepted else "",
-            text.count(one.estimated) if one.estimated else "",
+            view.figure("intake_accepted", one.accepted, line=one.line),
+            *(
+                view.figure(f"intake_{name}", getattr(one, name), line=one.line) if getattr(one, name) else ""
+                for name in ("duplicates", "conflicts", "rejected", "ignored")
+            ),
+            view.figure("intake_missing_share", one.missing_share, line=one.line) if one.accepted else "",
+            view.figure("intake_estimated", one.estimated, line=one.line) if one.estimated else "",
         ]
         for one in found.lines[:_MOST_SHOWN]
     ]
@@ -135,7 +156,7 @@ def _refused(view: View, found: Intake) -> Component:
             tables.named(one.source or None, absent="(not read)"),
             _FORMATS.get(one.format, one.format),
             text.words(one.error),
-            text.count(one.events),
+            view.figure("intake_rejected", one.events, line=one.line, subject=one.error),
             html.Span(one.fix, className="wrap"),
             html.Div([_sample(each, view) for each in one.samples] or [html.Span("not kept any more", className="absent")]),
         ]
@@ -172,10 +193,10 @@ def _senders(view: View, found: Intake) -> Component:
         [
             tables.named(one.source, absent="(no name)"),
             text.count(one.workspaces),
-            text.count(one.requests),
+            view.figure("sender_requests", one.requests, sender=one.source or ""),
             view.figure("sender_tokens", one.tokens, shown=text.tokens(one.tokens), sender=one.source or ""),
-            text.count(one.unknown_requests),
-            text.percent(one.unknown_share),
+            view.figure("sender_unknown_requests", one.unknown_requests, sender=one.source or ""),
+            view.figure("sender_unknown_share", one.unknown_share, sender=one.source or ""),
             text.count(one.conflicts) if one.conflicts else "",
             html.Span(text.ago(one.last_call, view.now), title=text.exact_instant(one.last_call)),
         ]

@@ -11,7 +11,7 @@ from dash.development.base_component import Component
 
 from dashboard import figures, tables, text
 from dashboard.pages import start
-from dashboard.shell import Failure, View, age_line, card, empty_panel, failure_panel, switch, tile
+from dashboard.shell import Failure, View, age_line, card, empty_panel, failure_panel, switch, tile, together
 from models.ledger import CostQuery, CostRow, CostTable, DataAge, Forecast
 from models.ledger import Figures as Total
 from models.periods import month_period, utc_day
@@ -23,6 +23,8 @@ GROUP = "Money"
 _STACKS = (("workspace", "Workspace"), ("deployment", "Deployment"), ("mode", "Mode"))
 _TOP = 8
 _MOST_ROWS = 200
+
+_SAID = {"cost": "on the chosen basis", "metered_cost": "metered", "billed_cost": "billed"}
 
 
 def layout(view: View) -> list[Component]:
@@ -232,6 +234,7 @@ def _charts(view: View, by_period: CostTable, by_group: CostTable | Failure, gro
                         describes=f"Bars of spend over time in {marker}, stacked by {chosen}",
                         height=340,
                     ),
+                    *_together(view, by_period, currency, "cost"),
                     note="Shaded days still change: provisional ones are metered only, settling ones are billed but not closed.",
                     aside=stacks,
                     name="wide",
@@ -245,11 +248,19 @@ def _charts(view: View, by_period: CostTable, by_group: CostTable | Failure, gro
                     name=f"billed-{marker}",
                     describes=f"Bars of metered and billed cost over time in {marker}",
                 ),
+                *_together(view, by_period, currency, "metered_cost", "billed_cost"),
                 note="What the requests should cost, and what Azure charged. No billed bar: the bill does not reach that day yet.",
                 name="wide",
             )
         )
     return parts
+
+
+def _together(view: View, answer: CostTable, currency: str | None, *names: str) -> list[Component]:
+    total = next((one for one in answer.totals if one.currency == currency), None)
+    if total is None:
+        return []
+    return [together(*(part for name in names for part in (", " if name != names[0] else "", view.of_row(name, total), f" {_SAID[name]}")))]
 
 
 def _busiest_first(totals: Sequence[Total]) -> list[Total]:

@@ -9,8 +9,8 @@ from dash.development.base_component import Component
 
 from dashboard import acts, figures, tables, text
 from dashboard.pages import start
-from dashboard.shell import Failure, View, age_line, card, failure_panel, tile
-from models.ledger import Filters, Pool
+from dashboard.shell import Failure, View, age_line, card, failure_panel, tile, together
+from models.ledger import Filters, Pool, Pressure, pressure
 
 PATH = "quotas"
 NAME = "Quotas"
@@ -34,15 +34,16 @@ def layout(view: View) -> list[Component]:
     if not pools:
         return [*head, *start.steps(view)]
     known = sorted((pool for pool in pools if pool.limit), key=lambda pool: (-max(_share(pool.used, pool), _share(pool.peak, pool)), pool.id))
+    found = pressure(pools, now=view.now)
     rates = [pool for pool in pools if pool.kind != "cores"]
     cores = [pool for pool in pools if pool.kind == "cores"]
     return [
         *head,
-        _tiles(view, pools),
-        *([_chart(view, known[:_MOST_BARS])] if known else []),
-        _room(view, pools),
+        _tiles(view, found),
+        *([_chart(view, known[:_MOST_BARS], found)] if known else []),
+        _room(view, found),
         _rates(view, sorted(rates, key=lambda pool: (-max(_share(pool.used, pool), _share(pool.peak, pool)), pool.id))),
-        _throttled(pools),
+        _throttled(view, found),
         *([_cores(view, cores)] if cores else []),
     ]
 
@@ -51,35 +52,17 @@ def _share(used: int | None, pool: Pool) -> Decimal:
     return Decimal(100 * used) / pool.limit if used is not None and pool.limit else Decimal(-1)
 
 
-def _tiles(view: View, pools: list[Pool]) -> Component:
-    limited = [pool for pool in pools if pool.limit]
-    tight = [pool for pool in limited if _share(pool.used, pool) >= 80]
-    throttled = sum(sum(pool.throttled.values()) for pool in pools if pool.measure == "requests_per_minute")
-    ending = [pool for pool in pools if pool.deletes_at is not None or pool.retires_at is not None]
-    room, among = _with_room(view, pools), {(pool.workspace, pool.deployment) for pool in pools if pool.kind == "deployment"}
+def _tiles(view: View, found: Pressure) -> Component:
+    full, room = len(found.full), len(found.room)
     return html.Div(
         [
-            tile("Pools above 80 %", text.count(len(tight)), note=f"of {len(limited)} with a known limit", tone="warn" if tight else ""),
-            tile("Deployments with room", text.count(len(room)), note=f"of {len(among)}: below 80 % and not throttled"),
-            tile("Throttled in the last hour", text.count(throttled), note="calls answered 429"),
-            tile(
-                "Ending",
-                text.count(len({(pool.workspace, pool.deployment) for pool in ending if pool.kind == "deployment"})),
-                note="deployments with a deletion or retirement date",
-            ),
+            tile("Pools above 80 %", view.figure("pools_full", full), note=f"of {found.limited} with a known limit", tone="warn" if full else ""),
+            tile("Deployments with room", view.figure("deployments_with_room", room), note=f"of {found.deployments}: below 80 % and not throttled"),
+            tile("Throttled in the last hour", view.figure("throttled_calls", sum(one.count for _, one in found.throttled)), note="calls answered 429"),
+            tile("Ending", view.figure("deployments_ending", len(found.ending)), note="deployments with a deletion or retirement date"),
         ],
         className="tiles",
     )
-
-
-def _with_room(view: View, pools: list[Pool]) -> list[tuple[Pool, Pool]]:
-    """(tokens, requests) of deployments that have room in both, most tokens left first."""
-    by_place: dict[tuple[str | None, str | None], dict[str, Pool]] = {}
-    for pool in pools:
-        if pool.kind == "deployment":
-            by_place.setdefault((pool.workspace, pool.deployment), {})[pool.measure] = pool
-    pairs = [(of["tokens_per_minute"], of["requests_per_minute"]) for of in by_place.values() if len(of) == 2]
-    return sorted((pair for pair in pairs if all(pool.has_room(view.now) for pool in pair)), key=lambda pair: (-(pair[0].headroom or 0), pair[0].id))
 
 
 def _name(pool: Pool) -> str:
@@ -90,7 +73,7 @@ def _name(pool: Pool) -> str:
     return f"{pool.family} · {pool.region} ({pool.source})"
 
 
-def _chart(view: View, pools: list[Pool]) -> Component:
+def _chart(view: View, pools: list[Pool], found: Pressure) -> Component:
     rows = [
         (
             _name(pool),
@@ -104,12 +87,13 @@ def _chart(view: View, pools: list[Pool]) -> Component:
     return card(
         "How full",
         figures.graph(figures.levels(rows, revision=view.here), name="levels", describes=said, height=90 + 34 * len(rows)),
+        together(view.figure("pools_full", len(found.full)), f" of {found.limited} pools are above 80 %; each bar is a row below"),
         note="In percent of the limit, fullest first. The dotted line is the limit.",
         name="wide",
     )
 
 
-def _room(view: View, pools: list[Pool]) -> Component:
+def _room(view: View, pressed: Pressure) -> Component:
     columns = [
         tables.Column("Model"),
         tables.Column("Deployment"),
@@ -117,7 +101,7 @@ def _room(view: View, pools: list[Pool]) -> Component:
         tables.Column("Tokens left", is_number=True),
         tables.Column("Requests left", is_number=True),
     ]
-    found = sorted(_with_room(view, pools), key=lambda pair: (pair[0].model or "~", -(pair[0].headroom or 0), pair[0].id))
+    found = sorted(pressed.room, key=lambda pair: (pair[0].model or "~", -(pair[0].headroom or 0), pair[0].id))
     rows: list[list[tables.Cell]] = [
         [
             tables.named(tokens.model, absent="unknown"),
@@ -155,14 +139,13 @@ def _rates(view: View, pools: list[Pool]) -> Component:
         ends = [f"deleted {text.instant(pool.deletes_at)}"] if pool.deletes_at else []
         ends += [f"model retires {text.instant(pool.retires_at)}"] if pool.retires_at else []
         other = "admitted" if pool.counting == "billed" else "billed"
-        said = pool.readings.get(pool.counting or "", {})
         aside = f"{text.count(pool.readings[other]['60s'])} {other}" if pool.measure == "tokens_per_minute" and other in pool.readings else ""
         left = f"{text.count(pool.left_said[0])} says Azure" if pool.left_said else ""
         return [
             _under(tables.named(_name(pool), length=60), *(html.Div(end, className="warn") for end in ends)),
             _limit(view, pool),
             _under(_figure(view, pool, "used"), html.Div(aside, className="absent") if aside else None),
-            text.count(said["300s"]) if said else "",
+            _figure(view, pool, "recent") if pool.recent is not None else "",
             _under(
                 _figure(view, pool, "headroom") if pool.headroom is not None else "",
                 html.Div(left, className="absent", title=text.exact_instant(pool.left_said[1])) if pool.left_said else None,
@@ -231,7 +214,7 @@ def _says(pool: Pool) -> Component:
     return html.Div(parts)
 
 
-def _throttled(pools: list[Pool]) -> Component:
+def _throttled(view: View, found: Pressure) -> Component:
     columns = [
         tables.Column("Deployment"),
         tables.Column("Thrown by"),
@@ -239,10 +222,13 @@ def _throttled(pools: list[Pool]) -> Component:
         tables.Column("Calls", is_number=True),
     ]
     rows: list[list[tables.Cell]] = [
-        [tables.named(f"{pool.deployment} · {pool.workspace}", length=60), text.visible(one.by), tables.named(one.caller), text.count(one.count)]
-        for pool in pools
-        if pool.measure == "requests_per_minute" and pool.kind == "deployment"
-        for one in pool.throttled_callers
+        [
+            tables.named(f"{pool.deployment} · {pool.workspace}", length=60),
+            text.visible(one.by),
+            tables.named(one.caller),
+            view.figure("throttled_calls", one.count, pool=pool.id, side=one.by, subject=one.caller),
+        ]
+        for pool, one in found.throttled
     ]
     note = "429s of the last hour. Azure's mean that the limit is met; a gateway's or the client's own are rules of yours."
     if not rows:
@@ -264,8 +250,7 @@ def _cores(view: View, pools: list[Pool]) -> Component:
     ]
 
     def cells(pool: Pool) -> list[tables.Cell]:
-        reserved = pool.upgrade_reserved
-        left = pool.headroom - reserved if reserved is not None and pool.headroom is not None else None
+        left = pool.upgrade_left
         return [
             tables.named(pool.family, length=50),
             text.visible(pool.region or ""),
@@ -273,8 +258,8 @@ def _cores(view: View, pools: list[Pool]) -> Component:
             _figure(view, pool, "limit") if pool.limit is not None else "no limit",
             _figure(view, pool, "used"),
             _figure(view, pool, "headroom"),
-            text.count(reserved) if reserved is not None else "",
-            html.Span(text.count(left), className="warn" if left < 0 else "") if left is not None else "",
+            _figure(view, pool, "upgrade_reserved") if pool.upgrade_reserved is not None else "",
+            html.Span(_figure(view, pool, "upgrade_left"), className="warn" if left < 0 else "") if left is not None else "",
             text.instant(pool.seen_at) if pool.seen_at else "",
         ]
 

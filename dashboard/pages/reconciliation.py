@@ -13,8 +13,9 @@ from dash.development.base_component import Component
 
 from dashboard import figures, tables, text
 from dashboard.filters import Selection
+from dashboard.pages import deployment as deployments
 from dashboard.pages import monthly
-from dashboard.shell import Failure, View, age_line, card, empty_panel, failure_panel, switch, tile
+from dashboard.shell import Failure, View, age_line, card, empty_panel, failure_panel, switch, tile, together
 from models import money
 from models.errors import InvalidInput
 from models.ledger import Adjustment, ClosedMonth, CostQuery, ReconciliationRow, ReconciliationTotal
@@ -78,8 +79,8 @@ def layout(view: View) -> list[Component]:
         rows = [row for row in found.rows if row.currency == total.currency]
         several = len(found.totals) > 1
         parts += [
-            _tiles(view, whole, total, unknown=sum(row.unknown_token_requests for row in rows if row.currency == total.currency), several=several),
-            _chart(view, total, several=several),
+            _tiles(view, whole, total, several=several),
+            _chart(view, whole, total, several=several),
             _by_cause(view, whole, rows, total, cause),
             _by_deployment(view, whole, rows, total),
         ]
@@ -122,8 +123,8 @@ def _whole_days(view: View) -> Period:
     return Period(max(start, end - _LONGEST), end)
 
 
-def _tiles(view: View, whole: Selection, total: ReconciliationTotal, *, unknown: int, several: bool) -> Component:
-    unit = f" ({total.currency or 'no currency'})" if several else ""
+def _tiles(view: View, whole: Selection, total: ReconciliationTotal, *, several: bool) -> Component:
+    unknown, unit = total.unknown_token_requests, f" ({total.currency or 'no currency'})" if several else ""
     currency = total.currency
 
     def figure(name: str, value: Decimal | None) -> Component:
@@ -143,7 +144,7 @@ def _tiles(view: View, whole: Selection, total: ReconciliationTotal, *, unknown:
             tile(
                 f"Expected{unit}",
                 figure("expected", total.expected),
-                note=f"metered quantities × price; {text.count(unknown)} calls without known tokens"
+                note=f"metered quantities × price; {text.count(unknown)} calls without known tokens, {text.percent(total.unknown_token_share)} of all"
                 if unknown
                 else "metered quantities × price; every call told its tokens",
             ),
@@ -153,13 +154,14 @@ def _tiles(view: View, whole: Selection, total: ReconciliationTotal, *, unknown:
     )
 
 
-def _chart(view: View, total: ReconciliationTotal, *, several: bool) -> Component:
+def _chart(view: View, whole: Selection, total: ReconciliationTotal, *, several: bool) -> Component:
     steps = [("expected", total.expected, True), *((_WORDS[cause], amount, False) for cause, amount in total.causes.items()), ("billed", total.billed, True)]
     name = f"From expected to billed{f' ({total.currency})' if several else ''}"
     said = "; ".join(f"{words} {text.money(amount, total.currency)}" for words, amount, _ in steps)
     return card(
         name,
         figures.graph(figures.waterfall(steps, currency=total.currency, revision=view.here), name=f"waterfall-{total.currency}", describes=said, height=380),
+        together("the steps are ", view.figure("variance", total.variance, total.currency, selection=whole), "; each is a line of the causes below"),
         note="Each step is a named cause; together they are the whole difference, exactly.",
         name="wide",
     )
@@ -369,18 +371,13 @@ def _requests(view: View, of_day: Period) -> Component:
         [
             text.instant(one.time),
             tables.named(one.id),
-            _counted(one.fields.get("input_tokens")),
-            _counted(one.fields.get("output_tokens")),
+            *(deployments.event_figure(view, one, name) for name in ("input_tokens", "output_tokens")),
             text.words(one.status),
         ]
         for one in page.items
     ]
     note = f"The newest {_MOST_REQUESTS}; all of them at /v1/usage." if page.next_cursor else ""
     return card("Requests of the day", tables.table(columns, rows, caption="Requests of the day"), note=note, name="wide")
-
-
-def _counted(tokens: object) -> str:
-    return text.count(tokens if isinstance(tokens, int) else None)
 
 
 # -- closed months ----------------------------------------------------------------------------------

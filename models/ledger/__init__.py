@@ -19,7 +19,7 @@ from models.ledger.insight import choices, data_age, forecast
 from models.ledger.invoices import Invoice, invoices
 from models.ledger.lags import Lag, lags
 from models.ledger.onboarding import onboarding
-from models.ledger.quotas import Pool, pool_place, quotas
+from models.ledger.quotas import Pool, Pressure, pool_place, pressure, quotas
 from models.ledger.reconciliation import Reconciliation, ReconciliationRow, ReconciliationTotal, reconciliation
 from models.ledger.reporting import ScheduleStanding, Sent, periods_of, report_schedules
 from models.ledger.rerating import Rerate, rerated
@@ -97,6 +97,7 @@ __all__ = [
     "Moved",
     "Pool",
     "PostingRecord",
+    "Pressure",
     "Problem",
     "Receipt",
     "ReceiptLine",
@@ -156,6 +157,7 @@ __all__ = [
     "periods_of",
     "pool_place",
     "postings",
+    "pressure",
     "problems",
     "query_parameters",
     "quotas",

@@ -21,7 +21,7 @@ from models.ledger.closing import Adjustment, adjustments
 from models.ledger.comparison import comparison
 from models.ledger.costs import costs
 from models.ledger.reconciliation import ReconciliationTotal, reconciliation
-from models.ledger.values import CostQuery, Figures, Filters
+from models.ledger.values import CostQuery, Figures, Filters, share_of
 from models.money import ZERO
 from models.periods import DAY, Period, month_period, month_start, next_month, settles_at, utc_day
 from models.resources import Mode
@@ -96,6 +96,12 @@ class ClosePack:
     adjustments: list[Adjustment]
     unpriced_tokens: int
     unknown_token_requests: int
+    requests: int
+
+    @property
+    def unknown_token_share(self) -> Decimal | None:
+        """The share of the month's requests whose cost is in no figure, as nobody told their tokens."""
+        return share_of(self.unknown_token_requests, self.requests)
 
     @property
     def known_at(self) -> datetime | None:
@@ -133,6 +139,7 @@ def close_pack(session: Session, month: date, filters: Filters = Filters(), *, n
         adjustments=[] if close is None else adjustments(session, month, filters=filters, now=now),
         unpriced_tokens=sum(total.unpriced_tokens for total in totals),
         unknown_token_requests=sum(total.unknown_token_requests for total in totals),
+        requests=sum(total.requests for total in totals),
     )
 
 

@@ -73,6 +73,11 @@ class Line:
         return self.key_id == NO_KEY
 
     @property
+    def line(self) -> str:
+        """By which key, in which format and under which source it came: how a drawer names it."""
+        return f"{self.key_id}|{self.format}|{self.source}"
+
+    @property
     def missing_share(self) -> Decimal | None:
         """The share of the accepted events whose tokens nobody said."""
         return _share(self.missing, self.accepted)
@@ -100,6 +105,11 @@ class Refused:
     events: int
     fix: str
     samples: Sequence[RefusedSample]
+
+    @property
+    def line(self) -> str:
+        """By which key, in which format and under which source it came: how a drawer names it."""
+        return f"{self.key_id}|{self.format}|{self.source}"
 
     @property
     def is_unknown(self) -> bool:
@@ -134,6 +144,11 @@ class Intake:
     hours: Sequence[DoorHour] = ()
     lines: Sequence[Line] = ()
     refused: Sequence[Refused] = ()
+
+    @property
+    def arrived(self) -> int | None:
+        """All that was stored of what arrived."""
+        return None if self.arrivals is None else sum(events for _, events in self.arrivals)
 
     @property
     def unknown_share(self) -> Decimal | None:

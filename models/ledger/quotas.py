@@ -110,6 +110,16 @@ class Pool:
         return None if self.limit is None or self.used is None else self.limit - self.used
 
     @property
+    def upgrade_left(self) -> int | None:
+        """What is left once upgrades have what they need; None where no instance needs it."""
+        return None if self.upgrade_reserved is None or self.headroom is None else self.headroom - self.upgrade_reserved
+
+    @property
+    def recent(self) -> int | None:
+        """A minute's worth of the last five, in the reading that counts."""
+        return self.readings.get(self.counting or "", {}).get("300s")
+
+    @property
     def limit_note(self) -> str | None:
         """Which sources say another limit than the one that counts: none is overruled in silence."""
         first = next((one for one in self.limits_said if one.counts), None)
@@ -123,6 +133,37 @@ class Pool:
         is_over = any(at is not None and at <= now for at in (self.deletes_at, self.retires_at))
         is_full = self.used * 100 >= self.limit * _ROOM_BELOW or (self.left_said is not None and self.left_said[0] * 100 <= self.limit * (100 - _ROOM_BELOW))
         return not is_over and not is_full
+
+
+@dataclass(frozen=True, slots=True)
+class Pressure:
+    """Pools taken together: which are nearly full, which deployments have room (tokens, requests), most left first, and which end."""
+
+    limited: int
+    full: Sequence[Pool]
+    deployments: int
+    room: Sequence[tuple[Pool, Pool]]
+    throttled: Sequence[tuple[Pool, Throttled]]
+    ending: Sequence[Pool]
+
+
+def pressure(pools: Iterable[Pool], *, now: datetime) -> Pressure:
+    """What the pools of one answer come to."""
+    every = list(pools)
+    limited = [pool for pool in every if pool.limit]
+    by_place: dict[tuple[str | None, str | None], dict[str, Pool]] = {}
+    for pool in every:
+        if pool.kind == "deployment":
+            by_place.setdefault((pool.workspace, pool.deployment), {})[pool.measure] = pool
+    pairs = [(of["tokens_per_minute"], of["requests_per_minute"]) for of in by_place.values() if len(of) == 2]
+    return Pressure(
+        limited=len(limited),
+        full=[pool for pool in limited if (pool.used or 0) * 100 >= (pool.limit or 0) * _ROOM_BELOW],
+        deployments=len(by_place),
+        room=sorted((pair for pair in pairs if all(pool.has_room(now) for pool in pair)), key=lambda pair: (-(pair[0].headroom or 0), pair[0].id)),
+        throttled=[(pool, one) for _, pool in pairs for one in pool.throttled_callers],
+        ending=[tokens for tokens, _ in pairs if tokens.deletes_at is not None or tokens.retires_at is not None],
+    )
 
 
 def quotas(session: Session, filters: Filters = Filters(), *, now: datetime, is_brief: bool = False) -> list[Pool]:  # noqa: B008 - a frozen value

@@ -21,7 +21,7 @@ from models.errors import InvalidInput
 from models.ledger.billed import Reading
 from models.ledger.costs import Answer
 from models.ledger.sums import Sums, covered
-from models.ledger.values import CostQuery, Filters
+from models.ledger.values import CostQuery, Filters, share_of
 from models.ledger.views import Groups
 from models.money import ZERO
 from models.periods import DAY, Period, day_start, days, utc_day
@@ -66,7 +66,10 @@ class ReconciliationRow(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class ReconciliationTotal:
-    """The rows of one currency added up; ``coverage`` is the share of billed money that metering saw (None where nothing is billed)."""
+    """The rows of one currency added up; ``coverage`` is the share of billed money that metering saw (None where nothing is billed).
+
+    ``requests`` are the calls of its deployments, ``unknown_token_requests`` those of them whose tokens nobody told: each once, however many meters.
+    """
 
     currency: str | None
     expected: Decimal
@@ -74,6 +77,13 @@ class ReconciliationTotal:
     causes: Mapping[Cause, Decimal]
     coverage: Decimal | None
     rows: int
+    requests: int = 0
+    unknown_token_requests: int = 0
+
+    @property
+    def unknown_token_share(self) -> Decimal | None:
+        """The share of the calls whose tokens are in no amount here; None where nobody called."""
+        return share_of(self.unknown_token_requests, self.requests)
 
     @property
     def variance(self) -> Decimal:
@@ -136,6 +146,7 @@ class _Reconciler:
         self._requests: dict[_Place, set[date]] = {}
         # What is billed and metered of the reached days of each currency's deployments.
         self._covers: dict[str | None, dict[tuple[_Place, date], tuple[Decimal, Decimal]]] = {}
+        self._calls: dict[str | None, tuple[int, int]] = {}  # of each currency: all, and those of unknown tokens
         self._ceilings: dict[tuple[_Place, date], tuple[Decimal, Decimal]] = {}
         self._series: dict[tuple[_Place, date], list[int]] | None = None
         self._last_digit = 0
@@ -147,7 +158,7 @@ class _Reconciler:
             for row in self._line(line, self._cells[line]):
                 by_day.setdefault(row.day, []).append(row)
         rows = [row for day in sorted(by_day) for row in by_day[day]]
-        return Reconciliation(self._period, rows, list(_totals(rows, self._covers)))
+        return Reconciliation(self._period, rows, list(self._totals(rows)))
 
     # -- facts ----------------------------------------------------------------------------------
 
@@ -181,6 +192,11 @@ class _Reconciler:
 
     def _cover(self, place: _Place, currency: str | None, cells: Mapping[date, Sums]) -> None:
         cover = self._covers.setdefault(currency, {})
+        calls, unknown = self._calls.get(currency, (0, 0))
+        self._calls[currency] = (
+            calls + sum(sums.requests for sums in cells.values()),
+            unknown + sum(sums.unknown_requests for sums in cells.values()),
+        )
         for day, sums in cells.items():
             for pair in sums.cover.values():
                 before = cover.get((place, day))
@@ -293,6 +309,22 @@ class _Reconciler:
                 return True
         return False
 
+    def _totals(self, rows: Iterable[ReconciliationRow]) -> Iterable[ReconciliationTotal]:
+        by_currency: dict[str | None, list[ReconciliationRow]] = {}
+        for row in rows:
+            by_currency.setdefault(row.currency, []).append(row)
+        for currency in sorted(by_currency, key=lambda code: (code is None, code or "")):
+            of = by_currency[currency]
+            yield ReconciliationTotal(
+                currency,
+                money.add(row.expected for row in of),
+                money.add(row.billed for row in of),
+                causes_of(of),
+                covered(self._covers[currency].values()) if currency in self._covers else None,
+                len(of),
+                *self._calls.get(currency, (0, 0)),
+            )
+
 
 def _order(line: _Line) -> tuple[bool, str, bool, str, str, str]:
     (workspace, deployment), meter, currency = line
@@ -333,24 +365,6 @@ def _price_near(by_day: Mapping[date, Sums], metered: Collection[date], day: dat
     return money.QUOTIENT.divide(by_day[nearest].metered, by_day[nearest].units)
 
 
-def _totals(
-    rows: Iterable[ReconciliationRow], covers: Mapping[str | None, Mapping[tuple[_Place, date], tuple[Decimal, Decimal]]]
-) -> Iterable[ReconciliationTotal]:
-    by_currency: dict[str | None, list[ReconciliationRow]] = {}
-    for row in rows:
-        by_currency.setdefault(row.currency, []).append(row)
-    for currency in sorted(by_currency, key=lambda code: (code is None, code or "")):
-        of = by_currency[currency]
-        yield ReconciliationTotal(
-            currency,
-            money.add(row.expected for row in of),
-            money.add(row.billed for row in of),
-            causes_of(of),
-            covered(covers[currency].values()) if currency in covers else None,
-            len(of),
-        )
-
-
 def causes_of(rows: Iterable[ReconciliationRow]) -> dict[Cause, Decimal]:
     """The causes of rows of one currency added up, in their order; only those that are not zero."""
     parts: dict[Cause, list[Decimal]] = {}
@@ -358,3 +372,8 @@ def causes_of(rows: Iterable[ReconciliationRow]) -> dict[Cause, Decimal]:
         for cause, amount in row.causes.items():
             parts.setdefault(cause, []).append(amount)
     return {cause: amount for cause in _CAUSES if cause in parts if (amount := money.add(parts[cause]))}
+
+
+def unknown_calls(rows: Iterable[ReconciliationRow]) -> int:
+    """The calls of unknown tokens behind rows; one stands beside every meter of its deployment's day."""
+    return sum({(row.workspace, row.deployment, row.day, row.currency): row.unknown_token_requests for row in rows}.values())

@@ -22,16 +22,17 @@ from models.ledger.alerts import alerts, budget_standings
 from models.ledger.closing import adjustments
 from models.ledger.comparison import ComparisonRow, comparison, what_if_from
 from models.ledger.costs import costs
+from models.ledger.events import receipt
 from models.ledger.explain import FORMULA, Explanation, explain
 from models.ledger.insight import data_age, forecast
-from models.ledger.intake import intake
+from models.ledger.intake import Intake, intake
 from models.ledger.invoices import SHARES, invoices
 from models.ledger.onboarding import onboarding
-from models.ledger.quotas import quotas
-from models.ledger.reconciliation import ReconciliationRow, reconciliation
+from models.ledger.quotas import Pool, pressure, quotas
+from models.ledger.reconciliation import ReconciliationRow, reconciliation, unknown_calls
 from models.ledger.since import before_last_landing, moved_since
 from models.ledger.values import Basis, CostQuery, DataAge, Figures, Filters
-from models.ledger.witnesses import problems
+from models.ledger.witnesses import problems, witness_rows
 from models.ledger.worklist import WAITED_FOR
 from models.periods import DAY, Period, day_start, month_period, month_start, rfc3339, utc_day
 from models.variance import Cause
@@ -41,6 +42,7 @@ Number = Decimal | int
 # What narrows a figure beside the filters of every read.
 OWN = (
     *("figure", "without", "meter", "day", "cause", "side", "pool", "budget", "alert", "problem", "subject", "sender", "invoice", "since"),
+    *("line", "event", "witness"),
     *("sku", "instances", "hours_per_day"),
 )
 _MOST_ROWS = 60
@@ -58,12 +60,17 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class Term:
-    """A number that went into a figure; ``unit`` is its currency where it is money."""
+    """A number that went into a figure; ``unit`` is its currency where it is money.
+
+    ``place`` and ``own`` are where the same figure stands by itself, where it does: a workspace and a deployment, and what else narrows it.
+    """
 
     name: str
     value: Number | None
     kind: Kind
     unit: str | None = None
+    place: tuple[str | None, str | None] | None = None
+    own: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,7 +205,8 @@ def _of_costs(session: Session, ask: Ask, now: datetime) -> _Found:
     for row in split.rows:
         if is_meant(row.figures) and all(row.groups.get(name) is None for name in groups if name in row.groups):
             part = _tokens(row.figures) if ask.figure == "tokens" else getattr(row.figures, ask.figure)
-            rows.append(Term(" / ".join(name or "unallocated" for name in row.groups.values()), part, FIGURES[ask.figure].kind, row.figures.currency))
+            place = (row.groups["workspace"], row.groups["deployment"]) if "deployment" in row.groups else None
+            rows.append(Term(" / ".join(name or "unallocated" for name in row.groups.values()), part, FIGURES[ask.figure].kind, row.figures.currency, place))
     evidence = replace(
         whole,
         metered=[line for line in whole.metered if (wanted is None or line.currency == wanted) and _lacks(line, groups)],
@@ -314,10 +322,14 @@ def _of_reconciliation(session: Session, ask: Ask, now: datetime) -> _Found:
         terms=[
             Term("expected", money.add(row.expected for row in rows), "money", currency),
             Term("billed", money.add(row.billed for row in rows), "money", currency),
-            Term("calls of unknown tokens", sum(row.unknown_token_requests for row in rows), "count"),
+            Term("calls of unknown tokens", unknown_calls(rows), "count"),
         ],
         rows=[
-            Term(f"{row.day} · {row.workspace or 'unallocated'} / {row.deployment or 'unallocated'} · {row.meter}", read(row), "money", currency)
+            Term(
+                *(f"{row.day} · {row.workspace or 'unallocated'} / {row.deployment or 'unallocated'} · {row.meter}", read(row), "money", currency),
+                place=(row.workspace, row.deployment),
+                own={"day": row.day.isoformat(), "meter": row.meter, **({"cause": cause.value} if ask.figure == "cause" and cause is not None else {})},
+            )
             for row in rows
         ],
         adds_up=ask.figure != "bill_coverage",
@@ -539,6 +551,46 @@ def _of_pool(session: Session, ask: Ask, now: datetime) -> _Found:
     )
 
 
+def _of_pressure(session: Session, ask: Ask, now: datetime) -> _Found:
+    """A count over all pools, and the pools that are counted."""
+    own = ask.own
+    found = pressure(quotas(session, Filters(visible=ask.query.filters.visible), now=now), now=now)
+    route = _Found(value=None, unit=None, route="/v1/quotas")
+    match ask.figure:
+        case "pools_full":
+            return replace(route, value=len(found.full), terms=[Term("pools with a known limit", found.limited, "count")], rows=_used(found.full))
+        case "deployments_with_room":
+            return replace(
+                route,
+                value=len(found.room),
+                terms=[Term("deployments", found.deployments, "count")],
+                rows=[Term(f"{one.id}: left", one.headroom, "count") for one, _ in found.room],
+            )
+        case "deployments_ending":
+            ends = [(one, min(at for at in (one.deletes_at, one.retires_at) if at is not None)) for one in found.ending]
+            return replace(
+                route, value=len(ends), rows=[Term(f"{one.workspace} / {one.deployment}: days left", (at - now) // DAY, "count") for one, at in ends]
+            )
+    meant = [
+        (pool, one)
+        for pool, one in found.throttled
+        if own.get("pool") in (None, pool.id) and own.get("side") in (None, one.by) and own.get("subject") in (None, one.caller)
+    ]
+    return replace(
+        route,
+        value=sum(one.count for _, one in meant),
+        rows=[Term(f"{pool.workspace} / {pool.deployment}, thrown by {one.by} at {one.caller}", one.count, "count") for pool, one in meant],
+        adds_up=True,
+        parameters=[(name, value) for pool, _ in meant[:1] for name, value in (("workspace", pool.workspace), ("deployment", pool.deployment)) if value]
+        if "pool" in own
+        else [],
+    )
+
+
+def _used(pools: Sequence[Pool]) -> list[Term]:
+    return [Term(f"{pool.id}: used", pool.used, "count") for pool in pools]
+
+
 def _of_budget(session: Session, ask: Ask, now: datetime) -> _Found:
     asked = ask.own.get("budget", "")
     one = next((each for each in budget_standings(session, visible=ask.query.filters.visible, now=now) if each.budget.id == asked), None)
@@ -599,16 +651,107 @@ def _of_problem(session: Session, ask: Ask, now: datetime) -> _Found:
 
 
 def _of_sender(session: Session, ask: Ask, now: datetime) -> _Found:
-    found = intake(session, ask.query.period, visible=ask.query.filters.visible, now=now)
-    one = next((each for each in found.senders if (each.source or "") == ask.own.get("sender", "")), None)
-    if one is None:
+    """What one sender's calls of the period were, or all of them."""
+    found, asked = intake(session, ask.query.period, visible=ask.query.filters.visible, now=now), ask.own.get("sender")
+    meant = [each for each in found.senders if asked in (None, each.source or "")]
+    if asked is not None and not meant:
         raise NotFound("this sender sent nothing in the period")
+    requests, unknown = sum(one.requests for one in meant), sum(one.unknown_requests for one in meant)
+    name = ask.figure.removeprefix("sender_")
+    is_share = name == "unknown_share"
+    read = "unknown_requests" if is_share else name
     return _Found(
-        value=one.tokens,
+        value=money.ratio(Decimal(unknown), Decimal(requests)) if is_share else sum(getattr(one, name) for one in meant),
         unit=None,
-        terms=[Term("calls", one.requests, "count"), Term("of them without tokens", one.unknown_requests, "count")],
-        route="/v1/usage",
-        parameters=query_parameters(ask.query),
+        reason="no call came" if not requests else None,
+        terms=[Term("calls", requests, "count"), Term("of them without tokens", unknown, "count")],
+        rows=[Term(one.source or "(no name)", getattr(one, read), "count", own={"sender": one.source or ""}) for one in meant] if asked is None else [],
+        adds_up=not is_share,
+        route="/v1/usage" if name == "tokens" else "/v1/costs",
+        parameters=query_parameters(ask.query) + ([] if name == "tokens" else [("granularity", "none")]),
+    )
+
+
+def _of_intake(session: Session, ask: Ask, now: datetime) -> _Found:
+    """How what arrived came out: of one key, format and source, or of all of them."""
+    found, asked, error = intake(session, ask.query.period, visible=ask.query.filters.visible, now=now), ask.own.get("line"), ask.own.get("subject")
+    name = ask.figure.removeprefix("intake_")
+    route = _Found(value=None, unit=None, route="/v1/intake", parameters=query_parameters(ask.query)[:2])
+    if name == "arrived":
+        reason = "arrivals are counted of all workspaces together; this key sees some"
+        return replace(
+            route,
+            value=found.arrived,
+            reason=reason if found.arrived is None else None,
+            rows=[Term(rfc3339(at), events, "count") for at, events in found.arrivals or ()],
+            adds_up=True,
+        )
+    meant = [each for each in found.lines if asked in (None, each.line)]
+    if asked is not None and not meant:
+        raise NotFound("nothing arrived of this key, format and sender in the period")
+    if error is not None:
+        return replace(route, value=_turned_away(found, asked, error), terms=[Term("of all that was refused", sum(one.rejected for one in meant), "count")])
+    if name == "missing_share":
+        stored, missing = sum(one.accepted for one in meant), sum(one.missing for one in meant)
+        terms = [Term("stored", stored, "count"), Term("of them without tokens", missing, "count")]
+        return replace(route, value=money.ratio(Decimal(missing), Decimal(stored)), reason=None if stored else "nothing was stored", terms=terms)
+    return replace(
+        route,
+        value=sum(getattr(one, name) for one in meant),
+        rows=[Term(f"{one.key or 'no key'} · {one.format} · {one.source}", getattr(one, name), "count", own={"line": one.line}) for one in meant],
+        adds_up=True,
+    )
+
+
+def _turned_away(found: Intake, line: str | None, error: str) -> int:
+    return sum(one.events for one in found.refused if one.error == error and line in (None, one.line))
+
+
+def _of_event(session: Session, ask: Ask, now: datetime) -> _Found:
+    """A count of one call, with what it is expected to cost and its share of the bill."""
+    handle = ask.own.get("event", "")
+    found = receipt(session, handle, workspace=None, source=None, visible=ask.query.filters.visible, now=now)
+    value = found.record.fields.get(ask.figure.removeprefix("event_"))
+    said = f"tokens are {found.record.fields.get('tokens_quality', 'as sent')}" + (f"; not counted: {found.record.reason}" if found.record.reason else "")
+    return _Found(
+        value=value if isinstance(value, int) else None,
+        unit=None,
+        formula=f"{FIGURES[ask.figure].formula}; {said}",
+        reason=None if isinstance(value, int) else "nobody told it",
+        terms=[
+            *(Term(f"{line.meter}: tokens", line.quantity, "tokens") for line in found.lines),
+            *(
+                Term(f"{line.meter}: price per {line.unit}, {line.price_source} ({line.price_version})", line.unit_price, "rate", line.currency)
+                for line in found.lines
+                if line.unit_price is not None
+            ),
+            Term("expected cost", found.expected_cost, "money", found.currency),
+            Term("its share of that day's bill", found.billed_share, "money", found.currency),
+        ],
+        route=f"/v1/usage/{quote(handle, safe='')}",
+    )
+
+
+def _of_witness(session: Session, ask: Ask, now: datetime) -> _Found:
+    """What one witness saw of a deployment's day, beside what was counted."""
+    day, own = _day(ask), ask.own
+    period = ask.query.period if day is None else Period(day_start(day), day_start(day + DAY))
+    meant = [
+        one
+        for one in witness_rows(session, period, granularity="day", filters=ask.query.filters, now=now)
+        if own.get("meter") in (None, one.measure) and own.get("witness") in (None, one.kind) and own.get("subject") in (None, one.service)
+    ]
+    if not meant:
+        raise NotFound("no such witness saw this deployment then")
+    name = ask.figure.removeprefix("witness_")
+    return _Found(
+        value=sum(getattr(one, name) for one in meant),
+        unit=None,
+        terms=[Term("witnessed", sum(one.witnessed for one in meant), "count"), Term("counted", sum(one.counted for one in meant), "count")],
+        rows=[Term(f"{utc_day(one.period.start)} · {one.kind} · {one.measure}", getattr(one, name), "count") for one in meant],
+        adds_up=True,
+        route="/v1/witnesses",
+        parameters=query_parameters(replace(ask.query, period=period)),
     )
 
 
@@ -740,7 +883,32 @@ FIGURES: Mapping[str, Figure] = {
     "alert_value": Figure("measured", "rate", "as it was measured when the alert last changed", _of_alert),
     "alert_threshold": Figure("threshold", "rate", "as the rule says it", _of_alert),
     "finding_amount": Figure("money of this finding", "money", "the charges that the finding is about, added up", _of_problem),
+    "quota_upgrade_reserved": Figure("kept for upgrades", "count", "a fifth of each deployment's instances, rounded up, x cores of the size", _of_pool),
+    "quota_upgrade_left": Figure("left after upgrades", "count", "limit - used now - kept for upgrades", _of_pool),
+    "quota_recent": Figure("a minute's worth of the last five", "count", "what was used in the last five minutes / 5, rounded up", _of_pool),
+    "pools_full": Figure("pools above 80 %", "count", "pools with a known limit of which at least 80 % are used now", _of_pressure),
+    "deployments_with_room": Figure(
+        "deployments with room", "count", "those below 80 % of both limits, by our count and Azure's, that do not end", _of_pressure
+    ),
+    "deployments_ending": Figure("deployments that end", "count", "those that Azure deletes or whose model retires, at a known time", _of_pressure),
+    "throttled_calls": Figure("throttled in the last hour", "count", "calls that were answered 429, by who threw it and who called", _of_pressure),
     "sender_tokens": Figure("tokens of a sender", "tokens", "input + output tokens of its calls that counted", _of_sender),
+    "sender_requests": Figure("calls of a sender", "count", "calls of the period, whenever they arrived", _of_sender),
+    "sender_unknown_requests": Figure("calls without tokens", "count", "billable calls that answered and did not say their tokens", _of_sender),
+    "sender_unknown_share": Figure("share without tokens", "share", "calls without tokens / calls", _of_sender),
+    "intake_arrived": Figure("events that arrived", "count", "events stored in these hours, of any age", _of_intake),
+    "intake_accepted": Figure("stored", "count", "events that were stored when they arrived", _of_intake),
+    "intake_duplicates": Figure("came again", "count", "events with an id and content that were stored before: counted once", _of_intake),
+    "intake_conflicts": Figure("conflicts", "count", "events with an id that was stored before with other content: the first counts", _of_intake),
+    "intake_rejected": Figure("refused", "count", "events turned away with a reason; of a body refused whole, one", _of_intake),
+    "intake_ignored": Figure("not usage", "count", "items that are valid and hold nothing to count", _of_intake),
+    "intake_estimated": Figure("stored with estimated tokens", "count", "of what was stored, events whose tokens are an estimate", _of_intake),
+    "intake_missing_share": Figure("stored without tokens", "share", "of what was stored, the share whose tokens nobody said", _of_intake),
+    "event_input_tokens": Figure("input tokens of a call", "tokens", "as the sender told it, cached input included", _of_event),
+    "event_output_tokens": Figure("output tokens of a call", "tokens", "as the sender told it, reasoning included", _of_event),
+    "witness_witnessed": Figure("witnessed", "count", "what somebody else saw; never added to anything", _of_witness),
+    "witness_counted": Figure("counted", "count", "the same of what senders reported", _of_witness),
+    "witness_difference": Figure("difference", "count", "witnessed - counted", _of_witness),
 }
 
 # Those whose row may stand in no currency (tokens that nothing prices): an unsaid currency is then that row, and not all of them.

@@ -144,3 +144,12 @@ def test_no_cent_is_lost_in_any_world(shared: Store, world: World) -> None:
                 ]
                 assert money.minus(money.add(line.debit for line in costs), money.add(line.credit for line in costs)) == one.booked
                 assert one.booked == money.shown(one.cost, one.currency)
+
+
+def test_the_pack_says_which_share_of_calls_told_no_tokens(sqlite_store: Store) -> None:
+    with sqlite_store.write() as session:
+        october(session)
+        for _ in range(2):
+            make.event(session, make.series(session, deployment="one"), time=datetime(2026, 10, 22, 8, tzinfo=UTC), input_tokens=None, output_tokens=None)
+        pack = ledger.close_pack(session, OCTOBER, now=NOW)
+    assert (pack.requests, pack.unknown_token_requests, pack.unknown_token_share) == (4, 2, Decimal("0.5"))

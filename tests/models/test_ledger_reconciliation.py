@@ -12,7 +12,7 @@ from sqlmodel import Session
 from models import ledger, money
 from models.charges import ChargeClass, MeterKind
 from models.errors import InvalidInput
-from models.ledger import CostQuery, ReconciliationRow
+from models.ledger import Ask, CostQuery, ReconciliationRow
 from models.periods import Period, month_period
 from models.prices import PriceMeter
 from models.store import Store
@@ -172,3 +172,20 @@ def test_only_whole_days_and_a_bounded_period_are_taken(sqlite_store: Store) -> 
             ledger.reconciliation(session, Period(at(1, 5), at(2, 0)), now=NOW)
         with pytest.raises(InvalidInput, match="at most"):
             ledger.reconciliation(session, Period(datetime(2025, 1, 1, tzinfo=UTC), datetime(2026, 1, 1, tzinfo=UTC)), now=NOW)
+
+
+def test_a_call_of_unknown_tokens_counts_once_however_many_meters_its_day_has(sqlite_store: Store) -> None:
+    with sqlite_store.write() as session:
+        make.foundry(session)
+        make.token_prices(session, "1.00", "2.00")
+        of = make.series(session, deployment="llama-foundry")
+        for _ in range(3):
+            make.event(session, of, time=at(10), input_tokens=MILLION, output_tokens=MILLION)
+        make.event(session, of, time=at(10), input_tokens=None, output_tokens=None)
+    with sqlite_store.read() as session:
+        answer = ledger.reconciliation(session, month_period(date(2026, 11, 1)), now=NOW)
+        other = ledger.why(session, Ask("expected", CostQuery(month_period(date(2026, 11, 1)), "none", currency="USD")), now=NOW)
+    assert [(row.meter, row.unknown_token_requests) for row in answer.rows] == [("input", 1), ("output", 1)]
+    (total,) = answer.totals
+    assert (total.requests, total.unknown_token_requests, total.unknown_token_share) == (4, 1, Decimal("0.25"))
+    assert [term.value for term in other.terms if term.name == "calls of unknown tokens"] == [1]

@@ -14,7 +14,7 @@ from collector.azure import inventory
 from collector.azure.simulator import Fault, InventedWorld, Simulator
 from models.errors import UpstreamError
 from models.matching import Registry
-from models.quotas import EndpointFact, endpoint_at_host, endpoints
+from models.quotas import EndpointFact, endpoints
 from models.resources import DeploymentFact, Mode, Route, WorkspaceFact
 from models.store import Store
 from tests.collector.azure.plain import PlainArm
@@ -173,13 +173,12 @@ def test_one_subscription_that_fails_does_not_keep_the_others(store: Store) -> N
 def test_endpoints_say_their_host_and_when_they_delete_themselves(store: Store, place: Place) -> None:
     place.sync(store)
     with store.read() as session:
-        found = endpoint_at_host(session, "llama-8b.eastus2.inference.ml.azure.com")
-        assert found is not None
+        by_host = {each.host: each for each in endpoints(session, known=place.at)}
+        found = by_host["llama-8b.eastus2.inference.ml.azure.com"]
         assert (found.workspace, found.endpoint, found.traffic, found.deletes_at) == ("ws-prod-0", "llama-8b", {"blue": 90, "green": 10}, None)
         shared = next(each for each in endpoints(session, known=place.at) if each.endpoint == "llama-70b")
         assert shared.deletes_at == datetime(2026, 12, 1, 6, tzinfo=UTC)
-        serverless = endpoint_at_host(session, "SCOUT-prod.eastus2.models.ai.azure.com")
-        assert serverless is not None
+        serverless = by_host["scout-prod.eastus2.models.ai.azure.com"]
         assert (serverless.workspace, serverless.endpoint) == ("ws-prod-0", "scout-prod")
 
 

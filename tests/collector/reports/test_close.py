@@ -92,3 +92,13 @@ def test_a_month_that_runs_is_not_kept(sqlite_store: Store, month: date) -> None
         world(session)
         body = reports.keep(session, reports.close_draft(session, month, ledger.Filters(), now=NOW), now=NOW)
     assert (body["snapshot"]["id"], body["snapshot"]["reason"]) == (None, "the month is not over yet")
+
+
+def test_the_share_of_calls_that_told_no_tokens_stands_beside_their_number(sqlite_store: Store) -> None:
+    with sqlite_store.write() as session:
+        world(session)
+        for _ in range(2):
+            make.event(session, time=datetime(2026, 10, 21, 8, tzinfo=UTC), input_tokens=None, output_tokens=None)
+        body = body_of(session)
+    assert (body["unknown_token_requests"], body["unknown_token_share"]) == (2, "0.6667")
+    assert "2 requests (66.67 %) did not say their tokens: what they cost is in no figure here." in reports.written(body, "html").content.decode()

@@ -16,7 +16,7 @@ from sqlmodel import Session, col, select
 
 from models import money
 from models.errors import Conflict, NotFound
-from models.periods import rfc3339
+from models.periods import rfc3339, valid_together
 from models.prices import UNIT_DIGITS, Price, PriceBook, PriceMeter, UnitPrice, WaitingPrice, model_key
 
 _FARTHEST = Decimal(5)
@@ -92,9 +92,7 @@ def _subject(row: Price) -> tuple[str, ...]:
 
 
 def _overlap(one: Price, other: Price) -> bool:
-    return (one.valid_to is None or other.valid_from is None or other.valid_from < one.valid_to) and (
-        other.valid_to is None or one.valid_from is None or one.valid_from < other.valid_to
-    )
+    return valid_together((one.valid_from, one.valid_to), (other.valid_from, other.valid_to))
 
 
 # -- what waits ------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from collector.rowfiles import Faults, Row, overlaps, read_rows
 from models import ledger
 from models.columns import EPOCH
 from models.errors import InvalidInput
-from models.periods import Period, rfc3339
+from models.periods import Period, rfc3339, valid_together
 from models.prices import TOKEN_METERS, Price, PriceMeter, model_key
 
 COLUMNS = ("model", "meter", "unit_price", "currency", "unit", "valid_from", "valid_to", "workspace", "sku", "region", "source")
@@ -59,9 +59,7 @@ class PriceRow:
 
     def overlaps(self, other: Price) -> bool:
         """Whether both are valid at some instant."""
-        return (self.valid_to is None or other.valid_from is None or other.valid_from < self.valid_to) and (
-            other.valid_to is None or self.valid_from is None or self.valid_from < other.valid_to
-        )
+        return valid_together((self.valid_from, self.valid_to), (other.valid_from, other.valid_to))
 
 
 @dataclass(frozen=True, slots=True)

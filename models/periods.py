@@ -50,6 +50,12 @@ class Period:
         return max(right - left, timedelta(0))
 
 
+def valid_together(one: tuple[datetime | None, datetime | None], other: tuple[datetime | None, datetime | None]) -> bool:
+    """Whether two spans of validity (None = open at that end) have an instant in common."""
+    (from_one, to_one), (from_other, to_other) = one, other
+    return (to_one is None or from_other is None or from_other < to_one) and (to_other is None or from_one is None or from_one < to_other)
+
+
 def rfc3339(at: datetime) -> str:
     """``2026-11-20T10:00:00Z``; fractions only where there are any."""
     return at.astimezone(UTC).isoformat().replace("+00:00", "Z")

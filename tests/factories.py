@@ -18,6 +18,7 @@ import sqlalchemy as sa
 from sqlmodel import Session, SQLModel, select
 
 from models import identities, money
+from models.alerts import Alert, AlertState, Budget, Kind, Severity
 from models.charges import IN_SCOPE, BillPart, Charge, ChargeClass, ChargeDay, ChargeItem, MeterKind
 from models.columns import EPOCH, canonical_json, to_microseconds
 from models.notices import Format, Receiver
@@ -424,3 +425,36 @@ def receiver(session: Session, receiver_id: str, **columns: Any) -> Receiver:
     session.add(row)
     session.flush()
     return row
+
+
+def budget(session: Session, *, now: datetime, amount: str = "2000", **overrides: Any) -> Budget:
+    """A month's budget of everything in USD."""
+    said: dict[str, Any] = {"id": "budget_1", "name": "All of it", "scope": {}, "currency": "USD", "period": "month", "steps": [50, 80], "forecast_steps": []}
+    made = Budget(**said | {"severity": Severity.WARNING, "receivers": [], "created_at": now, "updated_at": now} | overrides, amount=Decimal(amount))
+    session.add(made)
+    return made
+
+
+def alert(session: Session, *, now: datetime, **overrides: Any) -> Alert:
+    """An alert that has fired for an hour: 410,000 tokens in a minute of a deployment that may use 400,000."""
+    said: dict[str, Any] = {
+        "id": "alert_1",
+        "seq": 1,
+        "rule_id": "rule_1",
+        "rule": "Tokens",
+        "kind": Kind.TOKENS_PER_MINUTE,
+        "state": AlertState.FIRING,
+        "severity": Severity.CRITICAL,
+        "scope": {"workspace": "ws-east", "deployment": "llama-foundry"},
+        "subject": "s",
+        "value": Decimal(410_000),
+        "threshold": Decimal(400_000),
+        "why": "410000 tokens in a minute",
+        "sample": {},
+        "receivers": [],
+        "pending_at": now - timedelta(hours=2),
+        "fired_at": now - timedelta(hours=1),
+    }
+    made = Alert(**said | overrides)
+    session.add(made)
+    return made

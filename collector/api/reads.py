@@ -177,18 +177,7 @@ def problems(request: Request, session: Reading, caller: Caller, now: Now) -> di
     """Unknown units and meters, models without a price, charges without a deployment, conflicts; each with its remedy."""
     refuse_unknown(request, ())
     return {
-        "items": [
-            {
-                "kind": one.kind,
-                "subject": one.subject,
-                "detail": one.detail,
-                "remedy": one.remedy,
-                "currency": one.currency,
-                "amount": amount(one.amount),
-                "count": one.count,
-            }
-            for one in ledger.problems(session, visible=caller.visible, now=now)
-        ],
+        "items": [problem(one) for one in ledger.problems(session, visible=caller.visible, now=now)],
         "next_cursor": None,
     }
 
@@ -323,6 +312,19 @@ def _every_event(request: Request, session: Session, caller: Principal, *, now: 
 
 
 # -- shaping --------------------------------------------------------------------------------------
+
+
+def problem(one: ledger.Problem) -> dict[str, Any]:
+    """Something to look at, as the routes say it."""
+    return {
+        "kind": one.kind,
+        "subject": one.subject,
+        "detail": one.detail,
+        "remedy": one.remedy,
+        "currency": one.currency,
+        "amount": amount(one.amount),
+        "count": one.count,
+    }
 
 
 def amount(value: Decimal | None) -> str | None:

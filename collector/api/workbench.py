@@ -12,7 +12,7 @@ from sqlmodel import col, select
 
 from collector import pricereview, pricing
 from collector.api.deps import Caller, Now, Reading, Writing
-from collector.api.reads import amount, documented, filters_of, instant, period_of, refuse_unknown
+from collector.api.reads import amount, documented, filters_of, instant, period_of, problem, refuse_unknown
 from collector.api.reconciliation import month_from
 from collector.auth import Principal
 from models import ledger, money
@@ -268,17 +268,6 @@ def onboarding(request: Request, session: Reading, caller: Caller, now: Now) -> 
     """Where bill, inventory, prices and usage do not fit together, each with its fix."""
     refuse_unknown(request, ())
     return {
-        "items": [
-            {
-                "kind": one.kind,
-                "subject": one.subject,
-                "detail": one.detail,
-                "remedy": one.remedy,
-                "currency": one.currency,
-                "amount": amount(one.amount),
-                "count": one.count,
-            }
-            for one in ledger.onboarding(session, visible=caller.visible, now=now)
-        ],
+        "items": [problem(one) for one in ledger.onboarding(session, visible=caller.visible, now=now)],
         "next_cursor": None,
     }

@@ -7,7 +7,6 @@ import re
 import shutil
 from collections.abc import Iterator
 from datetime import date, datetime, timedelta
-from decimal import Decimal
 from types import ModuleType
 
 import pytest
@@ -21,7 +20,6 @@ from dashboard.pages import alerts, comparison, data, explain, quotas, receivers
 from dashboard.pages import sources as sources_page
 from dashboard.shell import View
 from models import ledger, sources
-from models.alerts import Alert, AlertState, Budget, Kind, Severity
 from models.charges import ChargeClass
 from models.limits import LimitSource, set_limit
 from models.notices import Format, Receiver
@@ -55,42 +53,8 @@ def store(sqlite_store: Store) -> Store:
             if day < 18:
                 make.charge(session, part, make.charge_item(session, ChargeClass.FOUNDRY), "44.00", quantity="44", charged_on=date(2026, 11, day))
                 make.charge(session, part, make.charge_item(session, ChargeClass.COMPUTE), "84.00", quantity="24", charged_on=date(2026, 11, day))
-        session.add(
-            Budget(
-                id="budget_1",
-                name="All of it",
-                scope={},
-                amount=Decimal(2000),
-                currency="USD",
-                period="month",
-                steps=[50, 80],
-                forecast_steps=[],
-                severity=Severity.WARNING,
-                receivers=[],
-                created_at=NOW,
-                updated_at=NOW,
-            )
-        )
-        session.add(
-            Alert(
-                id="alert_1",
-                seq=1,
-                rule_id="rule_1",
-                rule="<i>Tokens</i>",
-                kind=Kind.TOKENS_PER_MINUTE,
-                state=AlertState.FIRING,
-                severity=Severity.CRITICAL,
-                scope={"workspace": "ws-east", "deployment": "llama-foundry"},
-                subject="s",
-                value=Decimal(410_000),
-                threshold=Decimal(400_000),
-                why="410000 tokens in a minute",
-                sample={},
-                receivers=[],
-                pending_at=NOW - timedelta(hours=2),
-                fired_at=NOW - timedelta(hours=1),
-            )
-        )
+        make.budget(session, now=NOW)
+        make.alert(session, now=NOW, rule="<i>Tokens</i>")
         session.add(
             Receiver(id="r", name="ops", url="https://hooks.example.com/x", format=Format.SLACK, workspaces=[], is_default=True, created_at=NOW, updated_at=NOW)
         )

@@ -22,7 +22,6 @@ from dashboard.filters import Selection
 from dashboard.pages import alerts, comparison, data, deployment, ingest, overview, quotas, reconciliation, rules
 from dashboard.shell import View
 from models import ledger
-from models.alerts import Alert, AlertState, Budget, Kind, Severity
 from models.charges import ChargeClass, MeterKind
 from models.columns import to_microseconds
 from models.intake import IntakeHour
@@ -135,42 +134,8 @@ def store(sqlite_store: Store) -> Store:
         ledger.close_month(session, date(2026, 10, 1), author="ana", software="1", now=NOW - timedelta(days=1))
         late = datetime(2026, 10, 12, 8, tzinfo=NOW.tzinfo)
         make.event(session, series, time=late, input_tokens=3_000_000, output_tokens=0, received_at=NOW - timedelta(hours=1))
-        session.add(
-            Budget(
-                id="budget_1",
-                name="All of it",
-                scope={},
-                amount=Decimal(2000),
-                currency="USD",
-                period="month",
-                steps=[50, 80],
-                forecast_steps=[],
-                severity=Severity.WARNING,
-                receivers=[],
-                created_at=NOW,
-                updated_at=NOW,
-            )
-        )
-        session.add(
-            Alert(
-                id="alert_1",
-                seq=1,
-                rule_id="rule_1",
-                rule="Tokens",
-                kind=Kind.TOKENS_PER_MINUTE,
-                state=AlertState.FIRING,
-                severity=Severity.CRITICAL,
-                scope={"workspace": "ws-east", "deployment": "llama-foundry"},
-                subject="s",
-                value=Decimal(410_000),
-                threshold=Decimal(400_000),
-                why="410000 tokens in a minute",
-                sample={},
-                receivers=[],
-                pending_at=NOW - timedelta(hours=2),
-                fired_at=NOW - timedelta(hours=1),
-            )
-        )
+        make.budget(session, now=NOW)
+        make.alert(session, now=NOW)
     began = to_microseconds(guessed)
     seen = [
         Point(

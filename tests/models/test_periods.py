@@ -254,3 +254,22 @@ def test_buckets_cover_the_period_once_and_agree_with_floor(start: datetime, hou
         assert periods.floor(bucket.end - timedelta(microseconds=1), granularity, zone) == edge
         assert periods.floor(edge, granularity, zone) == edge
         assert periods.following(edge, granularity, zone) >= bucket.end
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "meet"),
+    [
+        ((1, 3), (2, 4), True),
+        ((1, 3), (3, 4), False),  # half-open: the end of one is the start of the other
+        ((3, 4), (1, 3), False),
+        ((None, 2), (1, None), True),
+        ((None, 1), (1, None), False),
+        ((None, None), (2, 3), True),
+    ],
+)
+def test_spans_of_validity_meet_where_they_share_an_instant(one: tuple[int | None, int | None], other: tuple[int | None, int | None], *, meet: bool) -> None:
+    def at(day: int | None) -> datetime | None:
+        return None if day is None else utc(f"2026-11-0{day}")
+
+    first, second = (at(one[0]), at(one[1])), (at(other[0]), at(other[1]))
+    assert periods.valid_together(first, second) is periods.valid_together(second, first) is meet

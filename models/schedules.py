@@ -40,7 +40,7 @@ class ReportDelivery(SQLModel, table=True):
 
     id: str = Field(sa_column=Column(Text, primary_key=True))
     schedule_id: str = Field(sa_column=Column(Text, nullable=False))
-    slot: str = Field(sa_column=Column(Text, nullable=False))  # 2026-W46, or now-<request> where somebody asked for it
+    slot: str = Field(sa_column=Column(Text, nullable=False))  # weekly-2026-W46, or now-<request> where somebody asked for it
     period: str = Field(sa_column=Column(Text, nullable=False))
     snapshot_id: str = Field(sa_column=Column(Text, nullable=False))
     notices: list[str] = Field(sa_column=Column(JsonText, nullable=False))  # ids of the outbox's deliveries

@@ -91,7 +91,7 @@ def send_due(store: Store, schedule_id: str, *, now: datetime, public_url: str =
             if due is None:
                 return None
             schedule, name = due
-            return send(session, schedule, draft, slot=name, now=now, public_url=public_url, period=name)
+            return send(session, schedule, draft, slot=slot_of(schedule, name), now=now, public_url=public_url, period=name)
     except IntegrityError:
         return None  # another process has sent this one
 
@@ -139,6 +139,19 @@ def _sent(session: Session, schedule_id: str, slot: str) -> ReportDelivery | Non
     return session.exec(select(ReportDelivery).where(col(ReportDelivery.schedule_id) == schedule_id, col(ReportDelivery.slot) == slot)).first()
 
 
+def slot_of(schedule: ReportSchedule, name: str) -> str:
+    """The one place that a period has among a schedule's deliveries: a schedule may become one of another report, whose month has the same name."""
+    return f"{schedule.report}-{name}"
+
+
+def _is_done(session: Session, schedule: ReportSchedule, name: str) -> bool:
+    if _sent(session, schedule.id, slot_of(schedule, name)) is not None:
+        return True
+    # Slots had the name of the period alone; what they were of, their snapshot says.
+    before = _sent(session, schedule.id, name)
+    return before is not None and before.snapshot_id.startswith(f"{schedule.report}-")
+
+
 def _due(session: Session, schedule_id: str, *, now: datetime) -> tuple[ReportSchedule, str] | None:
     """The schedule and the oldest period that is to be sent now, None where none is."""
     schedule = session.get(ReportSchedule, schedule_id)
@@ -146,7 +159,7 @@ def _due(session: Session, schedule_id: str, *, now: datetime) -> tuple[ReportSc
         return None
     for name, period in _candidates(schedule, now=now):
         is_early = period.end < schedule.created_at
-        if not is_early and _sent(session, schedule.id, name) is None and not _waits(session, schedule, period, now=now):
+        if not is_early and not _is_done(session, schedule, name) and not _waits(session, schedule, period, now=now):
             return schedule, name
     return None
 

@@ -91,7 +91,7 @@ def test_a_week_is_sent_once_when_it_is_due(store: Store, tmp_path: Path) -> Non
     assert sent(store) == []
     for hours in (7, 8, 30):
         go(store, MONDAY + timedelta(hours=hours), into)
-    assert sent(store) == [("2026-W46", "2026-W46")]
+    assert sent(store) == [("weekly-2026-W46", "2026-W46")]
     row, said = the_row(store), json.loads(the_notice(store))
     assert (said["type"], said["data"]["totals"][0]["cost"], row["folder_state"]) == ("report.ready", "5", "written")
     folder = tmp_path / "share" / "finance" / "weekly"
@@ -111,10 +111,10 @@ def test_each_day_is_sent_once_without_waiting_for_its_bill_and_after_a_stop_lat
         receiver(session)
         schedule(session, report="daily", created_at=MONDAY - timedelta(days=9))
     delivery.run(sqlite_store, MONDAY + timedelta(hours=7))
-    assert sorted(sent(sqlite_store)) == [(day, day) for day in ("2026-11-12", "2026-11-13", "2026-11-14", "2026-11-15")]
+    assert sorted(sent(sqlite_store)) == [(f"daily-{day}", day) for day in ("2026-11-12", "2026-11-13", "2026-11-14", "2026-11-15")]
     for hours in (24, 30, 31, 32, 54, 55, 56):
         delivery.run(sqlite_store, MONDAY + timedelta(hours=hours))
-    assert sorted(sent(sqlite_store))[4:] == [(day, day) for day in ("2026-11-16", "2026-11-17")]
+    assert sorted(sent(sqlite_store))[4:] == [(f"daily-{day}", day) for day in ("2026-11-16", "2026-11-17")]
 
 
 @pytest.mark.parametrize(("report", "hours", "first"), [("weekly", 200, "2026-W46"), ("daily", 30, "2026-11-17"), ("monthly", 240, "2026-10")])
@@ -128,9 +128,40 @@ def test_one_that_is_sent_long_after_its_end_is_sent_too(sqlite_store: Store, re
         row = session.get_one(ReportSchedule, "sch_1")
         end = delivery.period_of(row, first, now=NOW + timedelta(days=30))[1].end
     delivery.run(sqlite_store, end + timedelta(hours=hours) - timedelta(minutes=1))
-    assert first not in [slot for slot, _ in sent(sqlite_store)]
+    assert first not in [period for _, period in sent(sqlite_store)]
     delivery.run(sqlite_store, end + timedelta(hours=hours))
-    assert first in [slot for slot, _ in sent(sqlite_store)]
+    assert first in [period for _, period in sent(sqlite_store)]
+
+
+def test_a_schedule_that_becomes_one_of_another_report_sends_that_too(sqlite_store: Store) -> None:
+    """The month of the cost report and the month of the close pack have one name."""
+    into = datetime(2026, 11, 3, tzinfo=UTC)
+    with sqlite_store.write() as session:
+        world(session)
+        receiver(session)
+        schedule(session, report="monthly", created_at=datetime(2026, 10, 30, tzinfo=UTC))
+    for report in ("monthly", "close", "monthly", "close"):
+        with sqlite_store.write() as session:
+            row = session.get_one(ReportSchedule, "sch_1")
+            row.report = report
+            session.add(row)
+        into += timedelta(hours=1)
+        delivery.run(sqlite_store, into)
+    assert sent(sqlite_store) == [("monthly-2026-10", "2026-10"), ("close-2026-10", "2026-10")]
+
+
+def test_what_was_sent_under_the_name_of_its_period_alone_is_not_sent_again(sqlite_store: Store) -> None:
+    with sqlite_store.write() as session:
+        world(session)
+        receiver(session)
+        schedule(session)
+    delivery.run(sqlite_store, MONDAY + timedelta(hours=7))
+    with sqlite_store.write() as session:
+        row = session.exec(select(ReportDelivery)).one()
+        row.slot = "2026-W46"  # as the version before named it
+        session.add(row)
+    delivery.run(sqlite_store, MONDAY + timedelta(hours=8))
+    assert sent(sqlite_store) == [("2026-W46", "2026-W46")]
 
 
 def test_processes_that_race_send_once(store: Store) -> None:
@@ -207,7 +238,7 @@ def test_a_schedule_that_was_limited_meanwhile_sends_nothing_of_before(sqlite_st
         draft = delivery.drafted(session, row, now=NOW)
         row.teams = ["team-b"]
         with pytest.raises(Conflict, match="changed while its report was being made"):
-            delivery.send(session, row, draft, slot="2026-W46", now=NOW)
+            delivery.send(session, row, draft, slot="weekly-2026-W46", now=NOW)
 
 
 def test_a_schedule_whose_zone_changes_meanwhile_sends_nothing_of_the_other_week(sqlite_store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -237,7 +268,7 @@ def test_a_schedule_whose_zone_changes_meanwhile_sends_nothing_of_the_other_week
     with sqlite_store.read() as session:
         assert "was changed while its report was being made" in session.get_one(ReportSchedule, name).error
     delivery.run(sqlite_store, NOW + timedelta(minutes=5))
-    assert sent(sqlite_store) == [("2026-W46", "2026-W46")]
+    assert sent(sqlite_store) == [("weekly-2026-W46", "2026-W46")]
     assert json.loads(the_notice(sqlite_store))["data"]["totals"][0]["cost"] == "5"
     with sqlite_store.read() as session:
         assert session.get_one(ReportSchedule, name).error == ""
@@ -253,7 +284,7 @@ def test_a_week_waits_for_its_bill_and_then_names_the_missing_days(sqlite_store:
     delivery.run(sqlite_store, MONDAY + timedelta(hours=71))
     assert sent(sqlite_store) == []
     delivery.run(sqlite_store, MONDAY + timedelta(hours=72))
-    assert sent(sqlite_store) == [("2026-W46", "2026-W46")]
+    assert sent(sqlite_store) == [("weekly-2026-W46", "2026-W46")]
     assert "Not billed yet: 2026-11-11" in json.loads(the_notice(sqlite_store))["data"]["why"]
 
 

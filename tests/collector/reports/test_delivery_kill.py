@@ -105,7 +105,7 @@ def test_a_sender_that_is_killed_at_any_step_sends_each_slot_once(store: Store, 
             assert run(step) == -signal.SIGKILL, step
             with store.read() as session:
                 (row,) = session.exec(select(ReportDelivery)).all()
-                assert (row.slot, row.folder_state, len(session.exec(select(Delivery)).all())) == ("2026-W46", "pending", 1), step
+                assert (row.slot, row.folder_state, len(session.exec(select(Delivery)).all())) == ("weekly-2026-W46", "pending", 1), step
         assert run("") == 0
     with store.read() as session:
         (row,) = session.exec(select(ReportDelivery)).all()

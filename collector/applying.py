@@ -1,4 +1,4 @@
-"""``meterbridge apply -f FILE``: rules, budgets, silences, receivers and owners as a file in version control.
+"""``meterbridge apply -f FILE``: rules, budgets, silences, receivers, schedules of reports and owners as a file in version control.
 
 The difference is shown before anything is done, everything is done in one transaction, and a file that was applied
 changes nothing when it is applied again. What the file does not name stays as it is, unless ``prune`` ends what an
@@ -23,6 +23,9 @@ from sqlmodel import Session
 
 from collector import receivers, registry, rulebook
 from collector.receivers import ReceiverBody
+from collector.reports import schedules
+from collector.reports.places import Places
+from collector.reports.schedules import ScheduleBody
 from collector.rulebook import Author, BudgetBody, RuleBody, SilenceBody
 from collector.webhooks.setup import Telling
 from models.alerts import AlertRule, Budget, Silence
@@ -30,10 +33,11 @@ from models.columns import canonical_json
 from models.errors import InvalidInput
 from models.notices import Format, Receiver, place
 from models.periods import rfc3339
+from models.schedules import ReportSchedule
 from models.store import Store
 
 ORIGIN = "apply"
-_SECTIONS = ("receivers", "rules", "budgets", "silences", "owners")
+_SECTIONS = ("receivers", "rules", "budgets", "silences", "schedules", "owners")
 _MAX_FILE = 4 * 1024 * 1024
 _MOST_ITEMS = 10_000
 
@@ -103,7 +107,7 @@ def apply(
             raise InvalidInput(f"{where}.{fault.field or 'url'}: {fault.message}") from fault
     with store.write() as session:
         plan = Plan([], is_pruning=prune)
-        _plan(session, said, [body for body, _ in told], plan, by=by, now=now, where=file.name)
+        _plan(session, said, [body for body, _ in told], plan, by=by, now=now, where=file.name, places=(telling or Telling()).places)
         for step in plan.steps:
             say(step.line)
         for line in plan.left:
@@ -282,7 +286,9 @@ def read_file(file: Path) -> dict[str, list[Any]]:
 # -- the plan -------------------------------------------------------------------------------------
 
 
-def _plan(session: Session, said: Mapping[str, list[Any]], told: Sequence[ReceiverBody], plan: Plan, *, by: Author, now: datetime, where: str) -> None:
+def _plan(
+    session: Session, said: Mapping[str, list[Any]], told: Sequence[ReceiverBody], plan: Plan, *, by: Author, now: datetime, where: str, places: Places
+) -> None:
     _receivers(session, told, plan, by=by, now=now, is_said="receivers" in said)
     made_here = {body.name for body in told}
 
@@ -294,7 +300,7 @@ def _plan(session: Session, said: Mapping[str, list[Any]], told: Sequence[Receiv
         names = known()
         return [names.get(one, one) for one in wanted]
 
-    for section in ("rules", "budgets"):
+    for section in ("rules", "budgets", "schedules"):
         names = known()
         for index, item in enumerate(said.get(section, ())):
             for one in (item.get("receivers") or ()) if isinstance(item, dict) else ():
@@ -302,8 +308,7 @@ def _plan(session: Session, said: Mapping[str, list[Any]], told: Sequence[Receiv
                     raise InvalidInput(f"{where}: {section}[{index}].receivers: there is no receiver {one[:60]!r}, here or in the file")
     rules = [rulebook.parsed(RuleBody, item, where=f"{where}: rules[{index}]") for index, item in enumerate(said.get("rules", ()))]
     _named(
-        session,
-        AlertRule,
+        rulebook.standing(session, AlertRule),
         "rule",
         rules,
         plan,
@@ -316,8 +321,7 @@ def _plan(session: Session, said: Mapping[str, list[Any]], told: Sequence[Receiv
     )
     every = [rulebook.parsed(BudgetBody, item, where=f"{where}: budgets[{index}]") for index, item in enumerate(said.get("budgets", ()))]
     _named(
-        session,
-        Budget,
+        rulebook.standing(session, Budget),
         "budget",
         every,
         plan,
@@ -328,19 +332,38 @@ def _plan(session: Session, said: Mapping[str, list[Any]], told: Sequence[Receiv
         delete=lambda row: rulebook.delete(session, row, by=by, now=now),
         is_said="budgets" in said,
     )
+    reports = [_scheduled(item, places, where=f"{where}: schedules[{index}]") for index, item in enumerate(said.get("schedules", ()))]
+    _named(
+        schedules.standing(session),
+        "schedule",
+        reports,
+        plan,
+        shown=lambda row: _comparable(schedules.shown(row), ScheduleBody),
+        wanted=lambda body: _wanted(body, ids(body.receivers)),
+        create=lambda body: schedules.create(session, _resolved(body, ids(body.receivers)), places, by=by, now=now),
+        replace=lambda row, body: schedules.replace(session, row, _resolved(body, ids(body.receivers)), places, by=by, now=now),
+        delete=lambda row: schedules.delete(session, row, by=by, now=now),
+        is_said="schedules" in said,
+    )
     quiet = [rulebook.parsed(SilenceBody, item, where=f"{where}: silences[{index}]") for index, item in enumerate(said.get("silences", ()))]
     _silences(session, quiet, plan, by=by, now=now, is_said="silences" in said)
     if said.get("owners"):
         _owners(session, said["owners"], plan, by=by, now=now, where=where, prune=plan.is_pruning)
 
 
-_Body = TypeVar("_Body", RuleBody, BudgetBody)
-_Kept = TypeVar("_Kept", AlertRule, Budget)
+_Body = TypeVar("_Body", RuleBody, BudgetBody, ScheduleBody)
+_Kept = TypeVar("_Kept", AlertRule, Budget, ReportSchedule)
+
+
+def _scheduled(item: object, places: Places, *, where: str) -> ScheduleBody:
+    try:
+        return schedules.checked(rulebook.parsed(ScheduleBody, item, where=where), places)
+    except InvalidInput as fault:
+        raise fault if where in fault.message else InvalidInput(f"{where}: {fault.message}") from fault
 
 
 def _named(
-    session: Session,
-    table: type[_Kept],
+    rows: Sequence[_Kept],
     kind: str,
     bodies: Sequence[_Body],
     plan: Plan,
@@ -352,9 +375,9 @@ def _named(
     delete: Callable[[_Kept], object],
     is_said: bool,
 ) -> None:
-    """Rules and budgets are found again by their names."""
+    """Rules, budgets and schedules are found again by their names."""
     standing: dict[str, list[_Kept]] = {}
-    for row in rulebook.standing(session, table):
+    for row in rows:
         standing.setdefault(row.name, []).append(row)
     seen: set[str] = set()
     for body in bodies:
@@ -372,12 +395,12 @@ def _named(
             plan.add(f"~ {kind} {body.name}: {'; '.join(changed)}", partial(replace, standing_one, body))
         else:
             plan.unchanged += 1
-    for row in (one for rows in standing.values() for one in rows) if is_said else ():
+    for row in rows if is_said else ():
         if row.origin == ORIGIN and row.name not in seen:
             plan.remove(kind, row.name, partial(delete, row))
 
 
-_Found = TypeVar("_Found", AlertRule, Budget, Receiver)
+_Found = TypeVar("_Found", AlertRule, Budget, ReportSchedule, Receiver)
 
 
 def _only(kind: str, name: str, rows: Sequence[_Found]) -> _Found | None:
@@ -391,7 +414,7 @@ def _comparable(body: Mapping[str, Any], model: type[BaseModel]) -> dict[str, An
     return {name: body[name] for name in model.model_fields}
 
 
-def _wanted(body: RuleBody | BudgetBody, receivers: list[str]) -> dict[str, Any]:
+def _wanted(body: RuleBody | BudgetBody | ScheduleBody, receivers: list[str]) -> dict[str, Any]:
     """What a body will look like once it is kept, in the words of the API."""
     said = body.model_dump(mode="python")
     said["receivers"] = receivers
@@ -407,13 +430,26 @@ def _resolved(body: _Body, receivers: list[str]) -> _Body:
     return body.model_copy(update={"receivers": receivers})
 
 
+_BRIEF = (
+    "kind",
+    "scope",
+    "threshold",
+    "threshold_percent",
+    "amount",
+    "currency",
+    "period",
+    "steps",
+    "report",
+    "teams",
+    "workspaces",
+    "folder",
+    "container",
+)
+
+
 def _brief(value: object) -> str:
     if isinstance(value, dict) and "name" in value:
-        value = {
-            name: one
-            for name, one in value.items()
-            if name in ("kind", "scope", "threshold", "threshold_percent", "amount", "currency", "period", "steps") and one
-        }
+        value = {name: one for name, one in value.items() if name in _BRIEF and one}
     text = canonical_json(value) if isinstance(value, dict | list) else "none" if value is None else str(value)
     return text if len(text) <= 200 else text[:197] + "…"
 

@@ -17,6 +17,9 @@ from collector import rulebook
 from collector.api import alerts, quotas, receivers, schedules, workbench
 from collector.auth import OPEN, Principal
 from collector.receivers import ReceiverBody
+from collector.reports import schedules as kept_schedules
+from collector.reports.places import Places
+from collector.reports.schedules import ScheduleBody
 from collector.rulebook import MATCHER_NAMES, BudgetBody, RuleBody, SilenceBody, Weekly, parsed
 from collector.watch import Known, backtest, backtest_budget
 from collector.webhooks.setup import Telling
@@ -43,7 +46,7 @@ class Viewer(Protocol):
 
 
 class Desk:
-    """Alerts, silences, rules, budgets, limits and receivers; every act is one transaction with its line in the audit trail."""
+    """Alerts, silences, rules, budgets, limits, receivers and schedules of reports; every act is one transaction with its line in the audit trail."""
 
     def __init__(self, store: Store, *, now: Callable[[], datetime], telling: Telling | None = None, public_url: str = "") -> None:
         self._store = store
@@ -71,6 +74,9 @@ class Desk:
                 receivers.change(self._store, self._telling, body, caller, now, receiver_id=said["id"])
                 return None
         with self._store.write() as session:
+            if what in ("create-schedule", "replace-schedule", "delete-schedule"):
+                _schedule(session, what, said, caller, places=self._telling.places, now=now)
+                return None
             return _in_one(session, what, said, caller, now)
 
     def tried(self, what: str, said: Mapping[str, str]) -> Trial:
@@ -192,6 +198,31 @@ def _window(said: Mapping[str, str], now: datetime) -> SilenceBody:
         weekly = {"days": _listed(said["days"]), "from": said.get("from", ""), "to": said.get("to", ""), "time_zone": said.get("time_zone") or "UTC"}
         body["weekly"] = parsed(Weekly, weekly, where="").model_dump(by_alias=True)
     return parsed(SilenceBody, body, where="")
+
+
+def _schedule(session: Session, what: str, said: Mapping[str, str], caller: Principal, *, places: Places, now: datetime) -> None:
+    """Make, change or delete the schedule of a form; what the form does not say stays as it is."""
+    if what == "delete-schedule":
+        schedules.delete(session, caller, now, schedule_id=_needed(said, "id"))
+        return
+    body: dict[str, object] = {}
+    if what == "replace-schedule":
+        kept = kept_schedules.shown(schedules.found(session, _needed(said, "id"), caller))
+        body = {name: value for name, value in kept.items() if name in ScheduleBody.model_fields}
+    body |= {name: said[name] for name in ("name", "report", "time_zone", "folder", "container") if name in said}
+    # Names may have commas in them: each stands on a line.
+    body |= {name: [one for one in said[name].splitlines() if one] for name in ("workspaces", "teams", "receivers") if name in said}
+    if "attach" in said:
+        body["attach"] = _listed(said["attach"])
+    if "hours_after" in said:
+        body["hours_after"] = _whole(said, "hours_after")
+    if "enabled" in said:
+        body["enabled"] = said["enabled"] == "yes"
+    made = parsed(ScheduleBody, body, where="")
+    if what == "create-schedule":
+        schedules.make(session, made, caller, places=places, now=now)
+    else:
+        schedules.alter(session, made, caller, schedule_id=said["id"], places=places, now=now)
 
 
 def _send_report(store: Store, said: Mapping[str, str], caller: Principal, *, public_url: str, now: datetime) -> None:

@@ -31,6 +31,10 @@ class Format(StrEnum):
     EMAIL = "email"
 
 
+# Who can be told of a report: what opens and closes incidents cannot.
+TELLS_REPORTS = frozenset({Format.STANDARD, Format.SLACK, Format.TEAMS, Format.EMAIL})
+
+
 def place(url: str, form: Format) -> str:
     """Where a receiver is, without the path that may be its secret; a mailbox is none."""
     if form is Format.EMAIL:

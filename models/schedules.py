@@ -27,6 +27,7 @@ class ReportSchedule(SQLModel, table=True):
     folder: str = Field(default="", sa_column=Column(Text, nullable=False))  # below the one root of reports
     container: str = Field(default="", sa_column=Column(Text, nullable=False))  # of Azure Blob storage, with a folder in it
     is_enabled: bool = Field(default=True, sa_column=Column(Boolean, nullable=False))
+    origin: str = Field(default="", sa_column=Column(Text, nullable=False))  # "apply" where a file made it
     error: str = Field(default="", sa_column=Column(Text, nullable=False))  # why its last report could not be made; "" once it was
     created_at: datetime = Field(sa_column=Column(Instant, nullable=False))
     updated_at: datetime = Field(sa_column=Column(Instant, nullable=False))

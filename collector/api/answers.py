@@ -519,7 +519,7 @@ def components() -> dict[str, Shape]:
         ),
         "Schedule": _shape(
             {"report": _one_of("daily", "weekly", "monthly", "close")},
-            text="id name time_zone folder container error",
+            text="id name time_zone folder container error origin",
             count="hours_after",
             texts="workspaces teams receivers attach",
             flag="enabled",

@@ -15,13 +15,15 @@ from collector import reports
 from collector.api.deps import Caller, Now, Reading, Stored, Writing
 from collector.api.reads import documented, refuse_unknown
 from collector.auth import Principal
-from collector.reports import delivery, links, mailing
+from collector.reports import delivery, links
+from collector.reports import schedules as kept
 from collector.reports.places import Places
-from collector.rulebook import audit, new_id
+from collector.reports.schedules import ScheduleBody
+from collector.rulebook import Author
 from collector.webhooks.setup import Telling
 from models.errors import Forbidden, InvalidInput
-from models.notices import Delivery, Receiver
-from models.periods import rfc3339, zone_from
+from models.notices import Delivery
+from models.periods import rfc3339
 from models.schedules import ReportDelivery, ReportSchedule
 from models.store import Store
 
@@ -29,24 +31,6 @@ router = APIRouter(tags=["reports"])
 _MOST_SHOWN = 200
 # A report shown by a browser runs nothing and fetches nothing.
 SHOWN_SAFELY = {"Cache-Control": "no-store", "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; img-src data:; frame-ancestors 'none'"}
-
-
-class ScheduleBody(BaseModel):
-    """A schedule as the API takes it."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    name: str = Field(min_length=1, max_length=256)
-    report: str = Field(pattern="^(daily|weekly|monthly|close)$")
-    time_zone: str = Field(default="UTC", max_length=64)
-    hours_after: int = Field(default=7, ge=0, le=240)
-    workspaces: list[str] = Field(default_factory=list, max_length=1000)
-    teams: list[str] = Field(default_factory=list, max_length=1000)
-    receivers: list[str] = Field(default_factory=list, max_length=100)
-    attach: list[str] = Field(default_factory=lambda: ["pdf"], max_length=2)
-    folder: str = Field(default="", max_length=1024)
-    container: str = Field(default="", max_length=1024)
-    enabled: bool = True
 
 
 class SendBody(BaseModel):
@@ -64,44 +48,36 @@ def schedules(request: Request, session: Reading, caller: Caller) -> dict[str, A
     """Every schedule, oldest first."""
     refuse_unknown(request, ())
     _refuse_limited(caller)
-    rows = session.exec(select(ReportSchedule).where(col(ReportSchedule.deleted_at).is_(None)).order_by(col(ReportSchedule.created_at), col(ReportSchedule.id)))
-    return {"items": [_shown(row) for row in rows], "next_cursor": None}
+    return {"items": [kept.shown(row) for row in kept.standing(session)], "next_cursor": None}
 
 
 @router.post("/v1/report-schedules", status_code=201, summary="Make a schedule")
 def create(request: Request, body: ScheduleBody, session: Writing, caller: Caller, now: Now) -> dict[str, Any]:
     """It sends the first period that ends after it was made."""
+    return make(session, body, caller, places=_places(request), now=now)
+
+
+def make(session: Session, body: ScheduleBody, caller: Principal, *, places: Places, now: datetime) -> dict[str, Any]:
+    """Keep a new schedule."""
     _refuse_limited(caller)
-    row = ReportSchedule(id=new_id("sch"), **_checked(session, body, _places(request)), created_at=now, updated_at=now)
-    session.add(row)
-    session.flush()
-    audit(session, actor=_actor(caller), action="create", kind="report_schedule", object_id=row.id, before=None, after=_shown(row), now=now)
-    return _shown(row)
+    return kept.shown(kept.create(session, body, places, by=_author(caller), now=now))
 
 
 @router.put("/v1/report-schedules/{schedule_id}", summary="Change a schedule")
 def change(request: Request, body: ScheduleBody, session: Writing, caller: Caller, now: Now, *, schedule_id: str) -> dict[str, Any]:
     """The whole schedule anew; what was sent stays sent."""
-    row = _found(session, schedule_id, caller)
-    before = _shown(row)
-    for name, value in _checked(session, body, _places(request)).items():
-        setattr(row, name, value)
-    row.updated_at = now
-    session.add(row)
-    session.flush()
-    audit(session, actor=_actor(caller), action="update", kind="report_schedule", object_id=row.id, before=before, after=_shown(row), now=now)
-    return _shown(row)
+    return alter(session, body, caller, schedule_id=schedule_id, places=_places(request), now=now)
+
+
+def alter(session: Session, body: ScheduleBody, caller: Principal, *, schedule_id: str, places: Places, now: datetime) -> dict[str, Any]:
+    """Keep a schedule as it is now."""
+    return kept.shown(kept.replace(session, found(session, schedule_id, caller), body, places, by=_author(caller), now=now))
 
 
 @router.delete("/v1/report-schedules/{schedule_id}", status_code=204, summary="Delete a schedule")
 def delete(session: Writing, caller: Caller, now: Now, *, schedule_id: str) -> Response:
     """It sends nothing any more; what it sent stays on record."""
-    row = _found(session, schedule_id, caller)
-    before = _shown(row)
-    row.deleted_at = now
-    session.add(row)
-    session.flush()
-    audit(session, actor=_actor(caller), action="delete", kind="report_schedule", object_id=row.id, before=before, after=None, now=now)
+    kept.delete(session, found(session, schedule_id, caller), by=_author(caller), now=now)
     return Response(status_code=204)
 
 
@@ -116,7 +92,7 @@ def send_asked(store: Store, body: SendBody, caller: Principal, *, schedule_id: 
     """Send it, once for each ``request``, with its line in the audit trail."""
     _refuse_limited(caller)
     receivers = None if body.receivers is None else tuple(body.receivers)
-    asked = delivery.Asked(_actor(caller), body.request or secrets.token_hex(8), body.period, receivers)
+    asked = delivery.Asked(_author(caller).name, body.request or secrets.token_hex(8), body.period, receivers)
     made = delivery.send_now(store, schedule_id, asked, now=now, public_url=public_url)
     with store.read() as session:
         return _sent(session, session.get_one(ReportDelivery, made))
@@ -140,7 +116,7 @@ def preview(request: Request, store: Stored, caller: Caller, now: Now, *, schedu
 def deliveries(request: Request, session: Reading, caller: Caller, *, schedule_id: str) -> dict[str, Any]:
     """The newest first, with how each receiver and the folder stand."""
     refuse_unknown(request, ())
-    row = _found(session, schedule_id, caller)
+    row = found(session, schedule_id, caller)
     sent = select(ReportDelivery).where(col(ReportDelivery.schedule_id) == row.id).order_by(col(ReportDelivery.made_at).desc(), col(ReportDelivery.id))
     return {"items": [_sent(session, one) for one in session.exec(sent.limit(_MOST_SHOWN))], "next_cursor": None}
 
@@ -163,27 +139,6 @@ def shared(request: Request, session: Reading, now: Now, *, token: str) -> Respo
     return Response(made.content, headers=headers, media_type=made.media_type)
 
 
-def _checked(session: Session, body: ScheduleBody, places: Places) -> dict[str, Any]:
-    zone_from(body.time_zone)
-    if body.report == "close" and body.time_zone != "UTC":
-        raise InvalidInput("a month is closed in UTC, as Azure bills it; leave out time_zone")
-    if not body.name.isprintable():
-        raise InvalidInput("a name has visible characters, and no control characters")
-    if not body.receivers and not body.folder and not body.container:
-        raise InvalidInput("say who gets it: receivers (ids of /v1/webhooks), a folder, a container, or several of them")
-    if unknown := set(body.attach) - set(mailing.ENCLOSABLE):
-        raise InvalidInput(f"attach says what a mail encloses: {', '.join(mailing.ENCLOSABLE)}, not {min(unknown)[:20]!r}")
-    folder = f"{'/'.join(places.steps(body.folder)) or '.'}" if body.folder else ""
-    container = places.container(body.container).url if body.container else ""
-    for receiver_id in body.receivers:
-        receiver = session.get(Receiver, receiver_id)
-        if receiver is None or receiver.deleted_at is not None:
-            raise InvalidInput(f"there is no receiver {receiver_id[:60]!r}; GET /v1/webhooks lists them")
-        if reason := delivery.refusal(receiver, body.workspaces):
-            raise InvalidInput(f"receiver {receiver.name!r}: {reason}")
-    return {**body.model_dump(exclude={"enabled"}), "folder": folder, "container": container, "is_enabled": body.enabled}
-
-
 def _places(request: Request) -> Places:
     telling: Telling = request.app.state.telling
     return telling.places
@@ -194,23 +149,14 @@ def _refuse_limited(caller: Principal) -> None:
         raise Forbidden("schedules are for keys of every workspace; this key is limited to some")
 
 
-def _found(session: Session, schedule_id: str, caller: Principal) -> ReportSchedule:
+def found(session: Session, schedule_id: str, caller: Principal) -> ReportSchedule:
+    """The schedule, for a caller who may see it."""
     _refuse_limited(caller)
     return delivery.standing(session, schedule_id)
 
 
-def _actor(caller: Principal) -> str:
-    return caller.name if caller.key_id is None else f"{caller.name} ({caller.key_id})"
-
-
-def _shown(row: ReportSchedule) -> dict[str, Any]:
-    names = ("id", "name", "report", "time_zone", "hours_after", "workspaces", "teams", "receivers", "attach", "folder", "container", "error")
-    return {
-        **{name: getattr(row, name) for name in names},
-        "enabled": row.is_enabled,
-        "created_at": rfc3339(row.created_at),
-        "updated_at": rfc3339(row.updated_at),
-    }
+def _author(caller: Principal) -> Author:
+    return Author(caller.name if caller.key_id is None else f"{caller.name} ({caller.key_id})")
 
 
 def _sent(session: Session, row: ReportDelivery) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from collector.webhooks.formats import Notice
 from models import ledger
 from models.errors import Conflict, DomainError, InvalidInput, NotFound
 from models.ledger import Filters
-from models.notices import Delivery, DeliveryStatus, Format, Receiver
+from models.notices import TELLS_REPORTS, Delivery, DeliveryStatus, Receiver
 from models.periods import DAY, Period, month_period, month_start, utc_day
 from models.reports import ReportSnapshot
 from models.schedules import ReportDelivery, ReportSchedule
@@ -43,8 +43,6 @@ MOST_ATTEMPTS = 50
 # So many attempts in vain are a failure that somebody is told of, though more follow.
 IN_VAIN = 5
 _MOST_LOOKED_AT = 50
-# Who can be told of a report: what opens and closes incidents cannot.
-TELLABLE = frozenset({Format.STANDARD, Format.SLACK, Format.TEAMS, Format.EMAIL})
 Place = Literal["folder", "container"]
 
 
@@ -266,7 +264,7 @@ def refusal(receiver: Receiver | None, workspaces: Sequence[str]) -> str:
     """Why the receiver gets nothing of a schedule of these workspaces; "" where it does. Both may have changed since they were joined."""
     if receiver is None or receiver.deleted_at is not None:
         return "it was deleted"
-    if receiver.format not in TELLABLE:
+    if receiver.format not in TELLS_REPORTS:
         return f"it is for alerts only ({receiver.format.value}); a report goes to standard, slack, teams or email"
     if receiver.workspaces and not (workspaces and set(workspaces) <= set(receiver.workspaces)):
         return f"it may hear of {', '.join(receiver.workspaces)} only; limit the schedule's workspaces to them"

@@ -10,7 +10,9 @@ from dash import dcc, html
 from dash.development.base_component import Component
 
 from dashboard import acts, tables, text
+from dashboard.pages import scheduling
 from dashboard.shell import Failure, View, age_line, card, failure_panel
+from dashboard.trail import changes
 from models import ledger
 from models.ledger import ScheduleStanding
 from models.periods import DAY, month_start, utc_day
@@ -49,16 +51,21 @@ def _schedules(view: View) -> list[Component]:
     found = view.ask("the schedules", view.ledger.report_schedules)
     if isinstance(found, Failure):
         return [failure_panel(found, view.here)]
+    new = [scheduling.new(view, PATH)] if view.may_act else []
     if not found:
-        how = "Nothing is sent by itself yet. Make a schedule with POST /v1/report-schedules: which report, for which teams, to which receivers, folder or container."
-        return [card("Sent by themselves", html.P(how), name="wide")]
+        where = "Make the first schedule below" if view.may_act else "An admin makes a schedule on this page"
+        how = f"Nothing is sent by itself yet. {where}, or keep schedules in a file: meterbridge apply -f."
+        return [card("Sent by themselves", html.P(how), name="wide"), *new]
     chosen = next((one for one in found if one.schedule.id == view.selection.asked("schedule")), None)
     columns = [tables.Column(name) for name in ("Schedule", "Report", "Limited to", "To", "Last sent", "How it went")]
     columns += [tables.Column("What to do")] if view.may_act else []
     rows = [_scheduled(view, one) for one in found]
     note = "A period is sent once, some hours after its end; one that the bill has not reached waits up to 72 hours for it."
     listed = card("Sent by themselves", tables.table(columns, rows, caption="Schedules of reports"), note=note, name="wide")
-    return [listed] if chosen is None else [*([_send_now(view, chosen)] if view.may_act else []), _progress(view, chosen), listed]
+    made = changes(view, "report_schedule")
+    if chosen is None:
+        return [listed, *new, made]
+    return [*([_send_now(view, chosen)] if view.may_act else []), _progress(view, chosen), listed, *new, made]
 
 
 def _scheduled(view: View, one: ScheduleStanding) -> list[tables.Cell]:
@@ -77,8 +84,13 @@ def _scheduled(view: View, one: ScheduleStanding) -> list[tables.Cell]:
         if last is None
         else html.Span(f"{last.delivery.period}, {text.ago(last.delivery.made_at, view.now)}", title=text.exact_instant(last.delivery.made_at)),
         state if last is None or schedule.error else html.Span(last.state, className=_PILLS[last.state]),
-        *([dcc.Link("Preview and send", href=view.link(PATH, view.selection.asking(schedule=schedule.id)), className="button")] if view.may_act else []),
+        *([html.Span(_acts(view, one), className="acts")] if view.may_act else []),
     ]
+
+
+def _acts(view: View, one: ScheduleStanding) -> list[Component]:
+    link = dcc.Link("Preview and send", href=view.link(PATH, view.selection.asking(schedule=one.schedule.id)), className="button")
+    return [link, *scheduling.edit(view, one, PATH)]
 
 
 def _targets(one: ScheduleStanding) -> list[str]:

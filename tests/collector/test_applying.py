@@ -15,6 +15,7 @@ from sqlmodel import Session, select
 from collector import rulebook
 from collector.applying import apply, read_file, referred
 from collector.cli import main
+from collector.reports import schedules
 from collector.webhooks.setup import Telling
 from models.alerts import AlertRule, AuditEntry, Budget, Silence
 from models.errors import InvalidInput
@@ -143,6 +144,10 @@ def test_prune_ends_what_a_file_made_and_nothing_else(sqlite_store: Store, tmp_p
         ("budgets:\n  - {name: x, amount: ten, currency: USD, period: month}\n", "budgets[0].amount"),
         ("rules:\n  - &a {name: x, kind: unpriced_usage, threshold: 1}\n  - *a\n", "in the file twice"),
         ("receivers:\n  - {name: x}\n", "receivers[0].url"),
+        ("schedules:\n  - {name: x, report: hourly, folder: x}\n", "schedules[0].report"),
+        ("schedules:\n  - {name: x, report: weekly, folder: /etc}\n", "schedules[0]: "),
+        ("schedules:\n  - {name: x, report: weekly, receivers: [nobody]}\n", "schedules[0].receivers: there is no receiver 'nobody'"),
+        ("schedules:\n  - {name: x, report: close, time_zone: Europe/Berlin, folder: x}\n", "schedules[0]: a month is closed in UTC"),
         ("receivers:\n  - {name: x, format: slack, url: 'https://10.0.0.1/'}\n", "receivers[0].url: 10.0.0.1, which is not a public address"),
         ("receivers:\n  - {name: x, format: standard, url: 'https://hooks.example.com/'}\n", "needs secret_env or secret_file"),
         (
@@ -194,6 +199,46 @@ def test_receivers_of_a_file_refer_to_their_secrets_and_show_none(store: Store, 
         trail = "".join(f"{entry.before}{entry.after}" for entry in session.exec(select(AuditEntry)))
         for secret in (*SECRETS, "R" * 32, "hidden"):
             assert secret not in trail + "".join(lines)
+
+
+SCHEDULES = """
+receivers:
+  - {name: finance, format: slack, url_file: slack-url}
+schedules:
+  - {name: Board, report: weekly, time_zone: Europe/Berlin, teams: [search], receivers: [finance], folder: board//weekly}
+  - {name: Close, report: close, hours_after: 130, attach: [pdf, csv], folder: close}
+"""
+
+
+def test_schedules_of_reports_are_kept_as_a_file_too(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "slack-url").write_text("https://hooks.slack.com/services/T1/B2/hidden\n")
+    assert applied(store, tmp_path, SCHEDULES) == [
+        "+ receiver finance: slack https://hooks.slack.com/…",
+        '+ schedule Board: {"folder":"board/weekly","report":"weekly","teams":["search"]}',
+        '+ schedule Close: {"folder":"close","report":"close"}',
+        "3 changed, 0 unchanged",
+    ]
+    assert applied(store, tmp_path, SCHEDULES) == ["nothing to change (3 as the file says)"]
+    with store.read() as session:
+        (finance,) = session.exec(select(Receiver)).all()
+        board, close = sorted(schedules.standing(session), key=lambda row: row.name)
+        assert (board.receivers, board.time_zone, board.origin, close.hours_after, close.attach) == (
+            [finance.id],
+            "Europe/Berlin",
+            "apply",
+            130,
+            ["pdf", "csv"],
+        )
+    other = SCHEDULES.replace("hours_after: 130", "hours_after: 140").replace("  - {name: Board", "  - {name: Directors")
+    lines = applied(store, tmp_path, other, prune=True)
+    assert lines == [
+        '+ schedule Directors: {"folder":"board/weekly","report":"weekly","teams":["search"]}',
+        "~ schedule Close: hours_after 130 → 140",
+        "- schedule Board",
+        "3 changed, 1 unchanged",
+    ]
+    with store.read() as session:
+        assert [(row.name, row.hours_after) for row in sorted(schedules.standing(session), key=lambda row: row.name)] == [("Close", 140), ("Directors", 7)]
 
 
 def test_a_receiver_that_answered_410_stays_off_however_often_a_file_is_applied(sqlite_store: Store, tmp_path: Path) -> None:

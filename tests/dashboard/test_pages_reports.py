@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from playwright.sync_api import sync_playwright
@@ -9,13 +10,14 @@ from sqlmodel import select
 
 from collector.desk import Desk
 from collector.files import Files
+from collector.webhooks.setup import Telling
 from dashboard.access import Viewer
 from dashboard.app import create_dashboard, ledger_over
 from models.alerts import AuditEntry
-from models.notices import Delivery, DeliveryStatus
-from models.schedules import ReportDelivery
+from models.notices import Delivery, DeliveryStatus, Format
+from models.schedules import ReportDelivery, ReportSchedule
 from models.store import Store
-from tests.collector.reports.test_delivery import NOW, receiver, schedule, world
+from tests.collector.reports.test_delivery import NOW, places, receiver, schedule, world
 from tests.dashboard import fakes, serve
 from tests.dashboard.test_pages_ops import SAME_SITE, client
 
@@ -98,6 +100,72 @@ def test_the_page_shows_what_goes_where_and_how_it_went(sqlite_store: Store, chr
     assert faults == []
     with sqlite_store.read() as session:
         assert len(session.exec(select(ReportDelivery)).all()) == 2
+
+
+def test_a_schedule_is_made_changed_and_removed_on_the_page(sqlite_store: Store, tmp_path: Path, chromium: str) -> None:
+    with sqlite_store.write() as session:
+        world(session)
+        receiver(session)
+        receiver(session, "pager", Format.PAGERDUTY)
+    telling = Telling(places=places(tmp_path))
+    made = create_dashboard(
+        open_ledger=ledger_over(sqlite_store.read),
+        access=fakes.FakeAccess(keyless=True, viewers={}),
+        now=lambda: NOW,
+        desk=Desk(sqlite_store, now=lambda: NOW, telling=telling),
+    )
+    faults: list[Any] = []
+    with serve.serving(serve.mount(made)) as url, sync_playwright() as playwright, playwright.chromium.launch(executable_path=chromium) as browser:
+        page = browser.new_page(viewport={"width": 1280, "height": 900})
+        page.on("pageerror", lambda fault: faults.append(str(fault)))
+        page.goto(f"{url}/dashboard/reports")
+        form = page.locator("form[action*=create-schedule]")
+        assert "rcv_1" in form.locator("select[name=receivers]").inner_text()
+        assert "pager" not in form.locator("select[name=receivers]").inner_text()  # it opens incidents
+        form.locator("input[name=name]").fill("Board, every Monday")
+        form.locator("input[name=folder]").fill("/etc")
+        form.locator("button").click()
+        page.wait_for_selector("form[action*=create-schedule] .field-fault >> text=folder")
+        form.locator("input[name=folder]").fill("board")
+        form.locator("select[name=receivers]").select_option(["rcv_1"])
+        form.locator("select[name=teams]").select_option(["search"])
+        form.locator("input[name=time_zone]").fill("Europe/Berlin")
+        form.locator("select[name=attach]").select_option("pdf, csv")
+        form.locator("button").click()
+        page.wait_for_selector("td >> text=Board, every Monday")
+        said = page.inner_text("main")
+        assert "weekly (Europe/Berlin)" in said
+        assert "team search" in said
+        page.click("summary:has-text('Edit')")
+        changing = page.locator("form[action*=replace-schedule].fields")
+        assert changing.locator("input[name=folder]").input_value() == "board"
+        changing.locator("input[name=hours_after]").fill("9")
+        changing.locator("select[name=report]").select_option("monthly")
+        changing.locator("button").click()
+        page.wait_for_selector("td >> text=monthly (Europe/Berlin)")
+        with sqlite_store.read() as session:
+            (row,) = session.exec(select(ReportSchedule)).all()
+            kept = (row.name, row.report, row.time_zone, row.hours_after, row.teams, row.receivers, row.attach, row.folder, row.is_enabled)
+        assert kept == ("Board, every Monday", "monthly", "Europe/Berlin", 9, ["search"], ["rcv_1"], ["pdf", "csv"], "board", True)
+        page.click("button:has-text('Switch off')")
+        page.wait_for_selector("td >> text=switched off")
+        page.click("summary:has-text('Delete')")
+        page.click("button:has-text('Yes, delete it')")
+        page.wait_for_selector("text=Nothing is sent by itself yet")
+    assert faults == []
+    with sqlite_store.read() as session:
+        assert [(row.actor, row.action) for row in session.exec(select(AuditEntry))] == [
+            ("open mode", action) for action in ("create", "update", "update", "delete")
+        ]
+
+
+def test_a_key_that_only_reads_makes_no_schedule(sqlite_store: Store) -> None:
+    scheduled(sqlite_store)
+    browser = client(sqlite_store, "read")
+    for what in ("create-schedule", "replace-schedule", "delete-schedule"):
+        assert browser.post(f"/act/{what}?id=sch_1", data={"name": "x", "report": "weekly", "folder": "x"}, headers=SAME_SITE).status_code == 403
+    with sqlite_store.read() as session:
+        assert [row.name for row in session.exec(select(ReportSchedule)) if row.deleted_at is None] == ["board"]
 
 
 def test_a_key_of_some_workspaces_sees_no_schedule(sqlite_store: Store) -> None:

@@ -403,7 +403,9 @@ def cost_lines(
         [trace("serverless", serverless, METERED, "linear"), trace("managed compute", managed, BILLED, "hv")],
         revision,
         margin={"l": 64, "r": 12, "t": 26, "b": 8},
-        xaxis={**_GRID, "title": {"text": "tokens a day"}, "tickformat": ",~s", "rangemode": "tozero", "fixedrange": True},
+        xaxis={**_GRID, "title": {"text": "tokens a day", "standoff": 4}, "tickformat": ",~s", "rangemode": "tozero", "fixedrange": True},
+        # Below the axis title, which it would cover on a narrow screen.
+        legend={"orientation": "h", "x": 0, "y": -0.3, "yanchor": "top", "font": {"size": 12}},
         yaxis={**_GRID, "title": {"text": f"{escape(currency or 'cost', quote=False)} a day"}, "rangemode": "tozero", "fixedrange": True},
         shapes=[
             {"type": "line", "x0": at, "x1": at, "y0": 0, "y1": 1, "yref": "paper", "line": {"color": colour, "width": 2, "dash": "dot"}}

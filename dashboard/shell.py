@@ -354,7 +354,7 @@ def card(heading: str, *children: Component | None, note: str = "", aside: Compo
 
 def together(*said: str | Component) -> Component:
     """Below a chart: what its marks come to, each a figure that leads to why."""
-    return html.P(["Together ", *said, "."], className="note together")
+    return html.P([*said, "."], className="note")
 
 
 def switch(label: str, options: Sequence[tuple[str, str, bool]]) -> Component:

@@ -142,7 +142,7 @@ def _feasible(view: View, rows: list[ComparisonRow]) -> Component:
                 _yes(known=serverless.feasible),
                 figure_of(view, row, "peak_hour_tokens", row.peak_hour_tokens),
                 html.Span(
-                    [figure_of(view, row, "instances_needed", managed.instances_needed, managed.feasible_reason), f" of {text.count(managed.instances)}"]
+                    [figure_of(view, row, "instances_needed", managed.instances_needed, managed.feasible_reason), f", {text.count(managed.instances)} run"]
                 ),
                 _yes(known=managed.feasible),
                 html.Span(text.visible("; ".join(one for one in reasons if one)), className="wrap"),
@@ -203,7 +203,7 @@ def _chart(view: View, row: ComparisonRow) -> Component | None:
         said += "; today's instances cannot serve that many"
     note = said if step else f"{said}. What an instance can serve is not known: set capacity_tokens_per_minute of the deployment."
     where = together(
-        "the lines meet at ",
+        "The lines meet at ",
         figure_of(view, row, "break_even_tokens_per_day", even),
         " tokens a day; today ",
         figure_of(view, row, "tokens_per_day", row.tokens_per_day),

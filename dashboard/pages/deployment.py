@@ -149,7 +149,7 @@ def _charts(view: View, by_period: CostTable, total: Figures) -> list[Component]
                     name=f"money-{marker}",
                     describes=f"Bars of metered and billed cost over time in {marker}",
                 ),
-                together(view.of_row("metered_cost", total), " metered, ", view.of_row("billed_cost", total), " billed"),
+                together("Together ", view.of_row("metered_cost", total), " metered, ", view.of_row("billed_cost", total), " billed"),
                 note="Shaded days still change.",
                 name="wide",
             )
@@ -163,7 +163,7 @@ def _charts(view: View, by_period: CostTable, total: Figures) -> list[Component]
                     name=f"tokens-{marker}",
                     describes="Bars of input and output tokens over time",
                 ),
-                together(view.of_row("input_tokens", total), " in, ", view.of_row("output_tokens", total), " out"),
+                together("Together ", view.of_row("input_tokens", total), " in, ", view.of_row("output_tokens", total), " out"),
             ),
             card(
                 "Requests",
@@ -172,7 +172,7 @@ def _charts(view: View, by_period: CostTable, total: Figures) -> list[Component]
                     name=f"requests-{marker}",
                     describes="Bars of requests over time",
                 ),
-                together(view.of_row("requests", total), " requests"),
+                together("Together ", view.of_row("requests", total), " requests"),
             ),
         ]
     return parts

@@ -90,7 +90,7 @@ def _rate(view: View, found: Intake) -> Component:
     return card(
         "Arrivals",
         figures.graph(figure, name="arrivals", describes="Events that arrived by hour: stored, duplicates, conflicts and refused"),
-        together(*said),
+        together("Together ", *said),
         note="Events by the hour in which they arrived, whenever the calls were.",
         name="wide",
     )

@@ -260,7 +260,7 @@ def _together(view: View, answer: CostTable, currency: str | None, *names: str) 
     total = next((one for one in answer.totals if one.currency == currency), None)
     if total is None:
         return []
-    return [together(*(part for name in names for part in (", " if name != names[0] else "", view.of_row(name, total), f" {_SAID[name]}")))]
+    return [together("Together ", *(part for name in names for part in (", " if name != names[0] else "", view.of_row(name, total), f" {_SAID[name]}")))]
 
 
 def _busiest_first(totals: Sequence[Total]) -> list[Total]:

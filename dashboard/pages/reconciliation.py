@@ -80,7 +80,7 @@ def layout(view: View) -> list[Component]:
         several = len(found.totals) > 1
         parts += [
             _tiles(view, whole, total, several=several),
-            _chart(view, whole, total, several=several),
+            *([_chart(view, whole, total, several=several)] if total.expected or total.billed else []),
             _by_cause(view, whole, rows, total, cause),
             _by_deployment(view, whole, rows, total),
         ]
@@ -156,12 +156,12 @@ def _tiles(view: View, whole: Selection, total: ReconciliationTotal, *, several:
 
 def _chart(view: View, whole: Selection, total: ReconciliationTotal, *, several: bool) -> Component:
     steps = [("expected", total.expected, True), *((_WORDS[cause], amount, False) for cause, amount in total.causes.items()), ("billed", total.billed, True)]
-    name = f"From expected to billed{f' ({total.currency})' if several else ''}"
+    unit = f" ({total.currency or 'no currency'})" if several else ""
     said = "; ".join(f"{words} {text.money(amount, total.currency)}" for words, amount, _ in steps)
     return card(
-        name,
+        f"From expected to billed{unit}",
         figures.graph(figures.waterfall(steps, currency=total.currency, revision=view.here), name=f"waterfall-{total.currency}", describes=said, height=380),
-        together("the steps are ", view.figure("variance", total.variance, total.currency, selection=whole), "; each is a line of the causes below"),
+        together("Together the steps are ", view.figure("variance", total.variance, total.currency, selection=whole), "; each is a line of the causes below"),
         note="Each step is a named cause; together they are the whole difference, exactly.",
         name="wide",
     )

@@ -549,6 +549,8 @@ class _Comparison:
 
     def _hourly(self, key: str, currency: str | None, sku: str) -> Decimal | None:
         """What an hour of the size costs where the model runs, else anywhere."""
+        if currency is None:
+            return None  # nothing says in which currency it should stand
         model, at = self._spelled.get(key, key), self._period.end - timedelta(microseconds=1)
         for region in dict.fromkeys([*(fact.region for _, fact in self._places(key) if fact is not None), None]):
             price = self._world.prices.price(meter=PriceMeter.INSTANCE_HOURS, at=at, model=model, sku=sku, region=region)

@@ -19,7 +19,7 @@ from collector.files import Files
 from dashboard import text
 from dashboard.app import DRAWER, PAGES, create_dashboard, ledger_over
 from dashboard.filters import Selection
-from dashboard.pages import alerts, comparison, data, deployment, ingest, overview, quotas, reconciliation, rules
+from dashboard.pages import alerts, comparison, data, deployment, explain, ingest, overview, quotas, reconciliation, rules
 from dashboard.shell import View
 from models import ledger
 from models.charges import ChargeClass, MeterKind
@@ -55,6 +55,8 @@ SCREENS: tuple[tuple[ModuleType, str], ...] = (
     (reconciliation, "?from=2026-10-01&to=2026-11-01"),
     (reconciliation, "?from=2026-11-01&to=2026-12-01&since=bill"),
     (comparison, f"{WHOLE}&sku=Standard_NC24ads_A100_v4&instances=2&hours_per_day=12"),
+    (explain, f"{WHOLE}&currency=USD&figure=cost"),
+    (explain, f"{WHOLE}&currency=USD&figure=variance"),
     (quotas, ""),
     (rules, ""),
     (alerts, ""),

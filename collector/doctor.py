@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import shutil
+import smtplib
 import sqlite3
-from collections.abc import Iterator
+import ssl
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Literal
 
 import sqlalchemy as sa
+from sqlmodel import col, select
 
 from collector.settings import Settings
+from collector.webhooks import sending
 from models import ledger
 from models.errors import DomainError
+from models.notices import Format, Receiver
 from models.periods import rfc3339
 from models.store import Store, head_revision
 
@@ -56,7 +61,98 @@ def examine(store: Store, settings: Settings, *, now: datetime, is_service_runni
         yield Finding("ok", running)
     yield from _data(store, now)
     yield from _keys(store, settings)
+    yield from _reports(store, settings, now=now)
     yield from _azure(store, settings, now=now, deploy_permissions=deploy_permissions)
+
+
+def _reports(store: Store, settings: Settings, *, now: datetime) -> Iterator[Finding]:
+    """Whether what schedules of reports send can arrive: the mail server, the folders, the containers."""
+    # The library that draws PDFs takes its time to load.
+    from collector.reports import schedules  # noqa: PLC0415
+    from collector.reports.places import Places  # noqa: PLC0415
+
+    with store.read() as session:
+        mailboxes = sorted(row.name for row in session.exec(select(Receiver).where(col(Receiver.deleted_at).is_(None))) if row.format is Format.EMAIL)
+        standing = [row for row in schedules.standing(session) if row.is_enabled]
+        session.expunge_all()
+    yield from _mail(settings, mailboxes)
+    for schedule in standing:
+        if schedule.error:
+            yield Finding("failure", f"the last report of schedule {schedule.name!r} could not be made: {schedule.error}", "send it again on the Reports page")
+    if any(row.receivers for row in standing) and not settings.public_url:
+        yield Finding("warning", "reports go out without a link", "METERBRIDGE_PUBLIC_URL: the address at which people open meterbridge")
+    places = Places.of(settings)
+    folders = sorted({row.folder for row in standing if row.folder})
+    # A folder that the operator named must be there before anybody asks for it; our own is made when it is needed.
+    for folder in folders or ([""] if settings.reports_folder is not None else []):
+        where = places.root / folder
+        try:
+            places.probe(folder)
+        except DomainError as fault:
+            yield Finding(
+                "failure",
+                f"reports cannot be written: {fault.message}",
+                f"make {places.root} and let the service's user write there, or set METERBRIDGE_REPORTS_FOLDER",
+            )
+        except OSError as fault:
+            yield Finding("failure", f"reports cannot be written into {where}: {fault.strerror or fault}", f"let the service's user write into {where}")
+        else:
+            yield Finding("ok", f"reports can be written into {where}")
+    for container in sorted({row.container for row in standing if row.container}):
+        try:
+            places.probe_container(container, now=now)
+        except DomainError as fault:
+            yield Finding("failure", f"reports cannot be written into {container}: {fault.message}", _STORAGE_FIX)
+        else:
+            yield Finding("ok", f"reports can be written into {container}")
+
+
+_STORAGE_FIX = (
+    "make the container, let this machine reach it, and give the service's identity the role: "
+    'az role assignment create --role "Storage Blob Data Contributor" --assignee PRINCIPAL_ID --scope STORAGE_ACCOUNT_ID'
+)
+
+
+def _mail(settings: Settings, mailboxes: Sequence[str]) -> Iterator[Finding]:
+    """The mail server takes us, as far as can be told without sending a mail."""
+    try:
+        mail = sending.Mail.parse(settings.smtp_url, settings.smtp_from)
+    except DomainError as fault:
+        yield Finding("failure", f"no mail can be sent: {fault.message}", "correct the setting that is named")
+        return
+    if mail is None:
+        if mailboxes:
+            what = f"receivers that are mailboxes ({', '.join(mailboxes[:5])}) get nothing: no mail server is set up"
+            yield Finding("failure", what, "set METERBRIDGE_SMTP_URL and METERBRIDGE_SMTP_FROM")
+        return
+    where = f"mail server {mail.host}:{mail.port}"
+    try:
+        with sending.signed_in(mail, timeout=_LONGEST_WAIT) as server:
+            server.noop()
+    except sending.NoTls as fault:
+        yield Finding("failure", f"{where}: {fault}", "use its port with TLS (smtps://…:465, or 587 with STARTTLS), or a server that asks no password")
+    except smtplib.SMTPAuthenticationError as fault:
+        yield Finding(
+            "failure",
+            f"{where} refuses our name and password ({fault.smtp_code})",
+            "correct user and password in METERBRIDGE_SMTP_URL; write / @ : in them as %2F %40 %3A",
+        )
+    except ssl.SSLError as fault:
+        yield Finding(
+            "failure",
+            f"{where}: TLS failed ({fault.reason or type(fault).__name__})",
+            "its certificate must be good for that name; smtp:// is for STARTTLS, smtps:// for TLS from the start",
+        )
+    except smtplib.SMTPException as fault:
+        yield Finding("failure", f"{where} does not answer as a mail server ({type(fault).__name__})", "correct host and port in METERBRIDGE_SMTP_URL")
+    except OSError as fault:
+        yield Finding(
+            "failure",
+            f"{where} cannot be reached: {fault.strerror or fault}",
+            "correct METERBRIDGE_SMTP_URL, or let this machine reach it (firewall, private DNS)",
+        )
+    else:
+        yield Finding("ok", f"{where} takes mails from {mail.sender}" + (f" as {mail.user}" if mail.user else ""))
 
 
 def _azure(store: Store, settings: Settings, *, now: datetime, deploy_permissions: bool) -> Iterator[Finding]:

@@ -270,7 +270,9 @@ def components() -> dict[str, Shape]:
             text="format error fix",
             count="events",
         ),
-        "Intake": _shape({"hours": _many("IntakeHour"), "senders": _many("IntakeSender"), "refused": _many("IntakeRefusal")}, at="from to"),
+        "Intake": _shape(
+            {"hours": _many("IntakeHour"), "senders": _many("IntakeSender"), "refused": _many("IntakeRefusal")}, at="from to", count_or_null="arrived"
+        ),
         "Deployment": _shape(
             {"mode": _one_of("serverless", "managed_compute", "unknown")},
             text="id workspace deployment",

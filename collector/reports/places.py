@@ -128,6 +128,21 @@ class Places:
             for file in files:
                 storage.put(into, file.name, io.BytesIO(file.content), size=len(file.content), media_type=file.media_type)
 
+    def probe(self, folder: str) -> None:
+        """Whether files may be written there; ``Conflict`` says why not."""
+        with self._opened(folder) as inside:
+            name = f".meterbridge-doctor.{secrets.token_hex(4)}{_PART}"
+            try:
+                os.close(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600, dir_fd=inside))
+            finally:
+                with contextlib.suppress(OSError):
+                    os.unlink(name, dir_fd=inside)
+
+    def probe_container(self, container: str, *, now: datetime) -> None:
+        """Likewise, of a container."""
+        with Storage(self.azure, now=now) as storage:
+            storage.probe(self.container(container))
+
     @contextlib.contextmanager
     def _opened(self, folder: str) -> Iterator[int]:
         """The folder, opened step by step: what is checked is what is written into, whatever is renamed meanwhile."""

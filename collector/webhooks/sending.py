@@ -15,7 +15,7 @@ import json
 import smtplib
 import ssl
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
@@ -250,25 +250,13 @@ class Sender:
         if page is not None and sum(len(file.content) for file in page.files) > MOST_ENCLOSED:
             page = self._page(said, takes_files=False)
         message = compose(parcel, mail.sender, to, page)
-        context = ssl.create_default_context()
-        limit = self._timeout_seconds / 2
         try:
-            with (
-                smtplib.SMTP_SSL(mail.host, mail.port, timeout=limit, context=context) if mail.is_tls else smtplib.SMTP(mail.host, mail.port, timeout=limit)
-            ) as server:
-                is_safe = mail.is_tls
-                server.ehlo()
-                if not is_safe and server.has_extn("starttls"):
-                    server.starttls(context=context)
-                    server.ehlo()
-                    is_safe = True
-                if mail.user:
-                    if not is_safe:
-                        return Outcome(None, "the mail server offers no TLS; its password is not sent in the clear")
-                    server.login(mail.user, mail.password)
+            with signed_in(mail, timeout=self._timeout_seconds / 2) as server:
                 if page is not None and page.files and 0 < _size_limit(server) < len(message.as_bytes()):
                     message = compose(parcel, mail.sender, to, self._page(said, takes_files=False))
                 refused = server.send_message(message, mail.sender, to)
+        except NoTls as fault:
+            return Outcome(None, str(fault))
         except smtplib.SMTPResponseException as fault:
             return Outcome(fault.smtp_code, "the mail server refused it")
         except smtplib.SMTPException as fault:
@@ -278,6 +266,33 @@ class Sender:
 
     def _page(self, said: Mapping[str, Any], *, takes_files: bool) -> Page | None:
         return self._writer(said["report"], takes_files=takes_files) if self._writer is not None and "report" in said else None
+
+
+class NoTls(Exception):
+    """A password is not sent to a mail server in the clear."""
+
+    def __init__(self) -> None:
+        super().__init__("the mail server offers no TLS; its password is not sent in the clear")
+
+
+@contextlib.contextmanager
+def signed_in(mail: Mail, *, timeout: float) -> Iterator[smtplib.SMTP]:
+    """The mail server, ready to take mails; ``smtplib``'s errors and ``OSError`` where it is not."""
+    context = ssl.create_default_context()
+    with (
+        smtplib.SMTP_SSL(mail.host, mail.port, timeout=timeout, context=context) if mail.is_tls else smtplib.SMTP(mail.host, mail.port, timeout=timeout)
+    ) as server:
+        is_safe = mail.is_tls
+        server.ehlo()
+        if not is_safe and server.has_extn("starttls"):
+            server.starttls(context=context)
+            server.ehlo()
+            is_safe = True
+        if mail.user:
+            if not is_safe:
+                raise NoTls
+            server.login(mail.user, mail.password)
+        yield server
 
 
 def _size_limit(server: smtplib.SMTP) -> int:

@@ -18,6 +18,9 @@ from models import money, skus
 from models.periods import DAY, day_start, month_start, utc_day
 from models.resources import Route
 
+# Thousands of tokens a minute. An ordinary day stays below; the incident's surge does not. A world that used more than its
+# limit in many a minute, with no 429, would be none.
+_CAPACITY = {"llama-33-70b": 500, "llama-33-70b-batch": 600, "llama-4-maverick": 600}
 _LIMITS = {"standardNCADSA100v4Family": 192, "standardNVADSA10v5Family": 72}
 _MINUTE_MS = 60_000
 
@@ -67,7 +70,7 @@ class Contoso:
                         each.resource_id, region=place.region, model=each.model, size=each.size.sku, instances=count, created_at=born
                     )
                 case Route.FOUNDRY:
-                    yield shapes.foundry_deployment(each.resource_id, model=each.model, capacity=200, created_at=born)
+                    yield shapes.foundry_deployment(each.resource_id, model=each.model, capacity=_CAPACITY.get(each.name, 200), created_at=born)
                 case Route.MARKETPLACE:
                     offer = f"{place.resource_id}/marketplaceSubscriptions/{each.plan_stem}"
                     is_retired = each.name == "llama-31-405b" and at >= self.story.retires_at

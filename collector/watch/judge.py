@@ -783,7 +783,8 @@ def _builtin(name: str, kind: Kind, severity: Severity, *, percent: int | None =
         threshold_percent=None if percent is None else Decimal(percent),
         clear_threshold=None if clear is None else Decimal(clear),
         severity=severity,
-        keep_firing_for_seconds=60,
+        # One burst after another is one alert, not as many notices.
+        keep_firing_for_seconds=300,
     )
 
 

@@ -93,7 +93,7 @@ class Sight:
     def at(self, now: datetime) -> Sight:
         """The same names and limits, looking from another moment: for what a rule would have seen."""
         other = Sight(self.session, now, late=self._late)
-        other.world = self.world
+        other.world, other._limits = self.world, self._limits
         other._places = self._places
         return other
 

@@ -190,9 +190,8 @@ def _set_limit(view: View, pool: Pool) -> Component | str:
         "Limit a minute", "limit", "" if own is None else str(own), hint="as Azure says", note="wins over every other source; empty takes it back"
     )
     chosen = pool.counting if own is not None else None
-    counting = acts.choice(
-        "Counts", "counting", (("billed", "what is billed, at a call's end"), ("admitted", "what a call may use, at its start")), chosen=chosen
-    )
+    note = "what a call used, at its end; or what it may use, at its start"
+    counting = acts.choice("Counts", "counting", ("billed", "admitted"), chosen=chosen, note=note)
     fields = [field, counting] if pool.measure == "tokens_per_minute" else [field]
     form = acts.form(view.prefix, "set-limit", "Set the limit", back=PATH, fields=fields, name="fields", id=pool.id)
     return html.Span(acts.popped("Limit", text.short(text.visible(_name(pool)), 60), form), className="acts")

@@ -342,6 +342,21 @@ def test_a_back_test_looks_at_usage_by_its_own_time_and_draws_the_line(service: 
     assert [one for one in alerts(service) if one["rule"] == "Tokens"] == []
 
 
+def test_a_back_test_judges_by_the_limits_of_today(service: Service) -> None:
+    with service.store.write() as session:
+        factories.serverless(session)
+        factories.event(session, time=NOW - timedelta(days=1), input_tokens=450_000, output_tokens=0)
+        factories.event(session, time=NOW - timedelta(hours=12), input_tokens=500_000, output_tokens=0)
+    rule = {name: value for name, value in RULE.items() if name != "threshold"} | {"threshold_percent": 80}
+    body = {"rule": rule, "from": "2026-11-19T00:00:00Z", "to": "2026-11-20T10:00:00Z"}
+    fired = []
+    for limit in (None, 600_000):
+        service.client.put("/v1/quotas/ws-east/llama-chat:tokens_per_minute", json={"limit": limit}).raise_for_status()
+        fired.append([one["peak"] for one in service.client.post("/v1/alert-rules/backtest", json=body).raise_for_status().json()["firings"]])
+    # The default of 400,000, and what somebody has raised it to since.
+    assert fired == [[450_000, 500_000], [500_000]]
+
+
 def test_a_back_test_of_a_budget_tells_its_steps_period_by_period(service: Service) -> None:
     with service.store.write() as session:
         factories.token_prices(session, "1.00", "2.00")

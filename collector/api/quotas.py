@@ -202,6 +202,9 @@ def _pool(pool: Pool, now: datetime) -> dict[str, Any]:
         "deployments": list(pool.deployments) or None,
         "peak": pool.peak,
         "peak_at": instant(pool.peak_at),
+        "admitted_peak": None
+        if pool.admitted_peak is None
+        else {"value": pool.admitted_peak.value, "at": instant(pool.admitted_peak.at), "since": instant(pool.admitted_peak.since)},
         "counting": pool.counting,
         "throttled_last_hour": dict(pool.throttled),
         "throttled_callers": [{"by": one.by, "caller": one.caller, "requests": one.count} for one in pool.throttled_callers],

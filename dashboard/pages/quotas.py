@@ -129,7 +129,7 @@ def _rates(view: View, pools: list[Pool]) -> Component:
         ),
         tables.Column("5 min", is_number=True, title="a minute's worth of the last five minutes"),
         tables.Column("Left", is_number=True),
-        tables.Column("Highest in 7 days", is_number=True, title="the fullest minute, of billed tokens"),
+        tables.Column("Highest in 7 days", is_number=True, title="the fullest minute: billed at a call's end, and admitted at its start"),
         tables.Column("Meets the limit", title="when the daily peaks, growing as in the last week, reach the limit"),
         tables.Column("Used by"),
         *([tables.Column("What to do")] if view.may_act else []),
@@ -150,7 +150,7 @@ def _rates(view: View, pools: list[Pool]) -> Component:
                 _figure(view, pool, "headroom") if pool.headroom is not None else "",
                 html.Div(left, className="absent", title=text.exact_instant(pool.left_said[1])) if pool.left_said else None,
             ),
-            _figure(view, pool, "peak") if pool.peak is not None else "",
+            _under(_figure(view, pool, "peak") if pool.peak is not None else "", _admitted_peak(pool)),
             text.instant(pool.saturation_at) if pool.saturation_at else "",
             html.Span(", ".join(f"{text.visible(who)} {text.tokens(count)}" for who, count in list(pool.users)[:3]), className="wrap"),
             *([_set_limit(view, pool)] if view.may_act else []),
@@ -162,6 +162,14 @@ def _rates(view: View, pools: list[Pool]) -> Component:
     return card(
         "Tokens and requests a minute", tables.table(columns, [cells(pool) for pool in shown[:60]], caption="Pools and their headroom"), note=note, name="wide"
     )
+
+
+def _admitted_peak(pool: Pool) -> Component | None:
+    """The fullest minute in the other reading."""
+    seen = pool.admitted_peak
+    if seen is None or seen.value is None:
+        return None
+    return html.Div(f"{text.count(seen.value)} admitted", className="absent", title=f"{text.instant(seen.at)}; looked at since {text.instant(seen.since)}")
 
 
 def _figure(view: View, pool: Pool, name: str) -> Component:

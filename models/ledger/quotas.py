@@ -2,7 +2,7 @@
 
 Usage is that of the 60 seconds before now, from the events as they were committed (``models.ledger.rates``), in the reading
 that counts against the limit, with the other one and five minutes beside it; the peak is the highest minute of seven
-days, of tokens as billed. Azure's own quotas are shown as Azure told them, Compute and Machine Learning apart.
+days, of tokens as billed, with the highest of tokens as admitted beside it. Azure's own quotas are shown as Azure told them, Compute and Machine Learning apart.
 """
 
 from __future__ import annotations
@@ -36,6 +36,17 @@ _RATES: tuple[rates.Measure, ...] = ("tokens_per_minute", "requests_per_minute")
 _BOTH = "SUM(CASE WHEN q.outcome % 2 = 1 THEN q.input_tokens + q.output_tokens ELSE 0 END), SUM(q.requests)"  # in the order of _RATES
 # Quarters of one deployment that a round looks into, and of all of them that one question holds.
 _MOST_AT_ONCE, _QUARTERS_AT_ONCE = 16, 500
+# Calls that are read one by one for what they were admitted for: a third of a second (SQLite, 2 cores, November 2026).
+_MOST_CALLS = 100_000
+
+
+@dataclass(frozen=True, slots=True)
+class Peak:
+    """The highest calendar minute since a time that says how far back was looked; None where there was no call."""
+
+    value: int | None
+    at: datetime | None
+    since: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +106,7 @@ class Pool:
     deployments: Sequence[str] = ()  # of a pool that several share
     peak: int | None = None
     peak_at: datetime | None = None
+    admitted_peak: Peak | None = None  # of a deployment's tokens, counted when calls began
     counting: str | None = None
     throttled: Mapping[str, int] = field(default_factory=dict)  # 429s of the last hour by who threw them
     throttled_callers: Sequence[Throttled] = ()  # the same, by who was calling too
@@ -257,6 +269,7 @@ def _deployments(session: Session, filters: Filters, world: World, *, now: datet
     peaks = Peaks(session, now=now)
     if not is_brief:
         peaks.look((series.get(key, ()), measure) for key in about for measure in _RATES)
+    admitted = {} if is_brief else _admitted_peaks(session, world, series, about, peaks)
     throttled = {} if is_brief else _throttled(session, world, places=series, now=now)
     left = {} if is_brief else _left(session, places=series, now=now)
     deleting = {(one.workspace.casefold(), one.endpoint.casefold()): one.deletes_at for one in endpoints(session, known=now) if one.deletes_at is not None}
@@ -295,6 +308,7 @@ def _deployments(session: Session, filters: Filters, world: World, *, now: datet
                     left_said=left.get((key, measure)),
                     peak=peak,
                     peak_at=peak_at,
+                    admitted_peak=admitted.get(key) if measure == "tokens_per_minute" else None,
                     counting=counting.value,
                     throttled=_by_thrower(thrown),
                     throttled_callers=thrown,
@@ -304,6 +318,30 @@ def _deployments(session: Session, filters: Filters, world: World, *, now: datet
                     retires_at=retires_at(fact, identity.route),
                 )
             )
+    return found
+
+
+def _admitted_peaks(
+    session: Session, world: World, places: Mapping[_Place, Sequence[int]], about: Mapping[_Place, Identity], peaks: Peaks
+) -> dict[_Place, Peak]:
+    """The minute of each deployment in which the calls that began were admitted for most.
+
+    No rollup holds it: calls are read one by one, the latest first, as many as a page may wait for.
+    """
+    reserves = {
+        one: rates.Reserve(context_tokens(about[key].model), world.series[one].operation != Operation.EMBEDDINGS) for key, ids in places.items() for one in ids
+    }
+    since = peaks.since(reserves, most_requests=_MOST_CALLS)
+    by_series = rates.admitted(session, series=reserves, start=since, end=peaks.now, slot=MINUTE_SECONDS, late=None)
+    found: dict[_Place, Peak] = {}
+    for key in about:
+        together: dict[int, int] = {}
+        for one in places.get(key, ()):
+            for minute, counts in by_series.get(one, {}).items():
+                together[minute] = together.get(minute, 0) + counts[0]
+        at = max(together, key=lambda minute: (together[minute], -minute), default=None)
+        highest, when = (None, None) if at is None else (together[at], from_microseconds(at * 1_000_000))
+        found[key] = Peak(highest, when, from_microseconds(since * 1_000_000))
     return found
 
 
@@ -377,7 +415,7 @@ class Peaks:
 
     def __init__(self, session: Session, *, now: datetime, since: datetime | None = None) -> None:
         self._session = session
-        self._now = to_microseconds(now) // 1_000_000
+        self.now = self._now = to_microseconds(now) // 1_000_000
         self._start = self._now - PEAK_DAYS * 86_400 if since is None else to_microseconds(since) // 1_000_000
         self._quarters: dict[int, list[tuple[int, tuple[int, ...]]]] | None = None
         self._found: dict[tuple[tuple[int, ...], str], _Search] = {}
@@ -395,6 +433,19 @@ class Peaks:
             for series, at, *amounts in rows:
                 self._quarters.setdefault(int(series), []).append((int(at), tuple(map(int, amounts))))
         return self._quarters
+
+    def since(self, series: Iterable[int], *, most_requests: int) -> int:
+        """From which second on the series made at most so many requests; the start of all where they made no more."""
+        by_series, by_quarter = self._by_quarter(), dict[int, int]()
+        for one in series:
+            for at, amounts in by_series.get(one, ()):
+                by_quarter[at] = by_quarter.get(at, 0) + amounts[1]
+        left = most_requests
+        for at in sorted(by_quarter, reverse=True):
+            left -= by_quarter[at]
+            if left < 0:
+                return at + QUARTER_SECONDS
+        return -(-self._start // MINUTE_SECONDS) * MINUTE_SECONDS
 
     def _together(self, series: Sequence[int], measure: str) -> dict[int, int]:
         index = _RATES.index(measure)

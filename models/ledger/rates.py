@@ -137,8 +137,10 @@ class Reserve:
     is_generating: bool
 
 
-def admitted(session: Session, *, series: Mapping[int, Reserve], start: int, end: int) -> dict[int, dict[int, Counts]]:
-    """Tokens that calls which began in ``[start, end]`` were admitted for, per series and second; requests and 429s are 0.
+def admitted(
+    session: Session, *, series: Mapping[int, Reserve], start: int, end: int, slot: int = 1, late: int | None = MAX_LATENESS_SECONDS
+) -> dict[int, dict[int, Counts]]:
+    """Tokens that calls which began in ``[start, end]`` were admitted for, per series and second (or ``slot`` of seconds); requests and 429s are 0.
 
     That is the prompt and, for each candidate (the higher of ``n`` and ``best_of``; the beams of a beam search are its
     ``best_of``), the most it may be answered: ``max_tokens``, else the default or what it was answered if that is more; no
@@ -155,7 +157,7 @@ def admitted(session: Session, *, series: Mapping[int, Reserve], start: int, end
     candidates = f"{most}(COALESCE({detail('choices')}, 1), COALESCE({detail('best_of')}, 1), 1)"
     asked = f"COALESCE({detail('max_tokens')}, {most}({DEFAULT_MAX_TOKENS}, (COALESCE(e.output_tokens, 0) + {candidates} - 1) / {candidates}))"
     begun = "COALESCE(e.started_at, e.time - e.duration_ms * 1000, e.time)"
-    at = f"CASE WHEN e.received_at < {begun} THEN e.received_at ELSE {begun} END / 1000000"
+    at = f"CASE WHEN e.received_at < {begun} THEN e.received_at ELSE {begun} END / 1000000 / {slot} * {slot}"
     alike: dict[Reserve, list[int]] = {}
     for one, reserve in series.items():
         alike.setdefault(reserve, []).append(one)
@@ -172,7 +174,7 @@ def admitted(session: Session, *, series: Mapping[int, Reserve], start: int, end
                     f"AND e.status <> {_THROTTLED} AND e.billable "
                     "AND COALESCE((SELECT SUM(p.sign) FROM usage_posting p WHERE p.seq = e.seq), 0) >= 0 GROUP BY 1, 2"
                 ),
-                {"start": start * 1_000_000, "end": (end + _AHEAD_SECONDS + 1) * 1_000_000, "late": MAX_LATENESS_SECONDS * 1_000_000},
+                {"start": start * 1_000_000, "end": (end + _AHEAD_SECONDS + 1) * 1_000_000, "late": _FOR_EVER if late is None else late * 1_000_000},
             )
             for one, second, amount in rows:
                 if start <= int(second) <= end:

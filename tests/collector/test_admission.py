@@ -146,6 +146,30 @@ def test_the_peak_is_the_highest_minute_and_users_are_named(sqlite_store: Store)
     assert (tokens["users"], requests["users"], requests["peak"]) == ([{"name": "chat", "used": 15}], [{"name": "chat", "used": 1}], 1)
 
 
+def test_the_peak_of_admitted_tokens_stands_beside_the_billed_one(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    with store.write() as session:
+        make.serverless(session)
+        chat, mail = make.series(session, application="chat"), make.series(session, application="mail")
+        # Two calls that begin in one minute and end in others, one of another day that used more than it was admitted for then, one of long ago.
+        for series, minutes, lasted, used, most in (
+            (chat, 1000, 70, 100, 9_000),
+            (mail, 1001, 10, 100, 4_000),
+            (chat, 4000, 5, 9_500, 100),
+            (chat, 11_000, 5, 1, 90_000),
+        ):
+            at = NOW - timedelta(minutes=minutes) + timedelta(seconds=30)
+            details = {"max_tokens": most}
+            make.event(session, series, time=at, started_at=at - timedelta(seconds=lasted), input_tokens=used, output_tokens=0, details=details)
+    with serving(store) as service:
+        tokens, requests = service.client.get("/v1/quotas?workspace=ws-east").json()["items"]
+        # The newest calls first, by whole quarters of an hour.
+        monkeypatch.setattr(sys.modules["models.ledger.quotas"], "_MOST_CALLS", 2)
+        less = service.client.get("/v1/quotas?workspace=ws-east").json()["items"][0]
+    assert (tokens["peak"], requests["admitted_peak"]) == (9_500, None)
+    assert tokens["admitted_peak"] == {"value": 13_200, "at": "2026-11-19T17:19:00Z", "since": "2026-11-13T10:00:00Z"}
+    assert less["admitted_peak"] == {"value": 13_200, "at": "2026-11-19T17:19:00Z", "since": "2026-11-17T15:30:00Z"}
+
+
 def spent_budget(session: Session, scope: dict[str, Any], name: str = "hard") -> None:
     body = BudgetBody.model_validate(
         {"name": name, "scope": scope, "amount": "0.01", "currency": "USD", "period": "month", "basis": "best", "steps": [100], "hard": True}

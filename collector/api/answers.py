@@ -344,7 +344,10 @@ def components() -> dict[str, Shape]:
             words="reasons",
         ),
         "ReconciliationTotal": _shape(
-            {"causes": _CAUSES}, text_or_null="currency", money_or_null="expected billed variance unexplained coverage", count="rows"
+            {"causes": _CAUSES},
+            text_or_null="currency",
+            money_or_null="expected billed variance unexplained coverage unknown_token_share",
+            count="rows requests unknown_token_requests",
         ),
         "Reconciliation": _shape({"rows": _many("ReconciliationRow"), "totals": _many("ReconciliationTotal"), "next_cursor": _CURSOR}, at="from to"),
         "MonthClose": _shape(
@@ -584,6 +587,7 @@ def components() -> dict[str, Shape]:
             at="from to settles_at",
             at_or_null="known_at",
             count="unpriced_tokens unknown_token_requests",
+            money_or_null="unknown_token_share",
             optional="scope restatement",
         ),
         "Rerate": _shape(

@@ -88,7 +88,7 @@ def test_the_mail_server_is_asked_and_no_mail_is_sent(sqlite_store: Store, mail_
     with socket.create_server(("127.0.0.1", 0)) as listener:
         gone = listener.getsockname()[1]
     ((level, what, fix),) = found(sqlite_store, smtp_url=f"smtp://127.0.0.1:{gone}", **known)
-    assert (level, what, fix[:29]) == ("failure", f"mail server 127.0.0.1:{gone} cannot be reached: Connection refused", "correct METERBRIDGE_SMTP_URL, ")
+    assert (level, what, fix[:30]) == ("failure", f"mail server 127.0.0.1:{gone} cannot be reached: Connection refused", "correct METERBRIDGE_SMTP_URL, ")
     ((level, what, _),) = found(sqlite_store, smtp_url=f"smtps://{where}", **known)
     assert (level, what.startswith(f"mail server {where}: TLS failed")) == ("failure", True)
 

@@ -15,6 +15,7 @@ from models.cells import plain
 from models.ledger.closepack import ClosePack, CurrencyClose, Entry
 from models.periods import rfc3339
 
+SUM = "Together"  # begins the last row of a table whose last row is the sum of the others
 _JOURNAL = ("entry", "date", "currency", "cost_center", "account", "debit", "credit")
 _ACCOUNTS = {
     "serverless": "serverless",
@@ -185,18 +186,22 @@ def leads(body: Mapping[str, Any]) -> list[str]:
         when = words.instant(body["settles_at"], "UTC")
         said.append(f"Provisional: the month is not closed. {f'It can be closed since {when}' if is_settled else f'Its figures settle {when}'}.")
     said += [
-        f"{words.amount(total['booked'], total['currency'])} is booked; the exact cost is {total['cost']} {total['currency']}, "
-        f"and {total['rounding']} is rounding."
+        f"{words.amount(total['booked'], total['currency'])} is booked"
+        + (
+            f"; the exact cost is {Decimal(total['cost']):,f} {total['currency']}, and {Decimal(total['rounding']):,f} is rounding."
+            if Decimal(total["rounding"])
+            else ", which is the exact cost."
+        )
         for total in body["totals"]
     ]
     if not body["totals"]:
         said.append("Nothing with a price was used and nothing was billed in this month.")
     if body["unpriced_tokens"]:
-        said.append(f"{words.count(body['unpriced_tokens'])} tokens have no price: what they cost is not known and in no figure here.")
+        said.append(f"{words.lacking('unpriced_tokens', body)}: what they cost is not known and in no figure here.")
     if body["unknown_token_requests"]:
         # A pack that was kept before the share was says the number alone.
         share = f" ({words.plain_percent(money.text(Decimal(body['unknown_token_share']) * 100))})" if body.get("unknown_token_share") else ""
-        said.append(f"{words.count(body['unknown_token_requests'])} requests{share} did not say their tokens: what they cost is in no figure here.")
+        said.append(f"{words.lacking('unknown_token_requests', body, share)}: what they cost is in no figure here.")
     return said
 
 
@@ -238,13 +243,13 @@ def _tables_of(one: Mapping[str, Any]) -> list[Table]:
             ]
             for line in entry["lines"]
         ]
-        rows.append(["Together", "", words.amount(entry["debits"], code), words.amount(entry["credits"], code)])
+        rows.append([SUM, "", words.amount(entry["debits"], code), words.amount(entry["credits"], code)])
         title = f"{_ENTRIES[entry['entry']]} ({code}{', ' + entry['date'] if entry['date'] else ''})"
         found.append(Table(title, ["Cost centre", "Account", "#Debit", "#Credit"], rows))
     matched = one["reconciliation"]
     if matched is not None:
         rows = [[cause.replace("_", " "), words.signed(share, code)] for cause, share in matched["causes"].items()]
-        rows.append(["Together", words.signed(matched["variance"], code)])
+        rows.append([SUM, words.signed(matched["variance"], code)])
         note = (
             f"Expected {words.amount(matched['expected'], code)}, billed {words.amount(matched['billed'], code)}; "
             f"{words.amount(matched['unexplained'], code)} is unexplained."

@@ -184,7 +184,7 @@ def _calls(body: Mapping[str, Any]) -> list[Table]:
         rows = [
             [
                 words.name(one["rule"]),
-                words.name(one["subject"]),
+                words.name(_subject(one["subject"])),
                 one["severity"],
                 words.count(one["times"]),
                 words.instant(one["first_at"], body["time_zone"]),
@@ -194,6 +194,11 @@ def _calls(body: Mapping[str, Any]) -> list[Table]:
         ]
         found.append(Table("Alerts about limits", ["Rule", "About", "Severity", "#Times", "First", "Ended"], rows, _more(body, "alerts").strip()))
     return found
+
+
+def _subject(subject: str) -> str:
+    """What an alert is about, as people say it: ``deployment chat, workspace ws-east``."""
+    return ", ".join(part.replace("=", " ", 1) for part in subject.split("|"))
 
 
 def _earlier(body: Mapping[str, Any]) -> list[Table]:

@@ -94,9 +94,8 @@ def _cost(body: Mapping[str, Any], title: str) -> Iterator[Block]:
         yield Said(f"Of {len(shown)} currencies the first {_MOST_DETAILED} are told in detail here; all are in the files of this report.", 12, is_quiet=True)
     if body["provisional_days"]:
         yield Said(words.missing_days(body), 12, is_quiet=True)
-    for one in body["currencies"][:_MOST_DETAILED]:
-        if said := words.alike(body, one):
-            yield Said(said, 14)
+    if said := words.alike(body):
+        yield Said(said, 14)
     if changed := body.get("restatement"):
         rows = [[_place(line), words.amount(line["was"], line["currency"]), words.amount(line["is"], line["currency"])] for line in changed]
         yield _listed("What this restatement changes", ["Deployment", "Was", "Is"], rows)
@@ -123,17 +122,8 @@ def _currency(body: Mapping[str, Any], total: Mapping[str, Any], one: Mapping[st
         facts.append(["The month so far", words.amount(expected["month_to_date"], code)])
         facts.append(["Expected for the month", words.amount(expected["month_end"], code)])
     yield Rows(f"In {code}", [f"Cost of the {unit}", words.amount(total["cost"], code)], facts)
-    missing = [
-        f"{words.count(total[key])} {label}{words.of_requests(total[key], total, key)}"
-        for key, label in (
-            ("unpriced_tokens", "tokens have no price"),
-            ("unknown_token_requests", "requests did not say their tokens"),
-            ("estimated_token_requests", "requests have estimated tokens"),
-        )
-        if total[key]
-    ]
-    if missing:
-        yield Said(f"Not in these figures or not certain: {'; '.join(missing)}.", 13)
+    if said := words.not_certain(total):
+        yield Said(said, 13)
     yield from _days(body, one)
     for title, key, absent in (("By workspace", "workspaces", "unallocated"), ("By team", "teams", "no team"), ("By deployment", "deployments", "unallocated")):
         rows = [
@@ -193,7 +183,13 @@ def _close(body: Mapping[str, Any], title: str) -> Iterator[Block]:
         # Two names and up to three figures: the second name goes below the first.
         names = sum(not head.startswith("#") for head in table.heads)
         rows = [["\n".join(cell for cell in row[:names] if cell), *row[names:]] for row in table.rows]
-        yield _listed(table.title, [", ".join(table.heads[:names]), *(head.removeprefix("#") for head in table.heads[names:])], rows, note=table.note)
+        yield _listed(
+            table.title,
+            [", ".join(table.heads[:names]), *(head.removeprefix("#") for head in table.heads[names:])],
+            rows,
+            note=table.note,
+            has_sum=bool(table.rows) and table.rows[-1][0] == closepack.SUM,
+        )
 
 
 def _place(line: Mapping[str, Any]) -> str:
@@ -201,10 +197,13 @@ def _place(line: Mapping[str, Any]) -> str:
     return f"{words.cut(words.name(line['deployment']), _NAME)}\n{below}" if below else words.name(line["deployment"])
 
 
-def _listed(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]], *, note: str = "") -> Rows:
-    more = len(rows) - _MOST_ROWS
-    rest = f"{more:,} more are in the PDF and CSV of this report." if more > 0 else ""
-    return Rows(title, heads, rows[:_MOST_ROWS], " ".join(one for one in (note, rest) if one))
+def _listed(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]], *, note: str = "", has_sum: bool = False) -> Rows:
+    """The first rows, and the last where it is the sum of all."""
+    if len(rows) <= _MOST_ROWS + 1:  # to say that one is left out takes as much room as the one
+        return Rows(title, heads, rows, note)
+    shown = [*rows[: _MOST_ROWS - 1], rows[-1]] if has_sum else rows[:_MOST_ROWS]
+    rest = f"{len(rows) - len(shown):,} more are in the PDF and CSV of this report."
+    return Rows(title, heads, shown, " ".join(one for one in (note, rest) if one))
 
 
 # -- text -----------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ body { margin: 0 auto; max-width: 760px; padding: 24px; background: #fff; color:
 h1 { font-size: 22px; margin: 0; } h2 { font-size: 16px; margin: 28px 0 6px; } h3 { font-size: 13px; margin: 18px 0 4px; color: #566175; }
 .know { margin: 6px 0 0; padding-left: 20px; } h1.detail { margin-top: 40px; padding-top: 16px; border-top: 2px solid #1b2330; }
 .sub, .note, figcaption { color: #566175; font-size: 12.5px; } .lead { font-size: 17px; margin: 14px 0 4px; }
-.tiles { display: flex; flex-wrap: wrap; gap: 10px; margin: 14px 0; } .tile { border: 1px solid #dfe3ea; border-radius: 8px; padding: 8px 14px; min-width: 120px; }
+.tiles { display: flex; flex-wrap: wrap; gap: 10px; margin: 14px 0; } .tile { border: 1px solid #dfe3ea; border-radius: 8px; padding: 8px 14px; flex: 1 1 130px; }
 .tile b { display: block; font-size: 18px; } .tile span { color: #566175; font-size: 12px; }
 .wide { overflow-x: auto; } table { border-collapse: collapse; width: 100%; font-size: 12.5px; } th { text-align: left; color: #566175; font-weight: 600; }
 th { white-space: nowrap; } th, td { padding: 4px 8px 4px 0; border-bottom: 1px solid #dfe3ea; vertical-align: top; overflow-wrap: anywhere; }
@@ -40,8 +40,7 @@ def html_page(body: Mapping[str, Any]) -> str:
     if not body["totals"]:
         parts.append(f'<p class="lead">Nothing was used and nothing was billed in this {words.unit(body)} or the one before.</p>')
     parts += [f'<p class="lead">{escape(words.headline(body, total))}</p>' for total in body["totals"]]
-    alike = [words.alike(body, one) for one in body["currencies"]]
-    known = [said for said in (words.restated(body), words.missing_days(body), *alike, *context.sentences(body)) if said]
+    known = [said for said in (words.restated(body), words.missing_days(body), words.alike(body), *context.sentences(body)) if said]
     if known:
         parts.append(f'<ul class="know">{"".join(f"<li>{escape(said)}</li>" for said in known)}</ul>')
     both = list(zip(body["totals"], body["currencies"], strict=True))

@@ -19,7 +19,11 @@ _SCALE = _PAGE_WIDTH / WIDTH
 _ROW = 5.2
 # A deployment list may be long; the file of a report with thousands of rows is CSV.
 _MOST_ROWS = 400
-_FIRST_MOVERS = 5
+# Of several currencies fewer have room on the first page.
+_FIRST_MOVERS, _FEWER_MOVERS = 5, 3
+# A table of so few rows stands on one page.
+_TOGETHER_ROWS = 8
+_TILE = 15.0
 # Of text in tables: the first that fits, so that names are broken only where they must be.
 _SIZES = (7.5, 7.0, 6.4)
 
@@ -74,13 +78,12 @@ def pdf(body: Mapping[str, Any]) -> bytes:
         paper.line_of(f"Nothing was used and nothing was billed in this {words.unit(body)} or the one before.", 11)
     for total in body["totals"]:
         paper.line_of(words.headline(body, total), 11.5, gap=2)
-    alike = [words.alike(body, one) for one in body["currencies"]]
-    for said in (words.restated(body), words.missing_days(body), *alike, *context.sentences(body)):
+    for said in (words.restated(body), words.missing_days(body), words.alike(body), *context.sentences(body)):
         if said:
             paper.line_of(f"\N{BULLET} {said}", 9, gap=0.5)
     both = list(zip(body["totals"], body["currencies"], strict=True))
     for total, one in both:
-        _first(paper, body, total, one, has_charts=len(both) == 1)
+        _first(paper, body, total, one, has_charts=len(both) == 1, movers=_FIRST_MOVERS if len(both) == 1 else _FEWER_MOVERS)
     paper.add_page()
     paper.line_of("Detail", 15, style="B", gap=1)
     restated = [
@@ -111,23 +114,28 @@ def _close(paper: _Paper, body: Mapping[str, Any]) -> None:
 def _tables(paper: _Paper, tables: Sequence[closepack.Table]) -> None:
     for table in tables:
         if table.rows:
-            _table(paper, table.title, table.heads, table.rows)
-        else:
-            paper.ln(2)
-            paper.line_of(table.title, 9, color=QUIET, style="B", gap=0.5)
+            _table(paper, table.title, table.heads, table.rows, note=table.note)
+            continue
+        if paper.will_page_break(16):
+            paper.add_page()
+        paper.ln(2)
+        paper.line_of(table.title, 9, color=QUIET, style="B", gap=0.5)
         if table.note:
             paper.ln(1)
             paper.line_of(table.note, 8, color=QUIET)
 
 
-def _first(paper: _Paper, body: Mapping[str, Any], total: Mapping[str, Any], one: Mapping[str, Any], *, has_charts: bool) -> None:
+def _first(paper: _Paper, body: Mapping[str, Any], total: Mapping[str, Any], one: Mapping[str, Any], *, has_charts: bool, movers: int) -> None:
     """What stands on the first page of one currency."""
     code = one["currency"]
     if total["cost"] is None:
         return
+    tiles = words.tiles_of(body, total, one)
+    if paper.will_page_break(12 + _tiles_height(tiles)):
+        paper.add_page()
     paper.ln(2)
     paper.line_of(code or "No currency", 13, style="B", gap=1)
-    _tiles(paper, words.tiles_of(body, total, one))
+    _tiles(paper, tiles)
     if said := words.not_certain(total):
         paper.line_of(said, 8, color=QUIET, gap=1)
     heads, steps = words.steps_of(body, one)
@@ -136,8 +144,10 @@ def _first(paper: _Paper, body: Mapping[str, Any], total: Mapping[str, Any], one
             _chart(paper, chart)
     elif steps:
         _table(paper, f"From last {words.unit(body)} to this one", heads, [steps])
-    _movers(paper, one, most=_FIRST_MOVERS)
+    _movers(paper, one, most=movers)
     if said := words.matched(one):
+        if paper.will_page_break(9):
+            return  # the detail says it as well
         paper.ln(1)
         paper.line_of(f"Bill against metering. {said}", 8, color=QUIET)
 
@@ -154,6 +164,8 @@ def _movers(paper: _Paper, one: Mapping[str, Any], *, most: int | None = None) -
 def _detail(paper: _Paper, body: Mapping[str, Any], total: Mapping[str, Any], one: Mapping[str, Any], *, has_charts: bool) -> None:
     """Everything of one currency."""
     code, unit = one["currency"], words.unit(body)
+    if paper.will_page_break(HEIGHT * _SCALE + 20 if has_charts else 30):
+        paper.add_page()
     paper.ln(2)
     paper.line_of(code or "Without a price", 13, style="B", gap=1)
     if total["cost"] is None:
@@ -188,12 +200,16 @@ def _detail(paper: _Paper, body: Mapping[str, Any], total: Mapping[str, Any], on
     matched = one["reconciliation"]
     if matched is not None and matched["causes"]:
         causes = [[cause.replace("_", " "), words.signed(share, code)] for cause, share in matched["causes"].items()]
-        _table(paper, "Bill against metering", ["Cause", "#Amount"], causes)
+        _table(paper, "Bill against metering", ["Cause", "#Amount"], causes, note=words.matched(one))
+
+
+def _tiles_height(tiles: Sequence[tuple[str, str]]) -> float:
+    return -(-len(tiles) // 4) * (_TILE + 2) + 1
 
 
 def _tiles(paper: _Paper, tiles: Sequence[tuple[str, str]]) -> None:
     """Rows of four boxes: a figure, and what it is in up to two lines."""
-    width, height = _PAGE_WIDTH / 4, 15.0
+    width, height = _PAGE_WIDTH / 4, _TILE
     top = paper.get_y()
     for index, (figure, label) in enumerate(tiles):
         left, above = _LEFT + index % 4 * width, top + index // 4 * (height + 2)
@@ -210,7 +226,7 @@ def _tiles(paper: _Paper, tiles: Sequence[tuple[str, str]]) -> None:
         paper.ink(QUIET, 6.5)
         paper.set_xy(left + 1, above + 7)
         paper.multi_cell(width - 4, 3, label, align="L")
-    paper.set_xy(_LEFT, top + -(-len(tiles) // 4) * (height + 2) + 1)
+    paper.set_xy(_LEFT, top + _tiles_height(tiles))
 
 
 def _chart(paper: _Paper, chart: Chart) -> None:
@@ -242,10 +258,10 @@ def _chart(paper: _Paper, chart: Chart) -> None:
     paper.set_xy(_LEFT, top + height + 4)
 
 
-def _table(paper: _Paper, title: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+def _table(paper: _Paper, title: str, heads: Sequence[str], rows: Sequence[Sequence[str]], *, note: str = "") -> None:
     if not rows:
         return
-    if paper.will_page_break(_ROW * 3 + 6):
+    if paper.will_page_break(_ROW * (len(rows) + 1 if len(rows) <= _TOGETHER_ROWS else 3) + (17 if note else 7)):
         paper.add_page()
     paper.ln(2)
     paper.line_of(title, 9, color=QUIET, style="B", gap=0.5)
@@ -258,20 +274,35 @@ def _table(paper: _Paper, title: str, heads: Sequence[str], rows: Sequence[Seque
         ]
         if sum(wanted) <= _PAGE_WIDTH:
             break
-    # Numbers get the room they need; names share the rest by how long they are.
-    fixed = sum(width for width, is_number in zip(wanted, numeric, strict=True) if is_number)
-    named = sum(width for width, is_number in zip(wanted, numeric, strict=True) if not is_number)
-    widths = [width if is_number else width / named * (_PAGE_WIDTH - fixed) for width, is_number in zip(wanted, numeric, strict=True)]
+    widths = _widths(wanted, numeric)
     named_heads = [head.removeprefix("#") for head in heads]
     _row(paper, named_heads, widths, numeric, size=size, style="B", color=QUIET)
-    for row in rows[:_MOST_ROWS]:
-        if paper.will_page_break(2 * _ROW):
+    shown = rows[:_MOST_ROWS]
+    for left, row in zip(range(len(shown), 0, -1), shown, strict=True):
+        # The last row, which may be the sum, does not stand alone.
+        if paper.will_page_break(min(left, 2) * _ROW):
             # A page of a long table says for itself what its columns are.
             paper.add_page()
             _row(paper, named_heads, widths, numeric, size=size, style="B", color=QUIET)
         _row(paper, row, widths, numeric, size=size)
     if len(rows) > _MOST_ROWS:
         paper.line_of(f"and {len(rows) - _MOST_ROWS:,} more: they are in the CSV of this snapshot", 8, color=QUIET)
+    if note:
+        paper.ln(1)
+        paper.line_of(note, 8, color=QUIET)
+
+
+def _widths(wanted: Sequence[float], numeric: Sequence[bool]) -> list[float]:
+    """Numbers get the room they need; of the rest short names get it as well, and long ones share what is left."""
+    widths = [width if is_number else 0.0 for width, is_number in zip(wanted, numeric, strict=True)]
+    room = _PAGE_WIDTH - sum(widths)
+    names = sorted((width, at) for at, (width, is_number) in enumerate(zip(wanted, numeric, strict=True)) if not is_number)
+    for rank, (width, at) in enumerate(names):
+        widths[at] = min(width, room / (len(names) - rank))
+        room -= widths[at]
+    named = sum(widths[at] for _, at in names)
+    # Where there is room for all of them, it is spread over the page.
+    return [width if is_number or not named else width * (1 + room / named) for width, is_number in zip(widths, numeric, strict=True)]
 
 
 def _row(paper: _Paper, cells: Sequence[str], widths: Sequence[float], numeric: Sequence[bool], *, size: float, style: str = "", color: str = INK) -> None:

@@ -16,7 +16,6 @@ from models.ledger import Unit
 UNITS: Mapping[str, Unit] = {"daily": "day", "weekly": "week", "monthly": "month"}
 STEPS = {"volume": "volume", "mix": "mix", "price": "price", "capacity": "capacity", "idle": "idle", "corrections": "corrections"}
 CAUSES_SHOWN = 8
-_MOST_NAMED = 3
 # More bars than these have no room for their figures: the axis says them.
 _MOST_NOTED = 12
 _MOST_NAMED = 7
@@ -43,7 +42,7 @@ def percent(text: str | None) -> str:
 
 def plain_percent(text: str | None) -> str:
     """``87.5 %``, of a limit or a budget; a dash where there is none."""
-    return "–" if text is None else f"{Decimal(text):,f} %"
+    return "–" if text is None else f"{Decimal(text).quantize(Decimal('0.1')):,f} %"
 
 
 def share(text: str | None) -> str:
@@ -100,19 +99,16 @@ def this(body: Mapping[str, Any]) -> str:
 
 
 def headline(body: Mapping[str, Any], total: Mapping[str, Any]) -> str:
-    """The one sentence a director reads."""
+    """The one sentence a director reads; which days are not billed yet stands below it (``missing_days``)."""
     if total["cost"] is None and total["unpriced_tokens"]:
-        return f"{count(total['unpriced_tokens'])} tokens of {this(body)} have no price: what they cost is not known and in no figure here."
+        return f"{count(total['unpriced_tokens'])} {'token' if total['unpriced_tokens'] == 1 else 'tokens'} of {this(body)} without a price: what they cost is not known and in no figure here."
     said = f"{amount(total['cost'], total['currency'])} {'on' if unit(body) == 'day' else 'in'} {this(body).removeprefix('day ')}"
     if total["change_percent"] is not None:
         said += f", {percent(total['change_percent'])} against the {unit(body)} before"
     if body.get("standing") == "provisional":
         said += "; provisional until the month is closed"
-    days = len(body["provisional_days"])
-    if unit(body) == "day" and days:
+    if unit(body) == "day" and body["provisional_days"]:
         said += "; the bill has not reached it and metered figures stand in"
-    elif days:
-        said += f"; {days} of its days {'is' if days == 1 else 'are'} not billed yet and metered figures stand in"
     return said + "."
 
 
@@ -127,18 +123,24 @@ def missing_days(body: Mapping[str, Any]) -> str:
     if not days:
         return ""
     said = ", ".join(f"{one:%a %d %b}" for one in days[:_MOST_NAMED]) + (f" and {len(days) - _MOST_NAMED} more" if len(days) > _MOST_NAMED else "")
-    return f"Not billed yet: {said}. Metered figures stand in, so that there the change compares metered with billed."
+    why = "" if alike(body) else ", so that there the change compares metered with billed"
+    return f"Not billed yet: {said}. Metered figures stand in{why}."
 
 
-def alike(body: Mapping[str, Any], one: Mapping[str, Any]) -> str:
+def alike(body: Mapping[str, Any]) -> str:
     """The change over the days that are billed alone; '' where that is no other figure than the week's, and in snapshots of before."""
-    of, code, unit_of = one.get("like_for_like"), one["currency"], unit(body)
-    if of is None or of["cost"] is None or of[f"last_{unit_of}_cost"] is None:
+    last = f"last_{unit(body)}"
+    told = [(one["currency"], of) for one in body["currencies"] if (of := one.get("like_for_like")) and None not in (of["cost"], of[f"{last}_cost"])]
+    if not told:
         return ""
-    days, before = _stretches(of["days"]), _stretches(of[f"days_last_{unit_of}"])
-    against = f"{amount(of['cost'], code)} against {amount(of[f'last_{unit_of}_cost'], code)}"
-    change = f" ({percent(of['change_percent'])})" if of["change_percent"] is not None else ""
-    return f"Like for like, the billed {'day' if len(of['days']) == 1 else 'days'} {days} against {before}: {against}{change}."
+    of = told[0][1]
+    days, before = _stretches(of["days"]), _stretches(of[f"days_{last}"])
+    sums = "; ".join(
+        f"{amount(of['cost'], code)} against {amount(of[f'{last}_cost'], code)}"
+        + (f" ({percent(of['change_percent'])})" if of["change_percent"] is not None else "")
+        for code, of in told[:_MOST_NAMED]
+    )
+    return f"Like for like, the billed {'day' if len(of['days']) == 1 else 'days'} {days} against {before}: {sums}."
 
 
 def _stretches(days: Sequence[str]) -> str:
@@ -161,7 +163,8 @@ def restated(body: Mapping[str, Any]) -> str:
     for line in lines:
         sums[line["currency"]] = money.plus(sums.get(line["currency"], money.ZERO), Decimal(line["delta"] or 0))
     said = ", ".join(signed(money.text(total), currency) for currency, total in sorted(sums.items(), key=str))
-    return f"Restatement {body['snapshot']['number']} of this report: {f'{said} in {count(len(lines))} lines, below' if lines else 'no cost changed'}."
+    changed = f"{said} in {count_of(len(lines), 'line')}, below" if lines else "no cost changed"
+    return f"Restatement {body['snapshot']['number']} of this report: {changed}."
 
 
 def matched(one: Mapping[str, Any]) -> str:
@@ -184,7 +187,7 @@ def tiles_of(body: Mapping[str, Any], total: Mapping[str, Any], one: Mapping[str
         (percent(total["change_percent"]), f"against {amount(total[f'last_{of}']['cost'], code)} the {of} before"),
         *([(percent(like["change_percent"]), f"like for like: {count_of(len(like['days']), 'billed day')} against the same weekdays")] if like else []),
         (amount(total["billed_cost"], code), "of it billed"),
-        (count(total["input_tokens"] + total["output_tokens"]), f"tokens in {count(total['requests'])} requests"),
+        (count(total["input_tokens"] + total["output_tokens"]), f"tokens in {count_of(total['requests'], 'request')}"),
     ]
     if total["core_hours"] is not None and Decimal(total["core_hours"]):
         found.append((hours(total["core_hours"]), "core-hours"))
@@ -208,17 +211,22 @@ def of_requests(part: int, total: Mapping[str, Any], key: str) -> str:
     return f" ({money.QUOTIENT.divide(Decimal(100 * part), Decimal(requests)).quantize(Decimal('0.1'))} %)"
 
 
+_LACKING = {
+    "unpriced_tokens": (("token", "has no price"), ("tokens", "have no price")),
+    "unknown_token_requests": (("request", "did not say its tokens"), ("requests", "did not say their tokens")),
+    "estimated_token_requests": (("request", "has estimated tokens"), ("requests", "have estimated tokens")),
+}
+
+
+def lacking(key: str, total: Mapping[str, Any], share: str = "") -> str:
+    """How much of a total lacks what the key says: ``2 requests did not say their tokens``; ``share`` stands behind the number."""
+    what, lacks = _LACKING[key][total[key] != 1]
+    return f"{count(total[key])} {what}{share} {lacks}"
+
+
 def not_certain(total: Mapping[str, Any]) -> str:
     """What is in no figure here, or not certain; '' where there is nothing."""
-    said = [
-        f"{count(total[key])} {label}{of_requests(total[key], total, key)}"
-        for key, label in (
-            ("unpriced_tokens", "tokens have no price"),
-            ("unknown_token_requests", "requests did not say their tokens"),
-            ("estimated_token_requests", "requests have estimated tokens"),
-        )
-        if total[key]
-    ]
+    said = [f"{lacking(key, total)}{of_requests(total[key], total, key)}" for key in _LACKING if total[key]]
     return f"Not in these figures or not certain: {'; '.join(said)}." if said else ""
 
 

@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from email.message import EmailMessage
 from html.parser import HTMLParser
 from pathlib import Path
@@ -156,6 +156,21 @@ def test_html_is_what_every_mail_program_shows(sqlite_store: Store) -> None:
         assert not re.search(r"url\(|@import|expression\(|position:|float:", made.html)
         # Gmail cuts what is longer than 102 kB.
         assert (len(made.html.encode()) < 100_000, made.subject.isprintable()) == (True, True)
+
+
+def test_a_long_table_of_a_mail_keeps_its_sum(sqlite_store: Store) -> None:
+    with sqlite_store.write() as session:
+        make.workspace_fact(session)
+        make.token_prices(session, "1.00", "1.00")
+        for number in range(20):
+            make.foundry(session, f"llama-{number}")
+            make.owner(session, deployment=f"llama-{number}", team=f"team-{number}", cost_center=f"cc-{number:02}")
+            one = make.series(session, deployment=f"llama-{number}")
+            make.event(session, one, time=datetime(2026, 10, 10, 8, tzinfo=UTC), input_tokens=1_000_000, output_tokens=0)
+        body = reports.keep(session, reports.close_draft(session, date(2026, 10, 1), ledger.Filters(), now=NOW), now=NOW)
+    said = letter(body).text
+    assert re.search(r"^Together\s+20\.00 USD\s+20\.00 USD$", said, re.MULTILINE)
+    assert "10 more are in the PDF and CSV" in said
 
 
 def test_it_fits_a_telephone(sqlite_store: Store, chromium: str, tmp_path: Path) -> None:

@@ -124,6 +124,19 @@ def test_a_week_that_is_billed_in_part_says_its_change_like_for_like(sqlite_stor
     assert said in sheets(reports.written(body, "pdf").content)[0]
 
 
+def test_no_page_of_a_pdf_holds_a_tile_or_a_heading_alone(sqlite_store: Store) -> None:
+    with sqlite_store.write() as session:
+        world(session)
+        body = body_of(session)
+    total, one = next((total, one) for total, one in zip(body["totals"], body["currencies"], strict=True) if total["cost"] is not None)
+    for count in range(1, 8):
+        many = {**body, "totals": [total] * count, "currencies": [one] * count}
+        pages = sheets(reports.written(many, "pdf").content)
+        # Without its figures a page would hold little more than its foot.
+        assert all(len(page) > 300 for page in pages[:-1]), [len(page) for page in pages]
+        assert len(pages) <= 2 + 2 * count
+
+
 def test_pdf_is_a_function_of_the_snapshot(sqlite_store: Store) -> None:
     with sqlite_store.write() as session:
         world(session)

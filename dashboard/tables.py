@@ -76,6 +76,11 @@ def named(value: str | None, *, absent: str = text.UNALLOCATED, length: int = 40
     return html.Bdi(text.short(whole, length), title=whole, className="absent" if value is None else "name")
 
 
+def beneath(shown: str | Component, said: str) -> Component:
+    """A cell with a remark in small letters below it."""
+    return html.Span([shown, html.Br(), html.Span(text.visible(said), className="where-is")] if said else [shown])
+
+
 def standing(figures: Figures) -> Component:
     """How final a row is."""
     pill = html.Span(figures.status, className=f"pill {figures.status}")

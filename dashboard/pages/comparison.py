@@ -138,11 +138,11 @@ def _feasible(view: View, rows: list[ComparisonRow]) -> Component:
             [
                 tables.named(row.model),
                 figure_of(view, row, "peak_minute_tokens", row.peak_minute_tokens),
-                html.Span([figure_of(view, row, "serverless_limit", limit), f" ({serverless.limit_source})" if serverless.limit_source else ""]),
+                tables.beneath(figure_of(view, row, "serverless_limit", limit), serverless.limit_source or ""),
                 _yes(known=serverless.feasible),
                 figure_of(view, row, "peak_hour_tokens", row.peak_hour_tokens),
-                html.Span(
-                    [figure_of(view, row, "instances_needed", managed.instances_needed, managed.feasible_reason), f", {text.count(managed.instances)} run"]
+                tables.beneath(
+                    figure_of(view, row, "instances_needed", managed.instances_needed, managed.feasible_reason), f"{text.count(managed.instances)} run"
                 ),
                 _yes(known=managed.feasible),
                 html.Span(text.visible("; ".join(one for one in reasons if one)), className="wrap"),
@@ -226,10 +226,7 @@ def _table(view: View, rows: list[ComparisonRow]) -> Component:
         tables.Column("Idle a day", is_number=True),
         tables.Column("Break-even tokens a day", is_number=True),
         tables.Column("Tokens a day", is_number=True, title="both ways together"),
-        tables.Column("Instances", is_number=True, title="that run, and that the highest hour of the whole load needs"),
-        tables.Column("Cheaper"),
-        tables.Column("From", title="how many days speak, and how final they are"),
-        tables.Column("What is missing"),
+        tables.Column("Cheaper", title="from how many days, and how final they are"),
     ]
 
     def cells(row: ComparisonRow) -> list[tables.Cell]:
@@ -241,10 +238,13 @@ def _table(view: View, rows: list[ComparisonRow]) -> Component:
             *_untold("serverless", serverless),
             *_untold("managed compute", managed),
         ]
-        needed = "" if managed.instances_needed is None else f" of {text.count(managed.instances_needed)} needed"
+        missing = "; ".join(dict.fromkeys(reason for reason in reasons if reason))
         none = "nothing ran this way in the period"
         return [
-            tables.named(row.model),
+            [
+                tables.named(row.model),
+                *([html.Details([html.Summary("what is missing"), html.Span(text.visible(missing), className="wrap")])] if missing else []),
+            ],
             figure_of(view, row, "serverless_per_1m", serverless.effective_cost_per_1m, serverless.reason or none),
             figure_of(view, row, "serverless_list_per_1m", serverless.list_per_1m, serverless.reason),
             figure_of(view, row, "allocation_per_1m", managed.per_1m_allocation, managed.reason or none),
@@ -255,10 +255,7 @@ def _table(view: View, rows: list[ComparisonRow]) -> Component:
             figure_of(view, row, "idle_cost_per_day", row.idle_cost_per_day, managed.reason),
             figure_of(view, row, "break_even_tokens_per_day", row.break_even_tokens_per_day, serverless.reason or managed.reason),
             figure_of(view, row, "tokens_per_day", row.tokens_per_day),
-            f"{text.count(managed.instances)}{needed}" if managed.instances else "",
-            text.words(row.advice.cheaper) if row.advice.cheaper else text.UNKNOWN,
-            _confidence(row),
-            html.Span("; ".join(dict.fromkeys(reason for reason in reasons if reason)), className="wrap"),
+            tables.beneath(text.words(row.advice.cheaper) if row.advice.cheaper else text.UNKNOWN, _confidence(row)),
         ]
 
     return card("Every model", tables.table(columns, [cells(row) for row in rows], caption="Serverless beside managed compute"), name="wide")

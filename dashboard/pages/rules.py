@@ -98,7 +98,7 @@ def _budgets(view: View, found: Sequence[BudgetStanding]) -> Component:
                 html.Span(f"{_covers(budget.scope)}; tells at {', '.join(f'{step} %' for step in budget.steps)}", className="where-is"),
             ],
             text.span(one.spend.period),
-            html.Span([figure("budget_spent", one.spend.amount), _untold(one)]),
+            tables.beneath(figure("budget_spent", one.spend.amount), _untold(one)),
             figure("budget_amount", budget.amount),
             [_bar(one), " ", figure("budget_share", one.share, None)],
             band or (outlook.reason or text.UNKNOWN),
@@ -113,7 +113,7 @@ def _untold(one: BudgetStanding) -> str:
     spend = one.spend
     parts = ((spend.unknown_token_share, "unknown"), (spend.estimated_token_share, "estimated"))
     said = ", ".join(f"{text.percent(share)} {words}" for share, words in parts if share)
-    return f" (tokens of {said})" if said else ""
+    return f"tokens of {said}" if said else ""
 
 
 def _bar(one: BudgetStanding) -> Component:

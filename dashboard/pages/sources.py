@@ -135,7 +135,7 @@ def _table(view: View, facts: Sequence[Source]) -> Component:
     rows: list[list[tables.Cell]] = [
         [
             _KINDS.get(one.kind, one.kind),
-            tables.named(one.name, length=60),
+            tables.named(one.name, length=44),
             _pill(one),
             html.Span(text.visible(one.message), className="wrap"),
             html.Span(_until(one) if one.data_until else "", title=text.exact_instant(one.data_until)),

@@ -136,7 +136,7 @@ def _feasible(view: View, rows: list[ComparisonRow]) -> Component:
         limit = serverless.tokens_per_minute_limit
         cells.append(
             [
-                tables.named(row.model),
+                _named(row, rows),
                 figure_of(view, row, "peak_minute_tokens", row.peak_minute_tokens),
                 tables.beneath(figure_of(view, row, "serverless_limit", limit), serverless.limit_source or ""),
                 _yes(known=serverless.feasible),
@@ -167,7 +167,7 @@ def _advice(view: View, rows: list[ComparisonRow]) -> Component:
         cheaper, saving = row.advice.cheaper, row.advice.saving_per_day
         if cheaper is None:
             continue
-        note: list[str | Component] = ["cheaper by ", figure_of(view, row, "saving_per_day", saving), f" a day; {_confidence(row)}"]
+        note: list[str | Component] = ["cheaper by ", figure_of(view, row, "saving_per_day", saving), f" a day; from {_confidence(row)}"]
         tiles.append(tile(text.short(row.model, 40), text.words(cheaper), note=note, title=row.model))
     for row in rows:
         if row.idle_cost_per_day:
@@ -181,7 +181,13 @@ def _advice(view: View, rows: list[ComparisonRow]) -> Component:
 def _confidence(row: ComparisonRow) -> str:
     """How many days speak, and how final they are."""
     days = int(row.days)
-    return f"from {text.count(days)} {'day' if days == 1 else 'days'}, {row.standing}"
+    return f"{text.count(days)} {'day' if days == 1 else 'days'}, {row.standing}"
+
+
+def _named(row: ComparisonRow, rows: list[ComparisonRow]) -> Component:
+    """A model; with the currency where it is billed in several."""
+    is_alone = sum(other.model == row.model for other in rows) == 1
+    return tables.beneath(tables.named(row.model), "" if is_alone else row.currency or "")
 
 
 def _chart(view: View, row: ComparisonRow) -> Component | None:
@@ -242,7 +248,7 @@ def _table(view: View, rows: list[ComparisonRow]) -> Component:
         none = "nothing ran this way in the period"
         return [
             [
-                tables.named(row.model),
+                _named(row, rows),
                 *([html.Details([html.Summary("what is missing"), html.Span(text.visible(missing), className="wrap")])] if missing else []),
             ],
             figure_of(view, row, "serverless_per_1m", serverless.effective_cost_per_1m, serverless.reason or none),

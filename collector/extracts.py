@@ -46,6 +46,7 @@ _FIGURES: Mapping[str, Kind] = {
     "estimated_token_requests": "whole",
     "coverage": "decimal",
     "estimate": "truth",
+    "allocation": "text",
 }
 _EVENTS: Mapping[str, Kind] = {
     "handle": "text",

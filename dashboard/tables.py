@@ -84,7 +84,11 @@ def beneath(shown: str | Component, said: str) -> Component:
 def standing(figures: Figures) -> Component:
     """How final a row is."""
     pill = html.Span(figures.status, className=f"pill {figures.status}")
-    return html.Span([pill, " ", html.Span("estimate", className="pill")], className="pills") if figures.estimate else pill
+    return (
+        html.Span([pill, " ", html.Span("estimate", className="pill", title=f"given by {figures.allocation}" if figures.allocation else "")], className="pills")
+        if figures.estimate
+        else pill
+    )
 
 
 def untold(figures: Figures) -> Component:

@@ -19,7 +19,7 @@ from models.ledger.billed import Bill, Place, Reading, Target, place_of
 from models.ledger.evidence import Evidence
 from models.ledger.hours import instance_hours, stretches
 from models.ledger.meanings import Meaning, Meanings, Term, no_rate, shared
-from models.ledger.shares import NO_AMOUNTS, NO_TAGS, Hours, Run, Share
+from models.ledger.shares import BY_REQUESTS, BY_TIME, BY_TOKENS, NO_AMOUNTS, NO_TAGS, Hours, Run, Share
 from models.ledger.sums import Sums
 from models.ledger.values import GROUPS, CostQuery, CostTable
 from models.ledger.views import Cell, Groups, Priced, Spot, View
@@ -437,7 +437,7 @@ class Answer:
         shared = _weighed(self._users(used, day, (identity,)), MeterKind.COMPUTE) if self._is_fine else ([], [], None)
         for (model, currency), by_bucket in found.items():
             for is_fine in sorted({view.is_fine for view in self.views}):
-                users, weights, _ = shared if is_fine else ([], [], None)
+                users, weights, by = shared if is_fine else ([], [], None)
                 named = replace(identity, model=model)
                 callers = [replace(who, model=one.meaning.identity.model or model) for who, one in users]
                 so_far = Hours()
@@ -446,7 +446,7 @@ class Answer:
                     part = by_bucket[bucket]
                     if not users:
                         team, center = self._owner(identity, runs[0].start)
-                        whose = [Share(bucket, named, None, team, center, NO_TAGS, NO_AMOUNTS, by_usage=False)]
+                        whose = [Share(bucket, named, None, team, center, NO_TAGS, NO_AMOUNTS, by_usage=False, by=BY_TIME)]
                         self._add_hours(day, currency, whose, [part], is_fine=is_fine)
                         continue
                     # What is due up to here is cut, less what was given before: hours add up to days, and shares to hours.
@@ -455,7 +455,7 @@ class Answer:
                     parts = [one.minus(earlier) for one, earlier in zip(due, given, strict=True)]
                     given = due
                     whose = [
-                        Share(bucket, caller, seen.application, seen.team, seen.center, seen.tags, NO_AMOUNTS, by_usage=True)
+                        Share(bucket, caller, seen.application, seen.team, seen.center, seen.tags, NO_AMOUNTS, by_usage=True, by=_by(by))
                         for caller, (_, one) in zip(callers, users, strict=True)
                         for seen in (one.meaning,)
                     ]
@@ -531,7 +531,7 @@ class Answer:
             if len(self.views) == 1:
                 sums = self._row_of(self.views[0], target, only, day.bucket, bill.currency)
             else:
-                whose = () if only is None else (id(only.identity), only.application, only.team, only.center, id(only.tags), only.by_usage)
+                whose = () if only is None else (id(only.identity), only.application, only.team, only.center, id(only.tags), only.by_usage, only.by)
                 key = (target, day.bucket, bill.currency, *whose)
                 found = together.get(key)
                 if found is None:
@@ -556,6 +556,7 @@ class Answer:
                 return None
             row = view.row(bucket, groups, currency)
             row.estimate |= share.by_usage and view.asks_labels
+            row.by |= share.by if view.asks_labels else 0
             return row
         key = (id(view), target)
         try:
@@ -586,7 +587,7 @@ class Answer:
                         [(bucket, one.weight(by, is_split=is_split, bucket=bucket)) for bucket in sorted(one.by_bucket)] if day.is_cut else [(day.bucket, 1)]
                     )
                     for (bucket, _), piece in zip(steps, part.spread([step for _, step in steps]), strict=True):
-                        yield Share(bucket, named, seen.application, seen.team, seen.center, seen.tags, piece, by_usage=True)
+                        yield Share(bucket, named, seen.application, seen.team, seen.center, seen.tags, piece, by_usage=True, by=_by(by))
             return
         team, center = self._owner(identity, day_start(bill.day))
         edges, pieces = [day.start], [amounts]
@@ -594,7 +595,9 @@ class Answer:
             edges = [day.start, *(edge for edge in (*self._starts, self._end) if day.start < edge < day.start + _DAY)]
             pieces = amounts.spread([right - left for left, right in pairwise([*edges, day.start + _DAY])])
         for edge, piece in zip(edges, pieces, strict=True):
-            yield Share(self._bucket_of(edge), identity, None, team, center, NO_TAGS, piece, by_usage=False)
+            yield Share(
+                self._bucket_of(edge), identity, None, team, center, NO_TAGS, piece, by_usage=False, by=BY_TIME if target.kind == MeterKind.COMPUTE else 0
+            )
 
     def _add_shares(self, view: View, bill: Bill, shares: Sequence[Share], day: _Day) -> None:
         spots = [self._spot(view, share, bill.target.kind, bill.currency) for share in shares]
@@ -604,6 +607,7 @@ class Answer:
                 continue
             row = view.row(*spot)
             is_estimate = is_shared or (share.by_usage and view.asks_labels)
+            row.by |= share.by if view.asks_labels else 0
             row.add_charge(bill.day, share.identity, share.amounts, is_credit=bill.is_credit, lines=bill.lines, is_estimate=is_estimate, standing=day.standing)
             if self._evidence is not None and self._is_wanted(bill.currency):
                 self._evidence.note_billed(
@@ -616,6 +620,11 @@ class Answer:
                     rows=bill.lines,
                     estimate=row.estimate,
                 )
+
+
+def _by(kind: MeterKind | None) -> int:
+    """What users were weighed by: tokens of some kind, or their requests where those are not known."""
+    return BY_REQUESTS if kind is None else BY_TOKENS
 
 
 def _date(day: int) -> date:

@@ -94,9 +94,13 @@ class Hours:
         return [Hours(cost, core_hours, self.reason, of_it) if weight else Hours() for weight, cost, core_hours, of_it in parts]
 
 
+# What an amount was given to its users by; a row may hold several.
+BY_TOKENS, BY_REQUESTS, BY_TIME = 1, 2, 4
+
+
 @dataclass(frozen=True, slots=True)
 class Share:
-    """A part of a billed amount and what it belongs to; ``by_usage`` where only requests told whose it is."""
+    """A part of a billed amount and what it belongs to; ``by_usage`` where only requests told whose it is, and ``by`` what it was cut."""
 
     bucket: int
     identity: Identity
@@ -106,6 +110,7 @@ class Share:
     tags: Mapping[str, str]
     amounts: Amounts
     by_usage: bool
+    by: int = 0
 
 
 def _due(amount: Decimal, weights: Sequence[int]) -> list[Decimal]:

@@ -9,7 +9,7 @@ from decimal import Decimal
 import msgspec
 
 from models import money
-from models.ledger.shares import Amounts, plus
+from models.ledger.shares import BY_REQUESTS, BY_TIME, BY_TOKENS, Amounts, plus
 from models.ledger.values import Basis, Figures, Standing
 from models.matching import Identity
 from models.money import ZERO
@@ -17,6 +17,8 @@ from models.money import ZERO
 # The exact sum of two without a call of ours around it: nothing runs oftener.
 _plus = money.EXACT.add
 _STANDINGS: tuple[Standing, ...] = ("provisional", "settling", "settled")
+
+_ALLOCATIONS = ((BY_TOKENS, "tokens"), (BY_REQUESTS, "requests"), (BY_TIME, "time"))
 
 
 class Sums(msgspec.Struct, eq=False):
@@ -44,6 +46,7 @@ class Sums(msgspec.Struct, eq=False):
     best_core_hours: Decimal | None = None
     standing: int = 2
     estimate: bool = False
+    by: int = 0  # what amounts were given to their users by (``models.ledger.shares``)
     reasons: set[str] = msgspec.field(default_factory=set)
     # Of rows that stand for one meter: metered tokens or instance-hours, priced or not, and what the bill says of them
     # beside its amount: for telling a gap in price from one in quantity.
@@ -79,6 +82,7 @@ class Sums(msgspec.Struct, eq=False):
         self.best_core_hours = plus(self.best_core_hours, other.best_core_hours)
         self.standing = min(self.standing, other.standing)
         self.estimate |= other.estimate
+        self.by |= other.by
         self.reasons |= other.reasons
         self.units = _plus(self.units, other.units)
         self.billed_units = _plus(self.billed_units, other.billed_units)
@@ -178,6 +182,7 @@ class Sums(msgspec.Struct, eq=False):
             coverage=self.coverage(),
             estimate=self.estimate,
             reasons=reasons,
+            allocation=", ".join(name for bit, name in _ALLOCATIONS if self.by & bit) or None,
         )
 
     def coverage(self) -> Decimal | None:

@@ -51,6 +51,8 @@ class Figures:
     """The numbers of one row or total, in one currency (None where neither a bill nor a price names one).
 
     A cost is None where it is not known; ``reasons`` says why, by field name. Tokens are sums of what is known.
+    ``allocation`` says by what amounts of a bill or of instances were given to applications, teams, cost centres or tags:
+    tokens, requests, time (nobody called), or several of them; None where nothing was given so.
     """
 
     currency: str | None
@@ -70,6 +72,7 @@ class Figures:
     coverage: Decimal | None
     estimate: bool
     reasons: Mapping[str, str] = field(default_factory=dict)
+    allocation: str | None = None
 
     @property
     def unknown_token_share(self) -> Decimal | None:

@@ -192,6 +192,7 @@ class View:
             row.is_billed |= is_reached
             row.is_best |= is_reached
             row.estimate |= is_estimate or (share.by_usage and self.asks_labels)
+            row.by |= share.by if self.asks_labels else 0
             row.metered_core_hours = plus(row.metered_core_hours, part.core_hours)
             row.units = money.plus(row.units, part.instance_hours)
             if not is_reached:

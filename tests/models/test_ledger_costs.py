@@ -863,3 +863,34 @@ def test_calls_of_which_nothing_is_known_cost_an_unknown_amount_and_not_nothing(
         assert "not known" in figures.reasons["metered_cost"] or "price" in figures.reasons["metered_cost"]
     # Managed compute is paid by the hour: what its calls held is no part of its cost.
     assert [figures.metered_cost for key, figures in second.items() if key[:2] == ("input", "managed_compute")] == [dec("0")]
+
+
+@pytest.mark.parametrize("is_billed", [False, True])
+def test_capacity_is_given_by_tokens_else_by_requests_else_by_time_and_says_so(sqlite_store: Store, *, is_billed: bool) -> None:
+    """One instance at 4.00 an hour for three days: used by two, by one whose tokens nobody told, by nobody."""
+    first = datetime(2026, 11, 3, tzinfo=UTC)
+    with sqlite_store.write() as session:
+        make.workspace_fact(session)
+        make.managed(session, valid_from=first, valid_to=first + timedelta(days=3))
+        make.owner(session, deployment="llama-online/blue", team="platform")
+        make.price(session, PriceMeter.INSTANCE_HOURS, "4.00", sku="Standard_NC24ads_A100_v4")
+        one, two = (make.series(session, endpoint="llama-online", deployment="blue", application=name) for name in ("chat", "search"))
+        make.event(session, one, time=first + timedelta(hours=8), input_tokens=2_000, output_tokens=1_000)
+        make.event(session, two, time=first + timedelta(hours=9), input_tokens=900, output_tokens=100)
+        make.event(session, two, time=first + timedelta(days=1, hours=9), input_tokens=None, output_tokens=None)
+        if is_billed:
+            part = make.bill_part(session)
+            for day in (3, 4, 5):
+                make.charge(session, part, make.charge_item(session, ChargeClass.COMPUTE), "96.00", quantity="24", charged_on=date(2026, 11, day))
+    period = Period(first, first + timedelta(days=3))
+    with sqlite_store.read() as session:
+        applications, teams, whole = (
+            costs(session, group, period=period, basis="billed" if is_billed else "metered") for group in ("application", "team", "deployment")
+        )
+    assert {name: (figures.cost, figures.allocation) for (name, _), figures in applications.items()} == {
+        "chat": (Decimal(72), "tokens"),
+        "search": (Decimal(120), "tokens, requests"),
+        None: (Decimal(96), "time"),
+    }
+    assert {name: (figures.cost, figures.allocation) for (name, _), figures in teams.items()} == {"platform": (Decimal(288), "tokens, requests, time")}
+    assert [(figures.cost, figures.allocation) for figures in whole.values()] == [(Decimal(288), None)]

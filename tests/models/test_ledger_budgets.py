@@ -9,8 +9,8 @@ import pytest
 
 from models.alerts import Budget, Severity
 from models.errors import InvalidInput
-from models.ledger.budgets import Days, calendar_period, hard_standings, outlook, scope_filters, spend, unusual
-from models.ledger.values import Filters
+from models.ledger.budgets import Days, calendar_period, days_of, hard_standings, look_ahead, outlook, scope_filters, spend, unusual
+from models.ledger.values import Figures, Filters
 from models.resources import Mode
 from models.store import Store
 from tests import factories
@@ -78,6 +78,42 @@ def test_an_uneven_spend_has_a_band_around_its_forecast(sqlite_store: Store) -> 
     assert found.expected is not None
     assert found.high is not None
     assert found.spent < found.low < found.expected < found.high
+
+
+def of_a_day(metered: str, billed: str | None) -> Figures:
+    """A day of which a bill has told, or of which only metering does."""
+    told, amount = None if billed is None else Decimal(billed), Decimal(metered)
+    return Figures(
+        currency="USD",
+        cost=amount if told is None else told,
+        metered_cost=amount,
+        billed_cost=told,
+        input_tokens=1,
+        output_tokens=0,
+        cached_input_tokens=0,
+        reasoning_output_tokens=0,
+        requests=1,
+        core_hours=None,
+        status="provisional" if told is None else "settling",
+        unpriced_tokens=0,
+        unknown_token_requests=0,
+        estimated_token_requests=0,
+        coverage=None,
+        estimate=False,
+    )
+
+
+def test_days_that_no_bill_has_reached_are_taken_as_the_bill_would_have_them() -> None:
+    # Six days billed at 12 for 10 metered, then four that the bill has not reached.
+    rows = {date(2026, 11, 1 + index): of_a_day("10", "12" if index < 6 else None) for index in range(10)}
+    known = days_of(rows, today=date(2026, 11, 11), until=date(2026, 11, 11), basis="best")
+    assert [amount for _, amount in known.complete] == [Decimal(12)] * 10
+    seen = look_ahead(known, period=NOVEMBER, basis="best", currency="USD", so_far=Decimal(112))
+    assert seen.expected == Decimal(360)
+    # A bill of three times the metered amount has another cause than its delay; and metering alone is not scaled.
+    odd = {day: of_a_day("10", None if one.billed_cost is None else "30") for day, one in rows.items()}
+    assert days_of(odd, today=date(2026, 11, 11), until=date(2026, 11, 11), basis="best").complete[-1][1] == Decimal(10)
+    assert days_of(rows, today=date(2026, 11, 11), until=date(2026, 11, 11), basis="metered").complete[-1][1] == Decimal(10)
 
 
 def test_the_usual_band_is_that_of_the_weekday() -> None:

@@ -67,6 +67,8 @@ def test_metrics_are_prometheus_metrics(sqlite_store: Store) -> None:
     assert 'meterbridge_month_tokens{workspace="ws-east",deployment="llama-foundry",kind="input"} 500000' in lines
     assert 'meterbridge_source_throttles{kind="azure",source="costs · subscriptions/s1"} 1' in lines
     assert 'meterbridge_month_standing{workspace="ws-east",deployment="llama-foundry",currency="USD",standing="provisional"} 1' in lines
+    headroom = next(line for line in lines if line.startswith('meterbridge_quota_headroom{pool="ws-east/llama-foundry:tokens_per_minute"'))
+    assert headroom.endswith(" 400000")
     assert any(line.startswith('meterbridge_quota_limit{pool="ws-east/llama-foundry:tokens_per_minute"') for line in lines)
     judge = shutil.which("promtool")
     if judge is None:

@@ -101,4 +101,4 @@ def test_the_share_of_calls_that_told_no_tokens_stands_beside_their_number(sqlit
             make.event(session, time=datetime(2026, 10, 21, 8, tzinfo=UTC), input_tokens=None, output_tokens=None)
         body = body_of(session)
     assert (body["unknown_token_requests"], body["unknown_token_share"]) == (2, "0.6667")
-    assert "2 requests (66.67 %) did not say their tokens: what they cost is in no figure here." in reports.written(body, "html").content.decode()
+    assert "2 requests (66.7 %) did not say their tokens: what they cost is in no figure here." in reports.written(body, "html").content.decode()

@@ -204,7 +204,7 @@ def problems(session: Session, *, visible: frozenset[str] | None, now: datetime)
 _MOST_UNCONFIRMED = 100
 _REMEDY = {
     "unknown_unit": "tell us the unit: until then the money counts and the quantity is not known",
-    "unmapped_meter": "the money counts under meter 'other'; a meter mapping will say what it counts",
+    "unmapped_meter": "its money counts under meter 'other', its quantity is not known; report the meter's name, so that a later version knows it",
     "out_of_scope": "nothing to do: other Azure charges are kept with the bill and never added",
     "several_rates": "the latest dated rate of the month is used for metered amounts",
     "unpriced_model": "add a price: meterbridge import prices FILE",

@@ -894,3 +894,27 @@ def test_capacity_is_given_by_tokens_else_by_requests_else_by_time_and_says_so(s
     }
     assert {name: (figures.cost, figures.allocation) for (name, _), figures in teams.items()} == {"platform": (Decimal(288), "tokens, requests, time")}
     assert [(figures.cost, figures.allocation) for figures in whole.values()] == [(Decimal(288), None)]
+
+
+def test_owners_of_their_time_cover_idle_instances_and_money_without_a_deployment(sqlite_store: Store) -> None:
+    """A day without a call and a charge of no deployment go to whoever owned the deployment, else the workspace, on that day."""
+    with sqlite_store.write() as session:
+        make.workspace_fact(session)
+        make.managed(session, valid_from=at(3), valid_to=at(5))
+        make.price(session, PriceMeter.INSTANCE_HOURS, "4.00", sku="Standard_NC24ads_A100_v4")
+        make.owner(session, deployment="llama-online/blue", team="search", cost_center="CC-1", valid_to=at(4))
+        make.owner(session, deployment="llama-online/blue", team="chat", cost_center="CC-2", valid_from=at(4))
+        make.owner(session, workspace="ws-east", deployment=None, team="platform", cost_center="CC-9")
+        part = make.bill_part(session)
+        make.charge(
+            session,
+            part,
+            make.charge_item(session, ChargeClass.COMPUTE, endpoint=None, deployment=None, sku="Standard_X"),
+            "5.00",
+            charged_on=date(2026, 11, 6),
+        )
+    with sqlite_store.read() as session:
+        metered = costs(session, "team", "cost_center", basis="metered")
+        billed = costs(session, "team", "cost_center", "deployment", basis="billed")
+    assert {key[:2]: figures.cost for key, figures in metered.items() if figures.cost} == {("search", "CC-1"): 96, ("chat", "CC-2"): 96}
+    assert {key[:3]: figures.cost for key, figures in billed.items() if figures.cost} == {("platform", "CC-9", None): 5}

@@ -207,3 +207,15 @@ def test_every_kind_of_finding(store: Store) -> None:
             "traffic_without_bill": ["ws-west/quiet"],
         }
         assert set(kinds(session, frozenset({"ws-twin"}))) == {"workspaces_billed_together", "model_retires"}
+
+
+def test_two_deployments_that_one_offer_bills_together_in_a_workspace_are_named(store: Store) -> None:
+    with store.write() as session:
+        make.workspace_fact(session)
+        for name, model in (("scout-a", "Llama-4-Scout"), ("maverick-b", "Llama-4-Maverick")):
+            make.serverless(session, name, model=model, offer_id="llama-4")
+        make.charge(session, make.bill_part(session), make.charge_item(session, offer_id="llama-4", resource_id="/saas/four", model=None), "6.00")
+    with store.read() as session:
+        (one,) = [each for each in ledger.onboarding(session, visible=None, now=NOW) if each.kind == "several_deployments_of_an_offer"]
+    assert (one.subject, one.currency, one.amount) == ("/saas/four", "USD", Decimal(6))
+    assert "ws-east/maverick-b, ws-east/scout-a" in one.detail

@@ -14,7 +14,7 @@ from html import escape
 from typing import Any
 from zoneinfo import ZoneInfo
 
-from collector.reports import closepack, words
+from collector.reports import closepack, context, words
 from collector.reports.charts import FIRM, INK, LINE, OPEN, QUIET
 
 _MOST_ROWS = 12
@@ -94,8 +94,9 @@ def _cost(body: Mapping[str, Any], title: str) -> Iterator[Block]:
         yield Said(f"Of {len(shown)} currencies the first {_MOST_DETAILED} are told in detail here; all are in the files of this report.", 12, is_quiet=True)
     if body["provisional_days"]:
         yield Said(words.missing_days(body), 12, is_quiet=True)
-    if said := words.alike(body):
-        yield Said(said, 14)
+    for said in (words.restated(body), words.alike(body), *context.sentences(body)):
+        if said:
+            yield Said(said, 14)
     if changed := body.get("restatement"):
         rows = [[_place(line), words.amount(line["was"], line["currency"]), words.amount(line["is"], line["currency"])] for line in changed]
         yield _listed("What this restatement changes", ["Deployment", "Was", "Is"], rows)

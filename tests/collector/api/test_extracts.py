@@ -125,3 +125,34 @@ def test_more_events_than_a_file_holds_are_refused(world: Service, monkeypatch: 
     monkeypatch.setattr(reads, "_MOST_EVENTS", 1)
     answer = world.client.get("/v1/usage", params=PERIOD | {"format": "csv"})
     assert (answer.status_code, "ask for a shorter period" in answer.text) == (422, True)
+
+
+@pytest.mark.parametrize(
+    ("path", "named", "span", "forms"),
+    [
+        ("reports/daily", {"day": "2026-11-10"}, ("2026-11-10", "2026-11-11"), ("json", "csv", "html", "pdf")),
+        ("reports/weekly", {"week": "2026-W46"}, ("2026-11-09", "2026-11-16"), ("json", "csv", "html", "pdf")),
+        ("reports/monthly", {"month": "2026-11"}, ("2026-11-01", "2026-12-01"), ("json", "csv", "html", "pdf")),
+        ("reports/close", {"month": "2026-11"}, ("2026-11-01", "2026-12-01"), ("json", "csv", "html", "pdf")),
+        ("export/focus", {"month": "2026-11"}, ("2026-11-01", "2026-12-01"), ("csv", "parquet")),
+    ],
+)
+def test_every_file_has_the_control_total_of_the_same_question(
+    world: Service, path: str, named: dict[str, str], span: tuple[str, str], forms: tuple[str, ...]
+) -> None:
+    # An invoice knows no estimates: a FOCUS file's total is what is billed.
+    basis = "billed" if path == "export/focus" else "best"
+    costs = world.client.get("/v1/costs", params={"from": span[0], "to": span[1], "granularity": "none", "basis": basis}).json()
+    (total,) = costs["totals"]
+    for form in forms:
+        answer = world.client.get(f"/v1/{path}", params={**named, "format": form})
+        assert answer.status_code == 200, answer.text
+        currency, _, amount = answer.headers["x-control-total"].partition(" ")
+        assert (currency, Decimal(amount)) == ("USD", Decimal(total["cost"])), (path, form)
+        if form == "parquet":
+            assert money.add(row["BilledCost"] for row in pq.read_table(io.BytesIO(answer.content)).to_pylist()) == Decimal(amount)
+        if form == "csv":
+            rows = csv.DictReader(io.StringIO(answer.content.decode()))
+            column = {"reports/close": "debit", "export/focus": "BilledCost"}.get(path, "cost")
+            # What a close pack accrues it takes back in the next month.
+            assert money.add(Decimal(row[column]) for row in rows if row[column] and not row.get("entry", "").startswith("reversal")) == Decimal(amount)

@@ -448,6 +448,7 @@ def components() -> dict[str, Shape]:
                     "description": "a minute's worth by what counts and by window",
                 },
                 "left_said": _or_null(_shape(count="left", at="at")),
+                "admitted_peak": _or_null(_shape(count_or_null="value", at_or_null="at since")),
                 "deployments": {**_kind("texts"), "type": ["array", "null"]},
                 "throttled_callers": _many(_shape(text="by caller", count="requests")),
                 "users": _many(_shape(text="name", count="used")),

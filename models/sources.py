@@ -124,15 +124,20 @@ def calls_since(session: Session, source: str, since: datetime) -> tuple[int, da
     return int(calls), first
 
 
-def ended_since(session: Session, source: str, scope: str, since: datetime) -> tuple[set[date | None], int]:
-    """Of the runs that began since then: the months that were pulled whole, and how often the one that failed most has failed."""
+def ended_since(session: Session, source: str, scope: str, since: datetime, *, about: tuple[date, date] | None = None) -> tuple[set[date | None], int]:
+    """Of the runs that began since then: the months that were pulled whole, and how often the one that failed most has failed.
+
+    With ``about``, of runs for bills that begin in these days (the last one excluded) alone.
+    """
     row = SourcePull
     asked = (
         sa.select(col(row.month), col(row.state), sa.func.count())
         .where(col(row.source) == source, col(row.scope) == scope, col(row.started_at) >= since, col(row.state).in_((PullState.DONE, PullState.FAILED)))
         .group_by(col(row.month), col(row.state))
     )
-    found = [(month, state, int(count)) for month, state, count in session.execute(asked)]
+    found = [
+        (month, state, int(count)) for month, state, count in session.execute(asked) if about is None or (month is not None and about[0] <= month < about[1])
+    ]
     return {month for month, state, _ in found if state == PullState.DONE}, max((count for _, state, count in found if state == PullState.FAILED), default=0)
 
 

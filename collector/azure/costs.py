@@ -111,8 +111,11 @@ def _same_day_last_month(day: date) -> date:
     return last.replace(day=min(day.day, last.day))
 
 
-def bills_of(store: Store, azure: Azure, scope: str, *, now: Callable[[], datetime]) -> Bills:
-    """The bills of a scope. A subscription bought at the portal (pay-as-you-go) is billed from the day on which it began, all others by the calendar."""
+def bills_of(store: Store, azure: Azure, scope: str, *, now: Callable[[], datetime], month: date | None = None) -> Bills:
+    """The bills of a scope. A subscription bought at the portal (pay-as-you-go) is billed from the day on which it began, all others by the calendar.
+
+    ``month`` is the one that is asked for, if it is one: a failure is told of that.
+    """
     if not _A_SUBSCRIPTION.fullmatch(scope):
         return Bills()
     try:
@@ -120,7 +123,7 @@ def bills_of(store: Store, azure: Azure, scope: str, *, now: Callable[[], dateti
     except DomainError as fault:
         state, until = (PullState.RESCHEDULED, fault.until) if isinstance(fault, Rescheduled) else (PullState.FAILED, None)
         with store.write() as session:
-            run = sources.begin(session, SOURCE, scope, now=now()).id or 0
+            run = sources.begin(session, SOURCE, scope, month=month, now=now()).id or 0
             sources.finish(session, run, state, now=now(), message=fault.message, next_at=until)
         raise
 

@@ -20,7 +20,7 @@ from collector.settings import Settings
 from models import leases, sources
 from models.errors import DomainError, UpstreamError
 from models.leases import pull_job
-from models.periods import DAY, day_start, month_start, settles_at
+from models.periods import DAY, day_start, month_period, month_start, settles_at, utc_day
 from models.sources import PullState
 from models.store import Store
 
@@ -147,7 +147,9 @@ def _pull(
     said = "; ".join(failures)[:2000]
     scope = asked.scopes[0] if what == "costs" else ""
     with store.read() as session:
-        _, tries = sources.ended_since(session, what, scope, slots.began(now))
+        # A week holds many runs for the running month too, whose failures are not a settled one's. Its bills may begin within the month before.
+        about = (months[0] - timedelta(days=31), utc_day(month_period(months[0]).end)) if months else None
+        _, tries = sources.ended_since(session, what, scope, slots.began(now), about=about)
     if any(each.passes for each in failures) and 0 < tries <= len(_AGAIN_AFTER):
         until = now + _AGAIN_AFTER[tries - 1]
         # Not beyond its slot: the next one begins with all its tries.

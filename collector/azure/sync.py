@@ -129,7 +129,7 @@ def _costs(
     today = utc_day(now())
     for scope in azure.asked.scopes:
         try:
-            bills = costs.bills_of(store, azure, scope, now=now)
+            bills = costs.bills_of(store, azure, scope, now=now, month=months[0] if months else None)
         except Rescheduled as fault:
             return [*failures, Failure.of(fault, where=scope)]
         except DomainError as fault:

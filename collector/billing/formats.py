@@ -19,10 +19,10 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from functools import cached_property
-from hashlib import file_digest, sha256
+from hashlib import sha256
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, BinaryIO, Literal, NamedTuple
 
 from collector.billing.classify import Dimensions, Item, charge_type_of, classify
 from models import money
@@ -132,6 +132,7 @@ _AGAIN = "nothing was landed; export the file again from Azure and import it as 
 _BATCH_ROWS = 2_000
 # Entries kept of what was read before: a bill repeats its texts, and an unlucky one must not fill the memory.
 _CACHE_ENTRIES = 50_000
+_PIECE = 1024 * 1024
 _CACHE_ROWS = 10_000  # the texts of a row take some 3 kB
 
 
@@ -186,7 +187,7 @@ class BillFile:
 
     @property
     def row_count(self) -> int | None:
-        """The rows there will be, where the format says so."""
+        """The rows there will be (of a CSV at most), where the format says so."""
         if self.amortization is not None:
             return None
         counts = [table.row_count for table in self.tables]
@@ -216,18 +217,28 @@ class BillFile:
             before += line
 
 
+def _read_through(stream: BinaryIO) -> tuple[str, int]:
+    """The digest of a file and how many lines it has, in one reading."""
+    digest, lines, last = sha256(), 0, b""
+    while piece := stream.read(_PIECE):
+        digest.update(piece)
+        lines += piece.count(b"\n")
+        last = piece
+    return digest.hexdigest(), lines + (not last.endswith(b"\n"))
+
+
 def read_bill(path: Path, *, name: str) -> BillFile:
     """Recognise a bill file by its columns; ``name`` is what people call it."""
     try:
         with path.open("rb") as stream:
             start = stream.read(4)
             stream.seek(0)
-            digest = file_digest(stream, "sha256").hexdigest()
+            digest, lines = _read_through(stream)
         if not start:
             raise InvalidInput(f"{name} is empty; nothing was landed")
         if start[:2] in (b"\xff\xfe", b"\xfe\xff"):
             raise InvalidInput(f"{name} is UTF-16 text, which Azure does not write; save it as UTF-8, or export it again")
-        table: _Table = _ParquetTable(path, name) if start == b"PAR1" else _CsvTable(path, name, is_gzip=start[:2] == b"\x1f\x8b")
+        table: _Table = _ParquetTable(path, name) if start == b"PAR1" else _CsvTable(path, name, is_gzip=start[:2] == b"\x1f\x8b", lines=lines)
         source = _recognise(table)
         with closing(table.records([0])) as records:
             is_empty = next(records, None) is None
@@ -295,8 +306,10 @@ class _Table:
 
 
 class _CsvTable(_Table):
-    def __init__(self, path: Path, name: str, *, is_gzip: bool) -> None:
+    def __init__(self, path: Path, name: str, *, is_gzip: bool, lines: int) -> None:
         self._path, self.name, self._is_gzip = path, name, is_gzip
+        # For a person who waits: a line break inside of a cell is a line too, so there are so many rows at most. Packed ones cannot be counted.
+        self.row_count = None if is_gzip or lines < 2 else lines - 1
 
     @cached_property
     def header(self) -> list[str]:

@@ -15,8 +15,8 @@ from collector.azure.client import Azure
 from collector.azure.simulator import Fault, InventedWorld, Simulator
 from collector.jobs import Job, run_slot
 from collector.settings import Settings
-from models import ledger
-from models.leases import JobLease
+from models import ledger, sources
+from models.leases import JobLease, pull_job
 from models.sources import PullState, SourcePull
 from models.store import Store
 from tests.collector.azure.proving import stored, truth
@@ -123,6 +123,21 @@ def test_after_three_more_tries_a_pull_waits_for_its_slot_and_a_refusal_waits_at
     assert run_slot(second, sqlite_store, lambda: clock[0], holder="a")
     assert next_try(sqlite_store, second) == datetime(2026, 10, 5, 18, tzinfo=UTC)
     assert source_of(sqlite_store, clock[0], name=second.name).state == "failed"
+
+
+def test_a_settled_month_has_its_own_tries_whatever_else_failed_that_week(simulator: Simulator, sqlite_store: Store, clock: list[datetime]) -> None:
+    first, _ = of_costs(simulator)
+    assert run_slot(first, sqlite_store, lambda: clock[0], holder="a")
+    scope = first.name.partition(":")[2]
+    settled = next(job for job in schedule.jobs(Settings.from_environment(simulator.environment())) if job.name == pull_job("settled_months", scope))
+    clock[0] = datetime(2026, 11, 20, 10, tzinfo=UTC)
+    with sqlite_store.write() as session:
+        for hours in range(5):
+            run = sources.begin(session, "costs", scope, month=date(2026, 11, 1), now=clock[0] - timedelta(hours=hours))
+            sources.finish(session, run.id or 0, PullState.FAILED, now=clock[0] - timedelta(hours=hours), message="Azure was away")
+    simulator.faults.arm(Fault.ERROR_502, times=10_000)
+    assert run_slot(settled, sqlite_store, lambda: clock[0], holder="a")
+    assert timedelta(minutes=5) <= next_try(sqlite_store, settled) - clock[0] < timedelta(minutes=6)
 
 
 def next_try(store: Store, job: Job) -> datetime:

@@ -204,18 +204,32 @@ class _BudgetTrial:
             notes = [f"by what is known of the spend today, {pace}: much of it may have arrived later, when nobody would have been told"]
             return [*notes, "steps of the forecast are tried by what was known then only"] if self._budget.forecast_steps else notes
         notes = [f"by what was known of the spend at the time, {pace}"]
-        end = self._span.end
-        own = budgets.period_of(self._budget, end - _MOMENT)
-        asked = Period(self._span.start, end)
-        then, since = (
-            budgets.spend(self._session, filters=self._filters, period=asked, basis=self._basis, currency=self._budget.currency, now=now, as_of=as_of).amount
-            for now, as_of in ((end, end), (self._now, None))
-        )
-        if since != then and own.end <= self._now:
-            notes.append(f"{money.said(then, self._budget.currency)} were known by its end, {money.said(since, self._budget.currency)} are today")
+        if self._came_late():
+            notes.append("most of the spend arrived long after its time, as in an import: to try it as if it had not, take what is known until today")
         if self._budget.forecast_steps:
             notes.append(f"steps of the forecast are looked at once a day{self._accuracy()}")
         return notes
+
+    def _came_late(self) -> bool:
+        """Whether less than half of what is known of the spend today was known at any of three days within the time."""
+        length = self._span.end - self._span.start
+        for at in (self._span.start + length * part / 4 for part in (1, 2, 3)):
+            own = budgets.period_of(self._budget, at)
+            then, since = (
+                budgets.spend(
+                    self._session,
+                    filters=self._filters,
+                    period=Period(own.start, at),
+                    basis=self._basis,
+                    currency=self._budget.currency,
+                    now=at if as_of is not None else self._now,
+                    as_of=as_of,
+                ).amount
+                for as_of in (at, None)
+            )
+            if money.times(then, 2) < since:
+                return True
+        return False
 
     def _accuracy(self) -> str:
         """How the forecasts of periods that are over came out, each made with what was known when it was made."""

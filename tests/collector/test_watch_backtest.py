@@ -47,6 +47,7 @@ def test_a_step_is_told_when_its_usage_arrived_not_when_it_was_used(store: Store
     trial = tried(store)
     assert told(trial) == [(50, datetime(2026, 11, 12, 10, tzinfo=UTC)), (80, datetime(2026, 11, 14, 13, tzinfo=UTC))]
     assert trial.firings[1].why == "85.00 USD spent since 2026-11-01T00:00:00Z, at or above 80 % of 100.00 USD"
+    assert "as in an import" in trial.notes[1]
     today = tried(store, known="today")
     assert told(today) == [(50, datetime(2026, 11, 3, 13, tzinfo=UTC)), (80, datetime(2026, 11, 14, 13, tzinfo=UTC))]
     assert "by what is known of the spend today" in today.notes[0]
@@ -58,7 +59,9 @@ def test_two_steps_in_two_hours_of_a_day_are_both_told(sqlite_store: Store) -> N
     with sqlite_store.write() as session:
         at = datetime(2026, 11, 5, 15, 20, tzinfo=UTC)
         factories.event(session, time=at, received_at=at, input_tokens=30, output_tokens=0)
-    assert told(tried(sqlite_store)) == [(50, datetime(2026, 11, 5, 13, tzinfo=UTC)), (80, datetime(2026, 11, 5, 16, tzinfo=UTC))]
+    trial = tried(sqlite_store)
+    assert told(trial) == [(50, datetime(2026, 11, 5, 13, tzinfo=UTC)), (80, datetime(2026, 11, 5, 16, tzinfo=UTC))]
+    assert trial.notes == ["by what was known of the spend at the time, to the hour"]
 
 
 def test_a_step_of_the_forecast_is_told_on_the_day_on_which_it_was_expected(sqlite_store: Store) -> None:

@@ -36,8 +36,8 @@ _RATES: tuple[rates.Measure, ...] = ("tokens_per_minute", "requests_per_minute")
 _BOTH = "SUM(CASE WHEN q.outcome % 2 = 1 THEN q.input_tokens + q.output_tokens ELSE 0 END), SUM(q.requests)"  # in the order of _RATES
 # Quarters of one deployment that a round looks into, and of all of them that one question holds.
 _MOST_AT_ONCE, _QUARTERS_AT_ONCE = 16, 500
-# Calls that are read one by one for what they were admitted for: a third of a second (SQLite, 2 cores, November 2026).
-_MOST_CALLS = 100_000
+# Calls that are read one by one for what they were admitted for: half a second (20 microseconds each; SQLite, November 2026).
+_MOST_CALLS = 25_000
 
 
 @dataclass(frozen=True, slots=True)

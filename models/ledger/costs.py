@@ -506,17 +506,18 @@ class Answer:
 
     def _add_bills(self, bills: Sequence[Bill], used: _UsedBy) -> None:
         cached = {place_of(bill.day, each) for bill in bills if bill.target.kind == MeterKind.CACHED_INPUT for each in bill.target.identities}
-        fine = [view for view in self.views if view.is_fine]
+        fine, size = [view for view in self.views if view.is_fine], len(self.buckets)
         # What goes to the same row of several views is added up once: the charges of one item that no cut divides.
         together: dict[tuple[object, ...], tuple[Sums, Target, Share | None, int, str]] = {}
         for bill in bills:
             day, target = self._days[bill.day], bill.target
             is_whole = len(target.identities) == 1 and not day.is_cut
-            if is_whole and not 0 <= day.bucket < len(self.buckets):
+            if is_whole and not 0 <= day.bucket < size:
                 continue
             shares: list[Share] = []
             if fine or not is_whole or self._evidence is not None:
-                is_split = bool(cached) and any(place_of(bill.day, each) in cached for each in target.identities)
+                # Only input is weighed by whether cached input is billed apart.
+                is_split = target.kind == MeterKind.INPUT and any(place_of(bill.day, each) in cached for each in target.identities)
                 shares = list(self._cut(bill, used, is_split=is_split, is_fine=bool(fine)))
             if not is_whole or self._evidence is not None:
                 for view in self.views:

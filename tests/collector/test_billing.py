@@ -242,6 +242,20 @@ def test_a_cost_details_file_agrees_with_its_oracle_by_offer_and_deployment(desk
     assert core_hours == {name: Decimal(one["core_hours"]) for name, one in oracle["managed_compute_by_deployment"].items()}
 
 
+def test_rows_that_are_twins_both_count_and_one_without_a_meter_keeps_its_money(desk: Desk) -> None:
+    """Azure's documentation calls day, meter and resource a key; real bills hold several records of one, some alike to the last digit."""
+    desk.land(AZURE / "cost_details.csv")
+    by_line = {charge.line: (charge, item) for charge, item in desk.current()}
+    twins = [by_line[line] for line in (63, 64)]
+    assert [(charge.quantity, charge.billed_cost) for charge, _ in twins] == [(Decimal("6.5"), Decimal("23.8745"))] * 2
+    assert twins[0][0].item_id == twins[1][0].item_id
+    (day,) = [day for day, item in desk.days() if item.id == twins[0][0].item_id and day.charged_on == date(2025, 3, 3)]
+    assert (day.quantity, day.billed_cost, day.rows) == (Decimal(13), Decimal("47.749"), 2)
+    charge, item = by_line[55]
+    assert (item.meter_name, charge.billed_cost, item.charge_class, item.model) == ("", Decimal("0.003"), ChargeClass.MARKETPLACE, "Meta-Llama-3.1-8B-Instruct")
+    assert item.meter_kind is MeterKind.OTHER
+
+
 def test_a_restated_file_replaces_and_the_older_one_stays_readable(desk: Desk) -> None:
     desk.land(AZURE / "cost_details.csv", now=NOW)
     landing = desk.land(AZURE / "cost_details_restated.csv", now=LATER)

@@ -418,7 +418,7 @@ class _Screens:
 
     def page(self, pathname: str | None, search: str | None) -> list[Component]:
         """The body of the page that the address names, cut into the parts that a refresh replaces one by one."""
-        return [part if _charts(part) else _part(number, part) for number, part in enumerate(self._drawn(pathname, search))]
+        return [_cut(part, str(number)) for number, part in enumerate(self._drawn(pathname, search))]
 
     def refresh(self, _tick: object, pathname: str | None, search: str | None, *states: Any) -> tuple[Any, list[Any], list[Any], list[Any]]:
         """What changed since the page was drawn.
@@ -428,17 +428,16 @@ class _Screens:
         """
         chart_ids, zooms, part_ids, digests = states
         page = self.page(pathname, search)
-        whole = html.Div(page)
-        charts = _charts(whole)
-        parts: dict[str, Any] = {str(number): part for number, part in enumerate(page) if not _charts(part)}
-        if [chart["name"] for chart in chart_ids] != list(charts) or [part["name"] for part in part_ids] != list(parts):
+        charts, parts = _named(page, figures.CHART), _named(page, PART)
+        if {chart["name"] for chart in chart_ids} != charts.keys() or {part["name"] for part in part_ids} != parts.keys():
             return page, [no_update] * len(chart_ids), [no_update] * len(part_ids), [no_update] * len(part_ids)
-        changed = [name for name, digest in zip(parts, digests, strict=True) if getattr(parts[name], "data-digest") != digest]
+        shown = [parts[part["name"]] for part in part_ids]
+        changed = [getattr(part, "data-digest") != digest for part, digest in zip(shown, digests, strict=True)]
         return (
             no_update,
-            [figures.zoomed(chart.figure, zoom) for chart, zoom in zip(charts.values(), zooms, strict=True)],
-            [part.children if name in changed else no_update for name, part in parts.items()],
-            [getattr(part, "data-digest") if name in changed else no_update for name, part in parts.items()],
+            [figures.zoomed(charts[chart["name"]].figure, zoom) for chart, zoom in zip(chart_ids, zooms, strict=True)],
+            [part.children if is_new else no_update for part, is_new in zip(shown, changed, strict=True)],
+            [getattr(part, "data-digest") if is_new else no_update for part, is_new in zip(shown, changed, strict=True)],
         )
 
     def drawer(self, fragment: str | None) -> tuple[list[Component], str]:
@@ -588,16 +587,25 @@ class _Screens:
         return replace(wanted, begin=begin, end=end + timedelta(days=1))
 
 
-def _charts(part: Component) -> dict[str, Any]:
-    """The charts in a part of a page, by name and in order."""
-    whole = html.Div([part])
-    return {name["name"]: whole[name] for name in whole if isinstance(name, dict) and name.get("type") == figures.CHART}
+def _named(page: Sequence[Component], kind: str) -> dict[str, Any]:
+    """The charts or the parts of a page, by name."""
+    whole = html.Div(list(page))
+    return {name["name"]: whole[name] for name in whole if isinstance(name, dict) and name.get("type") == kind}
 
 
-def _part(number: int, content: Component) -> Component:
-    """A part of a page that a refresh replaces when its digest says that it reads differently."""
-    attributes: dict[str, Any] = {"data-digest": f"{crc32(json.dumps(content, cls=PlotlyJSONEncoder).encode()):08x}"}
-    return html.Div(content, id={"type": PART, "name": str(number)}, className="part", **attributes)
+def _cut(content: Component, name: str) -> Component:
+    """A piece of a page as parts that a refresh replaces when their digests say that they read differently.
+
+    Around a chart, which is to stay where it is, each piece is a part by itself: the words and sums beside it change too.
+    """
+    if isinstance(content, dcc.Graph):
+        return content
+    if not _named([content], figures.CHART):
+        attributes: dict[str, Any] = {"data-digest": f"{crc32(json.dumps(content, cls=PlotlyJSONEncoder).encode()):08x}"}
+        return html.Div(content, id={"type": PART, "name": name}, className="part", **attributes)
+    children = content.children if isinstance(content.children, list | tuple) else [content.children]
+    content.children = [_cut(child if isinstance(child, Component) else html.Span(child), f"{name}.{place}") for place, child in enumerate(children)]
+    return content
 
 
 def _texts(value: object) -> list[str]:

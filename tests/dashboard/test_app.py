@@ -1,9 +1,11 @@
+from types import ModuleType
 from typing import Any
 
 import pytest
 from flask.testing import FlaskClient
 
-from dashboard.app import create_dashboard
+from dashboard import figures
+from dashboard.app import PAGES, PART, create_dashboard
 from tests.dashboard import fakes
 
 SHOWN: dict[str, Any] = {
@@ -45,6 +47,32 @@ def navigate(client: FlaskClient, search: str, *, key: str | None = None, **chan
     assert answer.status_code in {200, 204}
     response: dict[str, dict[str, str]] = answer.get_json()["response"] if answer.status_code == 200 else {}
     return response["url"]["search"] if "url" in response else None
+
+
+def _left_alone(drawn: Any) -> list[str]:
+    """The words of a page, as the browser gets it, that no refresh would replace."""
+    if isinstance(drawn, str | int | float):
+        return [str(drawn)]
+    if isinstance(drawn, list):
+        return [word for piece in drawn for word in _left_alone(piece)]
+    if not isinstance(drawn, dict):
+        return []
+    props = drawn["props"]
+    kind = props["id"]["type"] if isinstance(props.get("id"), dict) else ""
+    return [] if kind in {PART, figures.CHART} else _left_alone(props.get("children"))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.NAME)
+def test_a_refresh_reaches_every_word_of_every_page(client: FlaskClient, page: ModuleType) -> None:
+    place = f"/dashboard/{page.PATH}"
+    values = [{"id": "url", "property": name, "value": value} for name, value in (("pathname", place), ("search", "?workspace=ws-assist"))]
+    answer = client.post(
+        "/_dash-update-component",
+        json={"output": "page.children", "outputs": {"id": "page", "property": "children"}, "inputs": values, "changedPropIds": ["url.pathname"]},
+    )
+    drawn = answer.get_json()["response"]["page"]["children"]
+    assert drawn
+    assert _left_alone(drawn) == []
 
 
 def test_controls_that_show_the_address_change_nothing(client: FlaskClient) -> None:

@@ -229,6 +229,9 @@ def test_a_refresh_brings_new_figures_and_keeps_the_readers_zoom(browser: Browse
         expect(page.locator("#spend-USD .infolayer .legendtext")).to_have_count(3)
         assert page.evaluate(f"{chart}.layout.xaxis.range") == zoomed
         expect(page.locator("table td", has_text="ws-support")).to_have_count(0)
+        # One page, one total: what stands below a chart is as new as the tile above it.
+        spent = page.locator(".tile", has_text="Spend in this period").locator(".tile-value").inner_text()
+        expect(page.locator(".card", has_text="Spend over time").locator("p.note").last).to_contain_text(f"Together {spent}")
         assert page.locator("main h1").evaluate("heading => heading.marked") is True  # what reads the same is left alone
         ledger.facts = []
         page.evaluate("window.dash_clientside.set_props('tick', {data: 2})")

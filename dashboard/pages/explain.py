@@ -96,7 +96,7 @@ def _body(view: View) -> list[Component]:
         html.Div(
             [
                 html.Div(found.words, className="tile-label"),
-                html.Div(text.figure(found.value, found.kind, found.unit), className="tile-value", id="why-value", title=exact),
+                html.Div(text.figure(found.value, found.kind, found.unit), className="tile-value why-value", title=exact),
                 html.Div([exact, f" · {found.reason}" if found.reason else ""], className="tile-note"),
                 html.Div("; ".join(said), className="tile-note"),
             ],

@@ -268,12 +268,12 @@ def test_a_click_on_each_kind_of_figure_opens_the_drawer_with_that_figure(browse
                 title, is_known = link.get_attribute("title"), "absent" not in str(link.get_attribute("class"))
                 link.dispatch_event("click")  # the drawer of the figure before may lie above it
                 expect(page.locator("#drawer")).to_have_attribute("data-of", href)
-                expect(page.locator("#why-value")).to_have_attribute("title", str(title) if is_known else "unknown")
+                expect(page.locator("#drawer .why-value")).to_have_attribute("title", str(title) if is_known else "unknown")
                 expect(page.locator("#drawer pre")).to_contain_text("curl ")
                 clicked.add(figure)
             page.keyboard.press("Escape")
             expect(page.locator("#drawer > *")).to_have_count(0)
         page.go_back()
-        expect(page.locator("#why-value")).to_be_visible()
+        expect(page.locator("#drawer .why-value")).to_be_visible()
     assert set(FIGURES) == clicked
     assert {page.PATH for page, _ in SCREENS} < {page.PATH for page in PAGES}

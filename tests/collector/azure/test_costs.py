@@ -347,4 +347,4 @@ def test_which_days_a_bill_is_for_must_be_read_where_it_is_no_month(sqlite_store
     (failure,) = place.pull()
     assert failure.endswith(f"assign the role Cost Management Reader on /{scope}")
     assert not failure.passes
-    assert (place.last_run().state, place.last_run().month) == (PullState.FAILED, None)
+    assert (place.last_run().state, place.last_run().month) == (PullState.FAILED, date(2026, 10, 1))

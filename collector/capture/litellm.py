@@ -133,7 +133,7 @@ def _item(value: Any, defaults: Defaults) -> Item:
         return Ignored("a payload that LiteLLM failed to build")
     if not isinstance(value, dict):
         return Refusal("schema_invalid", "not a LiteLLM payload: expected an object")
-    if "event" in value and value.keys() >= _ALERT_KEYS:
+    if value.keys() >= _ALERT_KEYS:
         return Ignored("a budget alert of LiteLLM; send these to /v1/alerts/litellm")
     if isinstance(value.get("startTime"), str) or isinstance(value.get("usage"), str):
         return Refusal("unsupported_version", "the payload of generic_api_use_v1 holds texts of Python objects; set generic_api_use_v1: false in LiteLLM")

@@ -14,7 +14,6 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from types import MappingProxyType
 from typing import Any, Final
 from urllib.parse import unquote, urlsplit
 
@@ -204,11 +203,6 @@ def said(details: Mapping[str, Scalar]) -> dict[str, Scalar]:
     return {field: value for field, value in details.items() if value is not None}
 
 
-_ASKED_FOR_NOTHING: Final[Mapping[str, Scalar]] = MappingProxyType(
-    dict.fromkeys(("choices", "best_of", "max_tokens", "ignore_eos", "beam_search", "extra_parameters"))
-)
-
-
 def finish(reasons: Sequence[str | None]) -> dict[str, Scalar]:
     """How the candidates of an answer ended: the filter's reason if it stopped any, else the first one's.
 
@@ -229,8 +223,6 @@ def asked_for(request: Mapping[str, Any], headers: Mapping[str, Any]) -> dict[st
     ``extra-parameters`` (in older pages ``extra-params``) tells what becomes of parameters that the API does not know:
     those of vLLM reach the model unless they are dropped.
     """
-    if not request and not headers:
-        return dict(_ASKED_FOR_NOTHING)
     extra = next((word(headers.get(name)) for name in ("extra-parameters", "extra-params") if headers.get(name)), None) if headers else None
     inner = request.get("extra_body")
     known = {**inner, **request} if isinstance(inner, dict) else request

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
-import threading
 from collections.abc import Sequence
 from datetime import UTC, date, datetime, timedelta
 
 from collector.azure.simulator import Export, Fault, InventedWorld, Simulator
 from collector.azure.simulator.faults import RESTATEMENTS
+from collector.ending import Ending
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -37,13 +36,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     azure = Simulator(world, now, port=options.port, enforces_budget=True, exports=exports, seed=options.seed)
     if faults:
         azure.faults.storm(options.seed, faults, rate=0.1)
-    stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
-    with azure:
+    with Ending() as ending, azure:
+        ending.remember()
         for name, value in azure.environment().items():
             print(f"export {name}={value}", flush=True)  # noqa: T201 (what it is for)
-        stop.wait()
+        ending.wait()
     return 0
 
 

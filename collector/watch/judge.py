@@ -30,6 +30,7 @@ from models.alerts import (
     Alert,
     AlertRule,
     AlertState,
+    AuditEntry,
     Budget,
     BudgetStep,
     Kind,
@@ -803,12 +804,22 @@ _BUILTINS: Mapping[str, rulebook.RuleBody] = {
 
 
 def ensure_builtins(session: Session, *, now: datetime) -> None:
-    """The rules that every deployment has by default; one that was edited or deleted stays so."""
-    known = set(session.exec(select(AlertRule.id).where(col(AlertRule.id).in_(list(_BUILTINS)))))
+    """The rules that every deployment has by default, as this version ships them; one that somebody edited or deleted stays so.
+
+    An update of this software's own is in the audit trail under its name, so what nobody else touched is told by the trail.
+    """
+    standing = {row.id: row for row in session.exec(select(AlertRule).where(col(AlertRule.id).in_(list(_BUILTINS))))}
     by = rulebook.Author("meterbridge", "builtin")
+    touched = set(
+        session.exec(
+            select(AuditEntry.object_id).where(AuditEntry.kind == "alert-rule", col(AuditEntry.object_id).in_(list(standing)), AuditEntry.actor != by.name)
+        )
+    )
     for rule_id, body in _BUILTINS.items():
-        if rule_id not in known:
+        if rule_id not in standing:
             rulebook.create_rule(session, body, by=by, now=now, rule_id=rule_id)
+        elif rule_id not in touched:
+            rulebook.replace_rule(session, standing[rule_id], body, by=by, now=now)
 
 
 def metrics_lines(session: Session) -> list[str]:

@@ -15,7 +15,7 @@ from collector import rulebook
 from collector.rulebook import Author, BudgetBody, RuleBody, SilenceBody
 from collector.watch import Watcher
 from models import leases
-from models.alerts import Alert, AlertRule, AlertState, Budget, Kind
+from models.alerts import Alert, AlertRule, AlertState, AuditEntry, Budget, Kind
 from models.limits import Counting, LimitSource, set_limit
 from models.sources import PULLED_EVERY, PullState, begin, finish
 from models.store import Store
@@ -283,6 +283,38 @@ def test_a_limit_that_counts_what_is_admitted_is_judged_by_that(watch: Watched) 
     (alert,) = watch.alerts()
     assert (alert.value, alert.threshold, alert.fired_at, alert.sample["counting"]) == (Decimal(8_000), Decimal(8_000), NOW - 30 * SECOND, "admitted")
     assert watch.run(30 * SECOND) == [("alert.resolved", "rule", None)]
+
+
+def _before(session: Session, rule_id: str) -> AlertRule:
+    """A built-in rule as an earlier version shipped it."""
+    row = session.get_one(AlertRule, rule_id)
+    row.keep_firing_for_seconds = 60
+    session.add(row)
+    return row
+
+
+def test_built_in_rules_that_nobody_touched_become_those_of_this_version(store: Store) -> None:
+    outbox = Outbox()
+    Watcher(outbox).run(store, now=NOW)
+    with store.write() as session:
+        for rule_id in ("builtin-tokens-80", "builtin-tokens-95", "builtin-throttled"):
+            row = _before(session, rule_id)
+            if rule_id == "builtin-tokens-95":
+                edited = RuleBody.model_validate({**rulebook.rule_body(row), "severity": "error"}, extra="ignore")
+                rulebook.replace_rule(session, row, edited, by=BY, now=NOW)
+        rulebook.delete(session, session.get_one(AlertRule, "builtin-throttled"), by=BY, now=NOW)
+        factories.event(session, time=NOW + HOUR, input_tokens=320_000, output_tokens=0)
+    # A service of this version starts, and another after it.
+    for after in (HOUR, HOUR + MINUTE):
+        Watcher(outbox).run(store, now=NOW + after)
+    with store.read() as session:
+        rules = {row.id: (row.keep_firing_for_seconds, row.severity.value, row.deleted_at is None) for row in session.exec(select(AlertRule))}
+        trail = [(one.actor, one.action) for one in session.exec(select(AuditEntry).where(AuditEntry.object_id == "builtin-tokens-80"))]
+    assert rules["builtin-tokens-80"] == (300, "warning", True)
+    assert rules["builtin-tokens-95"] == (60, "error", True)
+    assert rules["builtin-throttled"] == (60, "warning", False)
+    assert trail == [("meterbridge", "create"), ("meterbridge", "update")]
+    assert outbox.take() == [("alert.firing", "Tokens at 80 % of the limit", None)]
 
 
 def test_the_builtin_rules_watch_every_deployment(sqlite_store: Store) -> None:

@@ -21,6 +21,7 @@ from models import identities, money
 from models.alerts import Alert, AlertState, Budget, Kind, Severity
 from models.charges import IN_SCOPE, BillPart, Charge, ChargeClass, ChargeDay, ChargeItem, MeterKind
 from models.columns import EPOCH, canonical_json, to_microseconds
+from models.meters import MappedKind, MeterMapping
 from models.notices import Format, Receiver
 from models.prices import Price, PriceMeter
 from models.resources import DeploymentFact, Mode, Owner, Route, Workspace, WorkspaceFact
@@ -339,6 +340,11 @@ def charge_item(session: Session, charge_class: ChargeClass = ChargeClass.MARKET
 
 def _resource(name: str) -> str:
     return f"/subscriptions/{SUBSCRIPTION}/resourceGroups/{GROUP}/providers/{name}"
+
+
+def meter_mapping(session: Session, meter: str, kind: MappedKind, **overrides: Any) -> MeterMapping:
+    """What somebody said long ago that a meter counts."""
+    return _added(session, MeterMapping(**{"meter": meter, "kind": kind, "author": "finance", "known_from": LONG_AGO} | overrides))
 
 
 def charge(

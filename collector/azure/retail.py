@@ -19,11 +19,12 @@ from sqlmodel import Session
 
 from collector import pricing
 from collector.azure.client import LONGEST_WAIT, retry_seconds
-from collector.billing.classify import meter_kind, model_from, unit_from
+from collector.billing.classify import meter_kind, model_from
 from collector.pricing import PriceRow
 from models import ledger, money
 from models.charges import MeterKind
 from models.errors import UpstreamError
+from models.meters import unit_from
 from models.periods import parse_instant
 from models.prices import PriceMeter
 from models.resources import Mode

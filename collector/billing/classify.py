@@ -1,5 +1,6 @@
 """What a billed row is for: its class, meter, unit, model and the names it carries.
 
+These are the defaults; what somebody says of a meter (``models/meters.py``) goes before them when charges are read.
 Pure: the texts of one row in, an ``Item`` out. Nothing is looked up and nothing fails; what cannot be told is ``OTHER``
 or None and shows as a problem of the landed part, because its money counts all the same.
 """
@@ -19,6 +20,7 @@ from models import money, skus
 from models.charges import ChargeClass, MeterKind
 from models.columns import canonical_json
 from models.errors import InvalidInput
+from models.meters import HOUR_KINDS, TOKEN_KINDS, unit_from
 from models.prices import model_key
 
 
@@ -117,8 +119,6 @@ ML_WORKSPACE = "microsoft.machinelearningservices/workspaces"
 SAAS = "microsoft.saas/"
 AI_ACCOUNT = "microsoft.cognitiveservices/accounts"
 
-_TOKEN_KINDS = frozenset({MeterKind.INPUT, MeterKind.OUTPUT, MeterKind.CACHED_INPUT, MeterKind.TRAINING})
-_HOUR_KINDS = frozenset({MeterKind.HOSTING, MeterKind.COMPUTE, MeterKind.COMMITMENT})
 _META = re.compile(r"meta(?:genai)?(?:[ ,]+platforms.*)?\Z")
 # As a word of its own: other sellers' LlamaIndex, LlamaCloud and the like are not Meta's models.
 _LLAMA = re.compile(r"(?<![a-z])(?:code[- ]?)?llama(?![a-z])")
@@ -432,36 +432,10 @@ def _other(*texts: str | None) -> Item:
 
 # -- units ----------------------------------------------------------------------------------------
 
-_UNIT = re.compile(r"(?:per )?(?P<number>\d+(?:\.\d+)?)?\s*(?:(?P<scale>k|m|b|thousand|million|billion)(?![a-z]))?\s*(?:/\s*)?(?P<word>[a-z]+)?\Z")
-_SCALES = {"k": 1_000, "thousand": 1_000, "m": 1_000_000, "million": 1_000_000, "b": 1_000_000_000, "billion": 1_000_000_000}
-_NOUNS = {
-    **dict.fromkeys(("", "unit", "units", "count"), ""),
-    **dict.fromkeys(("token", "tokens"), "token"),
-    **dict.fromkeys(("hour", "hours", "hr", "hrs", "h"), "hour"),
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Unit:
-    """How many of what one billed unit holds; ``noun`` is ``token``, ``hour`` or '' (a bare count)."""
-
-    size: Decimal
-    noun: str
-    says_size: bool
-
-
-def unit_from(text: str) -> Unit | None:
-    """``1K``, ``1M Tokens``, ``1000 Tokens``, ``1 Hour``, ``Units`` …; None where it is none of these."""
-    found = _UNIT.match(text.casefold().replace(",", "").strip())
-    if not text.strip() or found is None or (noun := _NOUNS.get(found["word"] or "")) is None:
-        return None
-    size = money.times(Decimal(found["number"] or 1), _SCALES.get(found["scale"] or "", 1))
-    return Unit(size, noun, bool(found["number"] or found["scale"])) if size > 0 else None
-
 
 def unit_size(row: Dimensions, kind: MeterKind) -> Decimal | None:
     """Tokens or hours in one billed unit of that meter; None where the row does not say it, or says two things."""
-    if kind not in _TOKEN_KINDS and kind not in _HOUR_KINDS:
+    if kind not in TOKEN_KINDS and kind not in HOUR_KINDS:
         return None
     unit = unit_from(row.unit_description) or unit_from(row.unit)
     try:
@@ -476,8 +450,7 @@ def unit_size(row: Dimensions, kind: MeterKind) -> Decimal | None:
         size = block or (unit.size if unit.noun else None)
     elif block is not None and block != unit.size:
         return None
-    fits = unit.noun in (("", "token") if kind in _TOKEN_KINDS else ("", "hour"))
-    return size if fits else None
+    return size if unit.fits(kind) else None
 
 
 # -- tags and details -----------------------------------------------------------------------------

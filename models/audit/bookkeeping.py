@@ -17,7 +17,7 @@ from sqlmodel import Session, col, select
 from models import money, skus
 from models.audit.bills import Bills, Line, LineKey
 from models.audit.books import Books, Place, Sums
-from models.audit.facts import Known, Owners, Prices, Registry, fact_at, per_unit, valid_fact
+from models.audit.facts import Known, Meters, Owners, Prices, Registry, fact_at, per_unit, valid_fact
 from models.charges import IN_SCOPE, BillPart, Charge, ChargeClass, ChargeItem, MeterKind
 from models.columns import EPOCH
 from models.corrections import UsagePosting
@@ -205,6 +205,7 @@ class _Bookkeeper:
         self.registry = Registry(session, moment)
         self.owners = Owners(session, moment)
         self.prices = Prices(session, moment)
+        self.meters = Meters(session, moment)
         self.bills = Bills(session, moment)
         self.result = Books(period, moment)
         self.used: dict[tuple[date, _Spot], dict[_Named, _Used]] = {}
@@ -508,7 +509,9 @@ class _Bookkeeper:
     # -- charges ----------------------------------------------------------------------------------
 
     def _enter_charges(self) -> None:
-        lines = [(part, key, line, self.bills.items[key[1]]) for part, key, line in self.bills.lines if self._is_counted(key)]
+        lines = [
+            (part, key, line, self.meters.item(self.bills.items[key[1]], day_start(key[0]))) for part, key, line in self.bills.lines if self._is_counted(key)
+        ]
         tagged: dict[tuple[date, _Spot], Decimal] = {}
         for _, (day, *_), line, item in lines:
             if _is_tagged(item):

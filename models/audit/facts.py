@@ -1,6 +1,6 @@
-"""Facts over time, chosen plainly: the registry, the owners and the price book as known at a moment.
+"""Facts over time, chosen plainly: the registry, the owners, the price book and what meters count, as known at a moment.
 
-Written from DESIGN.md; shares nothing with ``models/matching.py`` or ``models.prices.PriceBook``.
+Written from DESIGN.md; shares nothing with ``models/matching.py``, ``models.prices.PriceBook`` or ``models.meters.MeterBook``.
 """
 
 from __future__ import annotations
@@ -14,13 +14,15 @@ from typing import Protocol, TypeVar
 from sqlmodel import Session, select
 
 from models import money
+from models.charges import ChargeItem, MeterKind
+from models.meters import HOUR_KINDS, MEANS, SUITS, TOKEN_KINDS, MeterMapping, meter_text, unit_from
 from models.prices import UNIT_DIGITS, Price, PriceMeter, model_key
 from models.quotas import EndpointFact
 from models.resources import DeploymentFact, Owner, WorkspaceFact
 
 
 class Known(Protocol):
-    """A row of the registry, the owners or the price book."""
+    """A row of the registry, the owners, the price book or the mappings of meters."""
 
     id: int | None
     valid_from: datetime | None
@@ -217,6 +219,54 @@ class Prices:
     @staticmethod
     def at(rows: Iterable[Price], at: datetime) -> Price | None:
         return next((row for row in rows if _is_valid(row, at)), None)
+
+
+class Meters:
+    """What is said of meters at a moment, tried one after the other for each charge."""
+
+    def __init__(self, session: Session, moment: datetime) -> None:
+        self.rows = [row for row in session.exec(select(MeterMapping)) if _was_known(row, moment)]
+
+    def item(self, item: ChargeItem, at: datetime) -> ChargeItem:
+        """What was charged, with its meter as the best mapping has it."""
+        if item.charge_class not in SUITS or item.meter_kind is MeterKind.COMMITMENT:
+            return item
+        fitting = [
+            row
+            for row in self.rows
+            if MEANS[row.kind] in SUITS[item.charge_class]
+            and _is_valid(row, at)
+            and _is_like(meter_text(item).casefold(), row.meter.casefold().split("*"))
+            and row.offer.casefold() in ("", (item.offer_id or "").casefold())
+        ]
+        if not fitting:
+            return item
+        best = max(fitting, key=lambda row: ("*" not in row.meter, row.offer != "", _arrival(row)))
+        kind, is_fine_tuned = MEANS[best.kind]
+        unit = unit_from(best.unit or item.unit)
+        if kind not in TOKEN_KINDS | HOUR_KINDS:
+            size = None
+        elif not best.unit and item.unit_size is not None and (kind in TOKEN_KINDS) is (item.meter_kind in TOKEN_KINDS):
+            size = item.unit_size
+        else:
+            size = unit.size if unit is not None and unit.fits(kind) and (unit.noun or unit.says_size) else None
+        return ChargeItem(**item.model_dump() | {"meter_kind": kind, "is_fine_tuned": is_fine_tuned, "unit_size": size})
+
+
+def _is_like(text: str, pieces: Sequence[str]) -> bool:
+    """Whether a text is these pieces with anything between them."""
+    if len(pieces) == 1:
+        return text == pieces[0]
+    first, *middle, last = pieces
+    if len(text) < len(first) + len(last) or not text.startswith(first) or not text.endswith(last):
+        return False
+    rest = text[len(first) : len(text) - len(last)]
+    for piece in middle:
+        found = rest.find(piece)
+        if found < 0:
+            return False
+        rest = rest[found + len(piece) :]
+    return True
 
 
 @cache

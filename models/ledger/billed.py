@@ -71,7 +71,7 @@ class Reading:
         self._subscriptions = {part.id: part.subscription_id for part in self.world.parts}
         self._items: dict[int, ChargeItem] = {}
         self._targets: dict[tuple[int, int, int, str | None], Target] = {}
-        self._changes = sorted(self.world.registry.every_change())
+        self._changes = sorted({*self.world.registry.every_change(), *self.world.meters.changes()})
         self._by_day: dict[date, list[Bill]] = {}
 
     def charges(self, period: Period) -> list[Bill]:
@@ -93,7 +93,7 @@ class Reading:
             .order_by(row.charged_on, row.item_id, row.charge_type, row.currency, row.part_id)
         ).all()
         self._know_items({one[1] for one in found})
-        # Whom a charge belongs to changes with the registry only, at the start or in the middle of a day.
+        # Whom a charge belongs to and what its meter counts change with the registry and the mappings only, at the start or in the middle of a day.
         stamps = {day: (bisect_right(self._changes, day_start(day)), bisect_right(self._changes, day_start(day + DAY))) for day in into}
         tagged: dict[Place, Decimal] = {}
         times = money.EXACT.multiply
@@ -132,6 +132,7 @@ class Reading:
 
 
 def _target(world: World, item: ChargeItem, day: date, subscription: str | None) -> Target:
+    item = world.meters.meant(item, day_start(day))
     identities = world.registry.target(item, day_start(day)).identities
     if identities[0].subscription is None and subscription:
         identities = tuple(replace(one, subscription=subscription) for one in identities)

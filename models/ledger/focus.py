@@ -225,7 +225,7 @@ class _Export:
         for line, item_id, day, charge_type, quantity, unit_price, billed, effective, currency, pricing_currency, invoice_id in self._session.execute(
             asked, execution_options={"yield_per": 5000}
         ):
-            item = self._item(item_id)
+            item = self._item(item_id, day)
             if item.charge_class == ChargeClass.OUT_OF_SCOPE:
                 continue
             identity = self._owner(item, day)
@@ -257,7 +257,7 @@ class _Export:
     def _committed(self, key: _Cut) -> FocusLine:
         """A day of one item under a commitment: billed and amortized cost, which the bill has in different rows, side by side."""
         day, part_id, item_id, charge_type, currency = key
-        item, row = self._item(item_id), Charge
+        item, row = self._item(item_id, day), Charge
         total = self._session.get_one(ChargeDay, (part_id, day, item_id, charge_type, currency))
         of_the_day = (col(row.part_id) == part_id, col(row.item_id) == item_id, col(row.charged_on) == day, col(row.charge_type) == charge_type)
         said = self._session.execute(sa.select(col(row.unit_price), col(row.pricing_currency)).where(*of_the_day, col(row.currency) == currency).distinct())
@@ -285,13 +285,14 @@ class _Export:
         self._session.expunge(total)
         return found
 
-    def _item(self, item_id: int) -> ChargeItem:
+    def _item(self, item_id: int, day: date) -> ChargeItem:
+        """The item as it is to be understood on the day."""
         found = self._items.get(item_id)
         if found is None:
             found = self._session.get_one(ChargeItem, item_id)
             self._session.expunge(found)
             self._items[item_id] = found
-        return found
+        return self._world.meters.meant(found, day_start(day))
 
     def _owner(self, item: ChargeItem, day: date) -> Identity | None:
         """Whose charge it is; None where it has to be cut as the ledger cuts it."""
@@ -310,7 +311,7 @@ class _Export:
         for key in wanted:
             day, part_id, item_id, charge_type, currency = key
             found = shares.cut.get(key, [])
-            item = self._item(item_id)
+            item = self._item(item_id, day)
             ratios = self._ratios([billed or units or ZERO for _, billed, _, units in found])
             for number, ((identity, billed, effective, units), ratio) in enumerate(zip(found, ratios, strict=True)):
                 if self._visible is not None and identity.workspace not in self._visible:

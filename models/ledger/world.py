@@ -17,13 +17,14 @@ from models.closing import closes_known
 from models.columns import to_microseconds
 from models.ledger.values import Filters
 from models.matching import Identity, Registry
+from models.meters import MeterBook, MeterMapping
 from models.periods import DAY, Period, day_start, month_start
 from models.prices import Price, PriceBook, model_key
 from models.quotas import EndpointFact
 from models.resources import DeploymentFact, Owner, Route, Workspace, WorkspaceFact
 from models.usage import DAY_SECONDS, QUARTER_SECONDS, UsageSeries
 
-_Known = TypeVar("_Known", WorkspaceFact, DeploymentFact, Owner, Price)
+_Known = TypeVar("_Known", WorkspaceFact, DeploymentFact, Owner, Price, MeterMapping)
 _QUARTER = QUARTER_SECONDS * 1_000_000
 
 
@@ -55,6 +56,7 @@ class World:
             session.exec(select(EndpointFact).where(col(EndpointFact.known_from) <= known)).all(),
         )
         self.prices = PriceBook(_known(session, Price, known))
+        self.meters = MeterBook(_known(session, MeterMapping, known))
         self.series: dict[int, Series] = {}
         for row, name in session.execute(
             sa.select(UsageSeries, col(Workspace.name)).join(Workspace, col(Workspace.id) == col(UsageSeries.workspace_id)).order_by(col(UsageSeries.id))

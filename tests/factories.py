@@ -344,7 +344,8 @@ def _resource(name: str) -> str:
 
 def meter_mapping(session: Session, meter: str, kind: MappedKind, **overrides: Any) -> MeterMapping:
     """What somebody said long ago that a meter counts."""
-    return _added(session, MeterMapping(**{"meter": meter, "kind": kind, "author": "finance", "known_from": LONG_AGO} | overrides))
+    facts: dict[str, Any] = {"meter": meter, "kind": kind, "author": "finance", "known_from": LONG_AGO}
+    return _added(session, MeterMapping(**facts | overrides))
 
 
 def charge(

@@ -37,7 +37,8 @@ _numbers = iter(range(1, 1000))
 
 
 def mapping(meter: str, kind: MappedKind = MappedKind.INPUT, **said: Any) -> MeterMapping:
-    return MeterMapping(**{"id": next(_numbers), "meter": meter, "kind": kind, "known_from": make.LONG_AGO} | said)
+    facts: dict[str, Any] = {"id": next(_numbers), "meter": meter, "kind": kind, "known_from": make.LONG_AGO}
+    return MeterMapping(**facts | said)
 
 
 def kinds(rows: list[MeterMapping], *items: ChargeItem) -> list[str]:
@@ -130,8 +131,7 @@ def test_fine_tuned_kinds_say_so() -> None:
 
 def unmapped_world(session: Session, days: tuple[date, ...] = (date(2026, 11, 9), date(2026, 11, 10))) -> None:
     """A million input tokens a day at 1.00 each, billed by a meter whose name says nothing."""
-    long_ago = {"known_from": make.LONG_AGO}
-    make.foundry(session, **long_ago)
+    make.foundry(session, known_from=make.LONG_AGO)
     make.price(session, PriceMeter.INPUT_TOKENS, "1.00")
     make.price(session, PriceMeter.OUTPUT_TOKENS, "2.00")
     of = make.series(session, deployment="llama-foundry")

@@ -6,8 +6,9 @@ from decimal import Decimal
 
 import pytest
 
-from collector.billing.classify import meter_kind, model_from, unit_from
+from collector.billing.classify import meter_kind, model_from
 from models.charges import ChargeClass, MeterKind
+from models.meters import unit_from
 from models.prices import model_key
 from tests.collector.billing.desk import FOCUS_ROW, TOKENS, VM, WORKSPACE, A, Desk
 

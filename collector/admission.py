@@ -3,8 +3,9 @@
 What was used in the last minute is read from the database every quarter of a second while anybody asks, hard budgets
 every two seconds (or a tenth of the time, where they take long); between, answers come from what was read. Who asks seldom
 waits for a fresh look; under load a thread looks at the minute and a process of its own at hard budgets, and nobody waits.
-Nothing is reserved: calls that were admitted and
-have not been reported yet do not count, so a burst may overshoot by what runs at the same time.
+Both go on for a minute after the load, the thread once a second: a load that comes back finds them at work. Nothing is
+reserved: calls that were admitted and have not been reported yet do not count, so a burst may overshoot by what runs at the
+same time.
 """
 
 from __future__ import annotations
@@ -40,13 +41,14 @@ logger = logging.getLogger(__name__)
 _FRESH_SECONDS = 0.25
 # From so many questions between two looks on, a thread looks; what it read is answered from up to so old.
 _BUSY, _OLDEST_SECONDS = 5, 2.0
-_LINGER_SECONDS = 5.0
+# So long after a load the thread looks as often as in it, and then so seldom, until nobody has needed it for long.
+_LINGER_SECONDS, _IDLE_SECONDS, _SPARE_SECONDS = 5.0, 1.0, 60.0
 # Of every look the last seconds are read again, the whole minute once a second: few events are reported later than this.
 _RECENT_SECONDS, _MINUTE_EVERY_SECONDS = 10, 1.0
 _BUDGETS_SECONDS = 2.0
 _BUDGETS_SHARE = 10
-# A process that has not told of hard budgets for so long has failed; one that nobody needs for so long is ended.
-_OLDEST_BUDGETS_SECONDS, _SPARE_SECONDS = 60.0, 60.0
+# A process that has not told of hard budgets for so long has failed.
+_OLDEST_BUDGETS_SECONDS = 60.0
 # The registry and the series change seldom and cost most to read.
 _WORLD_SECONDS = 5.0
 _MOST_NAMES = 10_000
@@ -140,7 +142,7 @@ class Admission:
         self._helping: threading.Thread | None = None
         self._asked = 0
         self._looking: threading.Thread | None = None
-        self._ended = threading.Event()
+        self._ended, self._wake = threading.Event(), threading.Event()
 
     # -- looking --------------------------------------------------------------------------------
 
@@ -151,31 +153,38 @@ class Admission:
 
     def must_wait(self) -> bool:
         """Whether who asks now has to wait for ``refresh``. Under load a thread refreshes instead."""
+        self._asked += 1
         if not self.is_stale:
             return False
-        if self._asked < _BUSY or self._monotonic() - self._read_at > _OLDEST_SECONDS:
+        # Those count who came, not those who were answered: a load that begins is not to queue up behind its first look.
+        if self._asked <= _BUSY or self._monotonic() - self._read_at > _OLDEST_SECONDS:
             return True
-        if self._looking is None or not self._looking.is_alive():
+        if not self._is_looked_after():
             self._looking = threading.Thread(target=self._keep_looking, name="admission", daemon=True)
             self._looking.start()
+        self._wake.set()
         return False
 
     def end(self) -> None:
         """Look no more."""
         self._ended.set()
+        self._wake.set()
         self._standings.end()
         for thread in (self._looking, self._helping):
             if thread is not None:
                 thread.join(timeout=5)
 
+    def _is_looked_after(self) -> bool:
+        return self._looking is not None and self._looking.is_alive()
+
     def _keep_looking(self) -> None:
         """Until few have asked for a while: a load that pauses is not to wait when it goes on."""
         busy_at = self._monotonic()
         while not self._ended.is_set():
-            asked, self._asked = self._asked, 0
-            if asked >= _BUSY:
+            if self._asked > _BUSY:
                 busy_at = self._monotonic()
-            elif self._monotonic() - busy_at > _LINGER_SECONDS:
+            quiet = self._monotonic() - busy_at
+            if quiet > _SPARE_SECONDS:
                 return
             try:
                 self.refresh()
@@ -183,12 +192,13 @@ class Admission:
                 # Who asks next waits, and is told.
                 logger.warning("admission could not be refreshed: %s", fault.message)
                 return
-            self._ended.wait(_FRESH_SECONDS)
+            self._wake.wait(_FRESH_SECONDS if quiet <= _LINGER_SECONDS else _IDLE_SECONDS)
+            self._wake.clear()
 
     def _is_helped(self) -> bool:
         """Whether hard budgets are read by their own process; only under load is it worth one."""
         clock = self._monotonic()
-        if threading.current_thread() is not self._looking or clock < self._helped_from:
+        if not self._is_looked_after() or clock < self._helped_from:
             return False
         if clock - self._budgets_at > _OLDEST_BUDGETS_SECONDS:
             self._standings.end()  # whoever waits for its answer is told that it failed
@@ -199,17 +209,12 @@ class Admission:
         return True
 
     def _keep_standings(self) -> None:
-        """Until few have asked for a while."""
-        needed_at = self._monotonic()
+        """As long as a thread looks."""
         try:
-            while not self._ended.is_set():
+            while not self._ended.is_set() and self._is_looked_after():
                 begun = self._monotonic()
-                if self._looking is not None and self._looking.is_alive():
-                    needed_at = begun
-                    self._budgets = self._standings.read(self._now())
-                    self._budgets_at = self._monotonic()
-                elif begun - needed_at > _SPARE_SECONDS:
-                    return
+                self._budgets = self._standings.read(self._now())
+                self._budgets_at = self._monotonic()
                 self._ended.wait(max(_BUDGETS_SECONDS, _BUDGETS_SHARE * (self._monotonic() - begun)))
         except DomainError as fault:
             # The thread that looks reads them itself, and tries this again after a while.
@@ -228,9 +233,8 @@ class Admission:
                 now = self._now()
                 self._seen = self._read(session, now)
                 session.expunge_all()  # what was read is used after the session: its end would empty the rows
+            self._asked = 0
             self._read_at = self._monotonic()
-            if self._looking is None or not self._looking.is_alive():
-                self._asked = 0
 
     def _read(self, session: Session, now: datetime) -> _Seen:
         clock = self._monotonic()
@@ -270,7 +274,6 @@ class Admission:
 
     def judge(self, asked: Asked) -> Verdict:
         """May the call go, as things were when they were last read."""
-        self._asked += 1
         seen = self._seen
         if seen is None:
             self.refresh()

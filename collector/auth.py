@@ -31,6 +31,8 @@ from models.store import Store
 Scope = Literal["ingest", "read", "admin"]
 SCOPES: tuple[Scope, ...] = ("ingest", "read", "admin")
 _REMEMBERED_SECONDS = 2.0
+# Where many ask, the keys are read again beside them from this age on, and nobody waits.
+_RENEWED_SECONDS = 1.0
 # After a database that did not answer: as long as nobody else waits for it.
 _SPARED_SECONDS = 1.0
 
@@ -190,6 +192,21 @@ class KeyRing:
             self._by_id = {row.id: row for row in rows}
             self._read_at = self._clock()
             self.reads += 1
+
+    def renew(self) -> None:
+        """Read the keys again in a thread where they soon will be too old; one at a time."""
+        now = self._clock()
+        if now - self._read_at <= _RENEWED_SECONDS or now - self._failed_at < _SPARED_SECONDS or not self._turn.acquire(blocking=False):
+            return
+        threading.Thread(target=self._renew, name="keys", daemon=True).start()
+
+    def _renew(self) -> None:
+        try:
+            self.refresh()
+        except Unavailable:
+            self._failed_at = self._clock()
+        finally:
+            self._turn.release()
 
     @property
     def is_stale(self) -> bool:

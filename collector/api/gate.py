@@ -110,6 +110,10 @@ class Gate:
         # Asked on every request: the database is only read (off the loop) when what is remembered is too old.
         return await run_in_threadpool(self._principal, path, headers) if self._keys.is_stale else self._principal(path, headers)
 
+    def renew(self) -> None:
+        """Have the keys read again before they are too old, beside whoever asks."""
+        self._keys.renew()
+
     @property
     def is_stale(self) -> bool:
         """Whether the next question reads the keys again."""

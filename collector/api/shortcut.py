@@ -84,6 +84,8 @@ class Shortcut:
         path = _PATHS.get(url)
         if path is None or (url == _ADMISSION and self._asked is None):
             return None
+        # Whoever finds them too old takes the long way, and so would everybody who comes while they are read.
+        self._gate.renew()
         if self._gate.reads != self._heads_of or len(self._heads) >= _MOST_HEADS:
             self._heads.clear()
             self._heads_of = self._gate.reads

@@ -264,7 +264,9 @@ def test_under_load_hard_budgets_are_read_by_a_process_of_their_own(sqlite_store
 def later(desk: Admission, clock: Clock) -> Verdict:
     """Asked again, by many, when it is time for another look."""
     clock.pass_seconds(0.3)
-    return [desk.judge(Asked("ws-east", "llama-chat", 1)) for _ in range(6)][-1]
+    for _ in range(6):
+        desk.must_wait()
+    return desk.judge(Asked("ws-east", "llama-chat", 1))
 
 
 def refuse(*_: object, **__: object) -> list[object]:
@@ -306,6 +308,40 @@ def test_under_load_a_thread_looks_and_nobody_waits(sqlite_store: Store, clock: 
     found.refresh()
     clock.pass_seconds(0.3)
     assert found.must_wait()  # few ask: each has what is so now
+
+
+def under_load(store: Store, clock: Clock) -> Admission:
+    """A desk that a thread looks after, right after a look."""
+    with store.write() as session:
+        make.serverless(session)
+    found = desk(store, clock)
+    ask(found, 6)
+    clock.pass_seconds(0.3)
+    assert not found.must_wait()
+    until(lambda: not found.is_stale, within=20, what="a look by the thread")
+    return found
+
+
+def test_a_load_that_comes_back_does_not_queue_up_behind_a_look(sqlite_store: Store, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("collector.admission._IDLE_SECONDS", 600)
+    found = under_load(sqlite_store, clock)
+    clock.pass_seconds(10)
+    until(lambda: not found.is_stale, within=20, what="a look while nobody asks")
+    clock.pass_seconds(1)
+    assert [found.must_wait() for _ in range(8)] == [True] * 5 + [False] * 3
+    until(lambda: not found.is_stale, within=20, what="a look as soon as many ask")
+    found.end()
+
+
+def test_a_minute_after_the_load_nobody_looks_any_more(sqlite_store: Store, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("collector.admission._IDLE_SECONDS", 0.01)
+    found = under_load(sqlite_store, clock)
+    clock.pass_seconds(30)
+    until(lambda: not found.is_stale, within=20, what="a look half a minute later")
+    clock.pass_seconds(31)
+    until(lambda: not found._is_looked_after(), within=20, what="the end of the thread")
+    assert found.must_wait()
+    found.end()
 
 
 def test_between_looks_at_the_whole_minute_its_last_seconds_are_read_again(sqlite_store: Store, clock: Clock) -> None:

@@ -15,6 +15,7 @@ from collector import auth
 from collector.auth import KeyRing, Principal
 from models.errors import Conflict, InvalidInput, NotFound, Unavailable
 from models.store import Store
+from tests.walks.service import until
 
 NOW = datetime(2026, 11, 20, 10, tzinfo=UTC)
 
@@ -144,6 +145,31 @@ def test_a_database_that_is_away_is_asked_once_a_second(sqlite_store: Store, mon
         assert len(asked) == 2
     seconds[0] += 1
     assert ring.is_open()
+
+
+def test_keys_that_will_soon_be_too_old_are_read_beside_who_asks(sqlite_store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds, asked = [100.0], []
+    ring = KeyRing(sqlite_store, clock=lambda: seconds[0])
+
+    def away() -> Any:
+        asked.append(1)
+        raise Unavailable("the database does not answer")
+
+    assert ring.is_open()
+    _, secret = make(sqlite_store)
+    seconds[0] += 1
+    ring.renew()
+    assert ring.reads == 1
+    seconds[0] += 0.1
+    ring.renew()
+    until(lambda: ring.reads == 2, within=20, what="a look at the keys beside")
+    seconds[0] += 1.9  # three seconds after the first look, and nobody reads
+    monkeypatch.setattr(sqlite_store, "read", away)
+    assert ring.authenticate(secret) is not None
+    for _ in range(5):
+        ring.renew()
+        until(lambda: not ring._turn.locked(), within=20, what="the end of the look")
+    assert (len(asked), ring.reads) == (1, 2)
 
 
 # -- containers and cookies -------------------------------------------------------------------------

@@ -46,12 +46,16 @@ _PAYLOAD_KEYS = frozenset({"litellm_call_id", "call_type", "prompt_tokens", "com
 _ALERT_KEYS = frozenset({"event", "event_group", "spend"})
 
 
+# What may stand in place of an object, such as a word where it was blacked out; nothing of it is read.
+_Other = str | int | float | bool | list[Any] | None
+
+
 class _Choice(TypedDict, total=False):
     finish_reason: Any
 
 
 class _Response(TypedDict, total=False):
-    choices: list[_Choice] | None
+    choices: list[_Choice | _Other] | str | int | float | bool | None
 
 
 class _Hidden(TypedDict, total=False):
@@ -96,9 +100,9 @@ class _Payload(TypedDict, total=False):
     spend: Any
     model_parameters: Any
     error_information: Any
-    metadata: _Metadata | None
-    hidden_params: _Hidden | None
-    response: _Response | None
+    metadata: _Metadata | _Other
+    hidden_params: _Hidden | _Other
+    response: _Response | _Other
 
 
 _READ = msgspec.json.Decoder(_Payload)

@@ -11,11 +11,14 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 from typing import Any, Protocol
 
 import sqlalchemy as sa
 
 from models.matching import full_name
+from models.store import in_few_steps, quick
 from models.usage import DAY_SECONDS, MINUTE_SECONDS, QUARTER_SECONDS, STATUS_CODE, Quality, Status, long_id
 
 _HOUR = 3_600_000_000
@@ -27,6 +30,8 @@ _UNBILLED = frozenset({STATUS_CODE[Status.ERROR], STATUS_CODE[Status.THROTTLED]}
 _LONGEST_CHAIN = 48
 _CHUNK = 2000
 _ESTIMATED = int(Quality.ESTIMATED)
+_Row = tuple[int, int, int, int]  # hour, key, seq, time
+_Place = tuple[int, int, int]  # hour, seq, time
 
 
 class NamesCall(Protocol):
@@ -73,57 +78,80 @@ class StoredEvent:
 
 def call_key(call: NamesCall) -> int:
     """A signed 64-bit digest of what the call is named by: the response, else the request, else the span."""
-    kind, name = next((kind, name) for kind, name in (("r", call.response_id), ("q", call.request_id), ("s", call.span_id)) if name is not None)
-    text = f"{call.workspace_id}\0{kind}\0{name}"
+    if call.response_id is not None:
+        text = f"{call.workspace_id}\0r\0{call.response_id}"
+    elif call.request_id is not None:
+        text = f"{call.workspace_id}\0q\0{call.request_id}"
+    else:
+        text = f"{call.workspace_id}\0s\0{call.span_id}"
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big", signed=True)
 
 
 def link(connection: sa.Connection, calls: Sequence[NamesCall], *, received: int, is_sqlite: bool) -> None:
     """Note which calls these events are of, and let the best-informed witness of each call count alone."""
-    rows = [(call.time // _HOUR, call_key(call), call.seq, call.time) for call in calls]
-    marks = ", ".join(["?" if is_sqlite else "%s"] * 4)
-    connection.exec_driver_sql(f"INSERT INTO usage_call (hour, key, seq, time) VALUES ({marks}) ON CONFLICT DO NOTHING", rows)  # noqa: S608 - names of ours
-    met: dict[int, set[tuple[int, int, int]]] = {}  # key -> (hour, seq, time)
+    # Neighbours in the key beside each other.
+    rows = sorted((call.time // _HOUR, call_key(call), call.seq, call.time) for call in calls)
+    _note(connection, rows, is_sqlite=is_sqlite)
+    met: dict[int, set[_Place]] = {}
     for first in range(0, len(rows), _CHUNK):
-        chunk = rows[first : first + _CHUNK]
-        for hour, key, seq, time in _near(connection, [(row[0], row[1]) for row in chunk], is_sqlite=is_sqlite):
+        for hour, key, seq, time in _others(connection, rows[first : first + _CHUNK], is_sqlite=is_sqlite):
             met.setdefault(key, set()).add((hour, seq, time))
-    for key in sorted(key for key, found in met.items() if len({seq for _, seq, _ in found}) > 1):
+    if not met:
+        return
+    for hour, key, seq, time in rows:
+        if key in met:
+            met[key].add((hour, seq, time))
+    for key in sorted(met):
         for chain in _chains(_whole(connection, key, met[key], is_sqlite=is_sqlite)):
             if len(chain) > 1:
                 settle(connection, read_events(connection, chain), made_at=received)
 
 
-def _near(connection: sa.Connection, wanted: Sequence[tuple[int, int]], *, is_sqlite: bool) -> Iterable[tuple[int, int, int, int]]:
-    """(hour, key, seq, time) of what is noted under these keys in these hours and those beside them."""
+def _note(connection: sa.Connection, rows: Sequence[_Row], *, is_sqlite: bool) -> None:
     if is_sqlite:
-        query = (
-            "SELECT c.hour, c.key, c.seq, c.time FROM json_each(?) w CROSS JOIN usage_call c ON c.hour IN "
-            "(json_extract(w.value, '$[0]') - 1, json_extract(w.value, '$[0]'), json_extract(w.value, '$[0]') + 1) AND c.key = json_extract(w.value, '$[1]')"
-        )
-        found = connection.exec_driver_sql(query, (json.dumps(wanted),))
+        in_few_steps(connection, "INSERT INTO usage_call (hour, key, seq, time) VALUES ", "(?, ?, ?, ?)", rows, " ON CONFLICT DO NOTHING")
     else:
         query = (
-            "SELECT c.hour, c.key, c.seq, c.time FROM unnest(%s::bigint[], %s::bigint[]) AS w(hour, key) "
-            "JOIN usage_call c ON c.hour IN (w.hour - 1, w.hour, w.hour + 1) AND c.key = w.key"
+            "INSERT INTO usage_call (hour, key, seq, time) SELECT * FROM unnest(%s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[]) ON CONFLICT DO NOTHING"
         )
-        found = connection.exec_driver_sql(query, ([hour for hour, _ in wanted], [key for _, key in wanted]))
-    return [(int(row[0]), int(row[1]), int(row[2]), int(row[3])) for row in found]
+        quick(connection, query, [list(column) for column in zip(*rows, strict=True)])
 
 
-def _whole(connection: sa.Connection, key: int, known: set[tuple[int, int, int]], *, is_sqlite: bool) -> set[tuple[int, int, int]]:
+def _others(connection: sa.Connection, rows: Sequence[_Row], *, is_sqlite: bool) -> list[_Row]:
+    """What else is noted under the keys of these rows, in their hours and those beside them. Mostly nothing: only what meets is read."""
+    if not is_sqlite:
+        query = (
+            "SELECT c.hour, c.key, c.seq, c.time FROM unnest(%s::bigint[], %s::bigint[], %s::bigint[]) AS w(hour, key, seq) "
+            "JOIN usage_call c ON c.hour IN (w.hour - 1, w.hour, w.hour + 1) AND c.key = w.key WHERE c.seq <> w.seq"
+        )
+        return list(quick(connection, query, [list(column) for column in list(zip(*rows, strict=True))[:3]]))
+    query = (
+        "SELECT c.hour, c.key, c.seq, c.time FROM json_each(?) w CROSS JOIN usage_call c "
+        "ON c.hour IN (?, ?, ?) AND c.key = CAST(w.key AS INTEGER) WHERE c.seq <> w.value"
+    )
+    found: list[_Row] = []
+    for hour, alike in groupby(rows, key=itemgetter(0)):
+        # Members of one name are all looked at: rows of one key and hour meet each other, too.
+        wanted = ",".join([f'"{key}":{seq}' for _, key, seq, _ in alike])
+        found += quick(connection, query, (f"{{{wanted}}}", hour - 1, hour, hour + 1)).fetchall()
+    return found
+
+
+def _whole(connection: sa.Connection, key: int, known: set[_Place], *, is_sqlite: bool) -> set[_Place]:
     """All that hangs together under a key, hour by hour."""
+    hours = "SELECT value FROM json_each(?)" if is_sqlite else "SELECT unnest(%s::bigint[])"
+    query = f"SELECT hour, seq, time FROM usage_call WHERE hour IN ({hours}) AND key = {'?' if is_sqlite else '%s'}"  # noqa: S608 - marks of ours
     found = set(known)
     for _ in range(_LONGEST_CHAIN):
-        hours = {hour for hour, _, _ in found}
-        more = {(hour, seq, time) for hour, _, seq, time in _near(connection, [(min(hours), key), (max(hours), key)], is_sqlite=is_sqlite)} - found
+        near = sorted({hour + beside for hour, _, _ in found for beside in (-1, 0, 1)})
+        more = set(map(tuple, quick(connection, query, (json.dumps(near) if is_sqlite else near, key)).fetchall())) - found
         if not more:
             break
         found |= more
     return found
 
 
-def _chains(found: set[tuple[int, int, int]]) -> list[list[tuple[int, int]]]:
+def _chains(found: set[_Place]) -> list[list[tuple[int, int]]]:
     """(time, seq) of the witnesses of each call: those of an hour and the next hang together."""
     chains: list[list[tuple[int, int]]] = []
     last = None

@@ -12,6 +12,7 @@ import sqlite3
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,7 @@ from models.errors import InvalidInput, Unavailable
 _NETWORK_FILE_SYSTEMS = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "fuse.sshfs", "fuse.rclone", "glusterfs", "ceph", "lustre", "afs"})
 _MOUNTS = Path("/proc/self/mounts")
 _READ_ONLY = "25006"  # PostgreSQL: the server is a standby, or its disk made it read-only
+_ROWS_A_STEP = 256  # SQLite takes 32,766 marks in a statement; a row has 22 at most
 _WRITER_CACHE = -65536  # KiB, as SQLite counts them: the pages being written stay in memory
 _MIGRATION_LOCK = 0x6D627269646765  # "mbridge": any constant that nobody else on the server uses
 
@@ -208,6 +210,20 @@ def quick(connection: sa.Connection, statement: str, values: Sequence[Any] = ())
     """A statement given to the driver as it is, inside the connection's transaction: a tenth of the cost, for the hot path only."""
     driver: Any = connection.connection.driver_connection
     return driver.execute(statement, values)
+
+
+def in_few_steps(connection: sa.Connection, statement: str, one: str, rows: Sequence[Sequence[Any]], end: str = "") -> None:
+    """Store rows in SQLite, many a step: the driver lets other threads run during each step, and waits for them after it.
+
+    ``one`` is a row's marks, as it stands behind VALUES at the end of ``statement``.
+    """
+    driver: Any = connection.connection.driver_connection
+    start = 0
+    while start < len(rows):
+        # Powers of two: the driver keeps the statements that it prepared, and there are few.
+        size = min(_ROWS_A_STEP, 1 << (len(rows) - start).bit_length() - 1)
+        driver.execute(f"{statement}{', '.join([one] * size)}{end}", list(chain.from_iterable(rows[start : start + size])))
+        start += size
 
 
 def together(connection: sa.Connection) -> AbstractContextManager[Any]:

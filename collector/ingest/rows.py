@@ -11,7 +11,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import chain, pairwise
+from itertools import pairwise, repeat
 from operator import itemgetter
 from typing import Any, NamedTuple
 
@@ -21,7 +21,7 @@ import sqlalchemy as sa
 from collector.capture.columns import Array, EventColumns, summed
 from collector.capture.event import CapturedEvent
 from models.columns import canonical_json
-from models.store import quick, together
+from models.store import in_few_steps, quick, together
 from models.usage import DAY_SECONDS, MINUTE_SECONDS, QUARTER_SECONDS, Operation, Quality, long_id, short_id, split_details
 
 _SECOND = 1_000_000
@@ -49,17 +49,12 @@ class StoredCall(NamedTuple):
     time: int
     seq: int
     workspace_id: int
-    source_id: int
-    series_id: int
-    quality: int
-    event_id: str
     response_id: str | None
     request_id: str | None
     span_id: str | None  # trace and span together
 
 
 _FEW = 200  # as many events are one statement among others on PostgreSQL
-_ROWS_A_STEP = 256  # SQLite takes 32,766 marks in a statement; a row has 22 at most
 _IDS = frozenset({"event_id", "response_id", "request_id"})
 
 
@@ -267,16 +262,16 @@ class Rows:
     def _write_few(self) -> None:
         driver: Any = self._connection.connection.driver_connection
         if self._is_sqlite:
-            _in_few_steps(driver, _INSERT, _ONE, self._singles)
+            in_few_steps(self._connection, _INSERT, _ONE, self._singles)
         else:
             driver.execute(_INSERT_EVENTS, [list(column) for column in zip(*self._singles, strict=True)])
 
     def _write_many(self) -> None:
         driver: Any = self._connection.connection.driver_connection
         if self._is_sqlite:
-            _in_few_steps(driver, _INSERT, _ONE, self._singles)
+            in_few_steps(self._connection, _INSERT, _ONE, self._singles)
             for piece in self._pieces:
-                _insert(driver, piece)
+                _insert(self._connection, piece)
             return
         # Nothing of it can stand already, under the lock: no table between, no ON CONFLICT.
         pieces = list(self._pieces)
@@ -308,7 +303,7 @@ class Rows:
         into, on = f"INSERT INTO {table} ({', '.join(_ROLLUP_COLUMNS)})", f"ON CONFLICT ({', '.join(_ROLLUP_COLUMNS[:4])}) DO UPDATE SET {update}"
         driver: Any = self._connection.connection.driver_connection
         if self._is_sqlite:
-            _in_few_steps(driver, f"{into} VALUES ", f"({', '.join('?' * len(_ROLLUP_COLUMNS))})", rows, f" {on}")
+            in_few_steps(self._connection, f"{into} VALUES ", f"({', '.join('?' * len(_ROLLUP_COLUMNS))})", rows, f" {on}")
         else:
             # Whole columns in one statement: a row at a time costs ten times as much.
             arrays = [list(column) for column in zip(*rows, strict=True)]
@@ -330,17 +325,20 @@ class Rows:
 
     def calls(self) -> list[StoredCall]:
         """What was stored and names its call by response, request or span (a trace alone is shared by every retry)."""
-        found = [call for call in map(_call, self._singles) if call is not None]
+        found = [_call(_of_call(row)) for row in self._singles]
         for piece in self._pieces:
             # Most name none; those must cost next to nothing.
             details = piece[21]
             has_span = not isinstance(details, _Same) and any(one is not None and '"span_id"' in one for one in set(details))
             if has_span or piece[19] is not _NOTHING or piece[20] is not _NOTHING:
-                count = len(_listed(piece[0]))
-                rows = zip(*([column.value] * count if isinstance(column, _Same) else column for column in piece), strict=True)
-                found += [call for call in map(_call, rows) if call is not None]
-        return found
+                columns = _of_call(piece)
+                # The numbers of arrival end the rows.
+                found += map(_call, zip(*(repeat(column.value) if isinstance(column, _Same) else column for column in columns), strict=False))
+        return [call for call in found if call is not None]
 
+
+# Of a row, what ``StoredCall`` is made of: time, seq, workspace, response, request, details.
+_of_call = itemgetter(0, 4, 1, 19, 20, 21)
 
 _INSERT = f"INSERT INTO usage_event ({', '.join(_EVENT)}) VALUES "  # noqa: S608 - names of ours
 _ONE = f"({', '.join('?' * len(_EVENT))})"
@@ -371,7 +369,7 @@ def _said(values: Sequence[Any]) -> _Column:
     return _NOTHING if values.count(None) == len(values) else values
 
 
-def _insert(driver: Any, piece: Sequence[_Column]) -> None:
+def _insert(connection: sa.Connection, piece: Sequence[_Column]) -> None:
     """Store a piece in SQLite, neighbours in the key beside each other."""
     names: list[str] = []
     marks: list[str] = []
@@ -390,17 +388,7 @@ def _insert(driver: Any, piece: Sequence[_Column]) -> None:
     if any(left > right for left, right in pairwise(_listed(piece[0]))):
         rows.sort(key=itemgetter(0))
     statement, one = f"INSERT INTO usage_event ({', '.join(names)}) VALUES ", f"({', '.join(marks)})"  # noqa: S608 - names and numbers of ours
-    _in_few_steps(driver, statement, one, rows)
-
-
-def _in_few_steps(driver: Any, statement: str, one: str, rows: Sequence[Sequence[Any]], end: str = "") -> None:
-    """Store rows in SQLite, many a step: the driver lets other threads run during each step, and waits for them after it."""
-    start = 0
-    while start < len(rows):
-        # Powers of two: the driver keeps the statements that it prepared, and there are few.
-        size = min(_ROWS_A_STEP, 1 << (len(rows) - start).bit_length() - 1)
-        driver.execute(f"{statement}{', '.join([one] * size)}{end}", list(chain.from_iterable(rows[start : start + size])))
-        start += size
+    in_few_steps(connection, statement, one, rows)
 
 
 def _bound(stored: str | bytes | None) -> str | bytearray | None:
@@ -438,17 +426,15 @@ def _totals(keys: Array, counted: Array) -> tuple[Array, Array]:
     return ordered[begins], np.add.reduceat(counted[order], begins, axis=0)
 
 
-def _call(row: Sequence[Any]) -> StoredCall | None:
-    response, request, details = row[19:]
-    has_span = details is not None and '"span_id"' in details and '"trace_id"' in details
-    if response is None and request is None and not has_span:
+def _call(of: Sequence[Any]) -> StoredCall | None:
+    time, seq, workspace_id, response, request, details = of
+    span = None
+    if details is not None and '"span_id"' in details and '"trace_id"' in details:
+        said = json.loads(details)
+        span = f"{said['trace_id']}:{said['span_id']}" if said.get("trace_id") and said.get("span_id") else None
+    if response is None and request is None and span is None:
         return None
-    said = json.loads(details) if has_span else {}
-    span = f"{said['trace_id']}:{said['span_id']}" if said.get("trace_id") and said.get("span_id") else None
-    if span is None and response is None and request is None:
-        return None
-    texts = [None if text is None else long_id(text) for text in (response, request)]
-    return StoredCall(row[0], row[4], row[1], row[2], row[5], row[12], long_id(row[3]), texts[0], texts[1], span)
+    return StoredCall(time, seq, workspace_id, None if response is None else long_id(response), None if request is None else long_id(request), span)
 
 
 def _evidence(event: CapturedEvent) -> dict[str, Any]:

@@ -128,6 +128,20 @@ def test_witnesses_in_hours_beside_each_other_meet_and_those_farther_apart_do_no
     assert counted(store)[0] == 2
 
 
+def test_a_chain_of_hours_is_one_call_whichever_of_its_hours_come_last(store: Store, ingest: Ingest) -> None:
+    hour = 3_600_000_000
+    at = to_microseconds(NOW) - 10 * hour
+
+    def of(*hours: int) -> Batch:
+        return Batch([gateway(f"gw-{one}", time=at + one * hour) for one in hours])
+
+    ingest.accept(of(1, 2, 3))
+    # The ends of the chain at once: the hour in its midst is beside neither of them.
+    ingest.accept(of(0, 4))
+    assert counted(store)[0] == 1
+    verified(store)
+
+
 @pytest.mark.parametrize(
     "other",
     [

@@ -13,22 +13,28 @@ import json
 import math
 import re
 import zlib
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from functools import cached_property
 from hashlib import sha256
+from itertools import repeat
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, NamedTuple, TypeVar
 
+from collector.billing.blocks import UnreadableInBlocks, blocks
 from collector.billing.classify import Dimensions, Item, charge_type_of, classify
 from models import money
 from models.errors import InvalidInput
 from models.periods import DAY, BillingPeriod, month_start, same_day_next_month
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_Read = TypeVar("_Read")
 Source = Literal["cost_details_ea", "cost_details_mca", "focus"]
 
 # What a row is made of -> the columns that may hold it, best first, lower case. Azure spells one column in several
@@ -134,6 +140,9 @@ _BATCH_ROWS = 2_000
 _CACHE_ENTRIES = 50_000
 _PIECE = 1024 * 1024
 _CACHE_ROWS = 10_000  # the texts of a row take some 3 kB
+_LARGE = 4 * 1024 * 1024  # bytes of a file from which reading in blocks is quicker, what that takes to load included
+_SEPARATOR = "\x1f"  # stands between the texts of a key; a text that holds it has its file read record by record
+_NUMBERS = ("charged_on", "billed_cost", "effective_cost", "quantity", "unit_price", "invoice_id", "consumed_quantity", "consumed_unit")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -210,11 +219,12 @@ class BillFile:
     def _read(self) -> Iterator[BillRow]:
         before = 0
         for table in self.tables:
-            line = 1
-            for row in _Rows(table, source=self.source):
-                line = row.line
-                yield row._replace(line=line + before) if before else row
-            before += line
+            rows = _Rows(table, source=self.source)
+            if before:
+                yield from (row._replace(line=row.line + before) for row in rows)
+            else:
+                yield from rows
+            before += rows.line
 
 
 def _read_through(stream: BinaryIO) -> tuple[str, int]:
@@ -304,6 +314,10 @@ class _Table:
         """(line, cells) of every record; Parquet fills in only the asked columns."""
         raise NotImplementedError
 
+    def blocks(self, columns: Sequence[int]) -> Iterator[dict[int, pa.Array]]:  # noqa: ARG002 -- what there is to read is for the kinds of tables to say
+        """Column -> its texts, of many records at a time from the first on; raises ``UnreadableInBlocks`` where it is for ``records`` to go on."""
+        raise UnreadableInBlocks
+
 
 class _CsvTable(_Table):
     def __init__(self, path: Path, name: str, *, is_gzip: bool, lines: int) -> None:
@@ -329,10 +343,19 @@ class _CsvTable(_Table):
             if line > 1:
                 yield line, record
 
+    def blocks(self, columns: Sequence[int]) -> Iterator[dict[int, pa.Array]]:
+        if self._path.stat().st_size < _LARGE:
+            raise UnreadableInBlocks
+        with self._path.open("rb") as raw:
+            yield from blocks(self._unpacked(raw), width=len(self.header), places=columns)
+
+    def _unpacked(self, raw: BinaryIO) -> BinaryIO | gzip.GzipFile:
+        return gzip.GzipFile(fileobj=raw) if self._is_gzip else raw
+
     def _cells(self) -> Generator[tuple[int, list[str]], None, None]:
         line = 0
         with self._path.open("rb") as raw:
-            unpacked: Any = gzip.GzipFile(fileobj=raw) if self._is_gzip else raw
+            unpacked: Any = self._unpacked(raw)
             try:
                 with io.TextIOWrapper(unpacked, encoding="utf-8-sig", newline="") as text:
                     for line, record in enumerate(csv.reader(text, strict=True), start=1):
@@ -485,28 +508,69 @@ def _difference(differences: dict[tuple[object, ...], _Difference], row: BillRow
 
 
 class _Rows:
-    """Reads the records of one table; what repeats is read once."""
+    """Reads the records of one table; what repeats is read once. ``line`` is the last one read."""
 
     def __init__(self, table: _Table, *, source: Source) -> None:
         self._table = table
+        self.line = 1
         self._schema = _FOCUS if source == "focus" else _COST_DETAILS
         self._columns = {name.casefold(): index for index, name in enumerate(table.header)}
-        self._known: dict[tuple[tuple[str, ...], str, bool], About] = {}
+        self._at = {name: self._place(name) for name in (*Dimensions._fields, *_NUMBERS)}
+        self._spares = self._fallbacks()
+        self._known: dict[object, About] = {}
         self._prices: dict[str, Decimal] = {}  # amounts hardly repeat, prices do
         self._days: dict[str, date] = {}
 
     def __iter__(self) -> Iterator[BillRow]:
-        places = {
-            name: self._place(name) for name in (*Dimensions._fields, "charged_on", "billed_cost", "effective_cost", "quantity", "unit_price", "invoice_id")
-        }
-        consumed, consumed_unit = self._place("consumed_quantity"), self._place("consumed_unit")
-        dimensions_of = itemgetter(*(places[name] for name in Dimensions._fields))
-        charged_on, billed, effective = places["charged_on"], places["billed_cost"], places["effective_cost"]
-        quantity, unit_price, invoice = places["quantity"], places["unit_price"], places["invoice_id"]
-        read = sorted({place for place in (*places.values(), consumed, consumed_unit) if place >= 0} | self._spares())
-        spares = self._fallbacks()
-        known_rows, days, prices = self._known, self._days, self._prices
-        for line, record in self._table.records(read):
+        read = sorted({place for place in self._at.values() if place >= 0} | {spare for _, spare in self._spares})
+        try:
+            for columns in self._table.blocks(read):
+                yield from self._of_block(columns)
+        except UnreadableInBlocks:
+            yield from self._of_records((line, record) for line, record in self._table.records(read) if line > self.line)
+
+    def _of_block(self, columns: dict[int, pa.Array]) -> Iterator[BillRow]:
+        """The rows of a block, the same as of its records; what takes time is done for a column at once."""
+        import pyarrow as pa  # noqa: PLC0415
+        import pyarrow.compute as pc  # noqa: PLC0415
+
+        at, count = self._at, len(columns[self._at["billed_cost"]])
+        columns[-1] = pa.repeat("", count)  # absent columns
+        for place, spare in self._spares:
+            columns[place] = pc.if_else(pc.equal(columns[place], ""), columns[spare], columns[place])
+        amount, unit, cost = columns[at["quantity"]], columns[-1], columns[at["billed_cost"]]
+        if at["consumed_quantity"] >= 0:
+            consumed = columns[at["consumed_quantity"]]
+            is_consumed = pc.and_(pc.equal(amount, ""), pc.not_equal(consumed, ""))
+            amount, unit = pc.if_else(is_consumed, consumed, amount), pc.if_else(is_consumed, columns[at["consumed_unit"]], unit)
+        sign = pc.if_else(pc.starts_with(pc.utf8_ltrim_whitespace(cost), pattern="-"), "-", "")
+        keys = pc.binary_join_element_wise(*(columns[at[name]] for name in Dimensions._fields), unit, sign, _SEPARATOR)
+        first = self.line + 1
+        try:
+            values = zip(
+                range(first, first + count),
+                _each(keys, self._joined),
+                _each(columns[at["charged_on"]], self._dated),
+                self._numbers(amount, "quantity"),
+                _each(columns[at["unit_price"]], self._price),
+                self._numbers(cost, "billed_cost"),
+                self._numbers(columns[at["effective_cost"]], "effective_cost"),
+                _each(columns[at["invoice_id"]], lambda text: text or None),
+                strict=True,
+            )
+        except InvalidInput as fault:
+            # Which row is the first that cannot be read is found row by row.
+            raise UnreadableInBlocks from fault
+        yield from map(_new_row, repeat(BillRow), values)
+        self.line += count
+
+    def _of_records(self, records: Iterator[tuple[int, list[str]]]) -> Iterator[BillRow]:
+        at, spares, known_rows = self._at, self._spares, self._known
+        dimensions_of = itemgetter(*(at[name] for name in Dimensions._fields))
+        charged_on, billed, effective, invoice = at["charged_on"], at["billed_cost"], at["effective_cost"], at["invoice_id"]
+        quantity, unit_price, consumed, consumed_unit = at["quantity"], at["unit_price"], at["consumed_quantity"], at["consumed_unit"]
+        for line, record in records:
+            self.line = line
             # Absent columns are at place -1, which is always this empty cell.
             record.append("")
             for place, spare in spares:
@@ -518,35 +582,54 @@ class _Rows:
                 # Some providers fill only the consumed side; it is a plain count in its own unit.
                 amount, unit = record[consumed], record[consumed_unit]
             cost = record[billed]
-            is_negative = "-" in cost and cost.lstrip().startswith("-")
-            key = (texts, unit, is_negative)
-            known = known_rows.get(key)
-            if known is None:
-                if len(known_rows) >= _CACHE_ROWS:
-                    known_rows.clear()
-                known = known_rows[key] = self._read(texts, line, unit=unit, is_negative=is_negative)
-            day = days.get(record[charged_on]) or self._day(record[charged_on], line, "charged_on")
-            price: Decimal | None = None
-            if said := record[unit_price]:
-                price = prices.get(said)
-                if price is None:
-                    price = self._number(said, line, "unit_price")
-                    if len(prices) < _CACHE_ENTRIES:
-                        prices[said] = price
-            # Past the constructor, which would take as long as half of the rest.
-            yield _new_row(
-                BillRow,
-                (
-                    line,
-                    known,
-                    day,
-                    (Decimal(amount) if _is_plain(amount) else self._number(amount, line, "quantity")) if amount else None,
-                    price,
-                    Decimal(cost) if _is_plain(cost) else self._number(cost, line, "billed_cost"),
-                    self._number(record[effective], line, "effective_cost") if record[effective] else None,
-                    record[invoice] or None,
-                ),
+            key = (texts, unit, cost.lstrip().startswith("-"))
+            yield BillRow(
+                line,
+                known_rows.get(key) or self._about(key, *key),
+                self._dated(record[charged_on]),
+                self._number(amount, "quantity") if amount else None,
+                self._price(record[unit_price]),
+                self._number(cost, "billed_cost"),
+                self._number(record[effective], "effective_cost") if record[effective] else None,
+                record[invoice] or None,
             )
+
+    def _joined(self, key: str) -> About:
+        """What rows with these texts share, given joined with their unit and sign."""
+        known = self._known.get(key)
+        if known is None:
+            *texts, unit, sign = key.split(_SEPARATOR)
+            if len(texts) != len(Dimensions._fields):
+                raise UnreadableInBlocks
+            known = self._about(key, tuple(texts), unit, sign == "-")
+        return known
+
+    def _about(self, key: object, texts: tuple[str, ...], unit: str, is_negative: bool) -> About:  # noqa: FBT001 -- one of the parts of a key
+        if len(self._known) >= _CACHE_ROWS:
+            self._known.clear()
+        found = self._known[key] = self._read(texts, unit=unit, is_negative=is_negative)
+        return found
+
+    def _dated(self, text: str) -> date:
+        return self._days.get(text) or self._day(text, "charged_on")
+
+    def _price(self, text: str) -> Decimal | None:
+        if not text:
+            return None
+        price = self._prices.get(text)
+        if price is None:
+            price = self._number(text, "unit_price")
+            if len(self._prices) < _CACHE_ENTRIES:
+                self._prices[text] = price
+        return price
+
+    def _numbers(self, column: pa.Array, name: str) -> Iterable[Decimal | None]:
+        import pyarrow.compute as pc  # noqa: PLC0415
+
+        texts = column.to_pylist()
+        if pc.all(pc.match_substring_regex(column, _PLAIN)).as_py():
+            return map(Decimal, texts)
+        return [self._number(text, name) if text or name == "billed_cost" else None for text in texts]
 
     def _place(self, name: str) -> int:
         return next((self._columns[alias] for alias in self._schema.get(name, ()) if alias in self._columns), -1)
@@ -571,20 +654,17 @@ class _Rows:
             found.extend((there[0], spare) for spare in there[1:])
         return found
 
-    def _spares(self) -> set[int]:
-        return {spare for _, spare in self._fallbacks()}
-
-    def _read(self, texts: tuple[str, ...], line: int, *, unit: str, is_negative: bool) -> About:
+    def _read(self, texts: tuple[str, ...], *, unit: str, is_negative: bool) -> About:
         row = Dimensions._make(text.strip() for text in texts)
         if unit:
             row = row._replace(unit=unit.strip(), unit_description="", block_size="")
         if not row.charge_type:
-            raise self._refusal(line, "charge_type", "is empty")
-        currency = self._currency(row.currency, line, "currency")
-        pricing = self._currency(row.pricing_currency, line, "pricing_currency") if row.pricing_currency else None
-        rate = self._number(row.exchange_rate, line, "exchange_rate") if row.exchange_rate else None
+            raise self._refusal("charge_type", "is empty")
+        currency = self._currency(row.currency, "currency")
+        pricing = self._currency(row.pricing_currency, "pricing_currency") if row.pricing_currency else None
+        rate = self._number(row.exchange_rate, "exchange_rate") if row.exchange_rate else None
         charge_type = charge_type_of(row, is_negative=is_negative)
-        month, billed = self._billed(row, line)
+        month, billed = self._billed(row)
         item = classify(row, charge_type=charge_type)
         return About(
             item.subscription_id,
@@ -596,57 +676,65 @@ class _Rows:
             currency,
             pricing,
             rate if rate is not None and rate > 0 else None,
-            self._day(row.exchange_rate_on, line, "exchange_rate_on") if row.exchange_rate_on else None,
+            self._day(row.exchange_rate_on, "exchange_rate_on") if row.exchange_rate_on else None,
         )
 
-    def _billed(self, row: Dimensions, line: int) -> tuple[date | None, BillingPeriod | None]:
+    def _billed(self, row: Dimensions) -> tuple[date | None, BillingPeriod | None]:
         """The row's billing month, or the days that are none: those that do not begin with a month, as Azure says of pay-as-you-go."""
         if not row.period_start:
             return None, None
-        start = self._day(row.period_start, line, "period_start")
+        start = self._day(row.period_start, "period_start")
         if start.day == 1:
             return start, None
         if not row.period_end:
             return None, BillingPeriod(start, same_day_next_month(start))
-        end = self._day(row.period_end, line, "period_end")
+        end = self._day(row.period_end, "period_end")
         # FOCUS says the day after the last one, cost details the last.
         end = end if self._schema is _FOCUS else end + DAY
         try:
             return None, BillingPeriod(start, end)
         except InvalidInput as fault:
-            raise self._refusal(line, "period_end", f"and its start do not fit together: {fault.message}") from fault
+            raise self._refusal("period_end", f"and its start do not fit together: {fault.message}") from fault
 
-    def _number(self, text: str, line: int, name: str) -> Decimal:
+    def _number(self, text: str, name: str) -> Decimal:
         # A plain number needs no closer look.
         if _is_plain(text):
             return Decimal(text)
         try:
-            return money.decimal_from(text, what=self._where(line, name))
+            return money.decimal_from(text, what=self._where(name))
         except InvalidInput as fault:
             raise InvalidInput(f"{fault.message}; {_AGAIN}") from fault
 
-    def _currency(self, text: str, line: int, name: str) -> str:
+    def _currency(self, text: str, name: str) -> str:
         try:
-            return money.currency_from(text, what=self._where(line, name))
+            return money.currency_from(text, what=self._where(name))
         except InvalidInput as fault:
             raise InvalidInput(f"{fault.message}; {_AGAIN}") from fault
 
-    def _day(self, text: str, line: int, name: str) -> date:
+    def _day(self, text: str, name: str) -> date:
         day = day_from(text)
         if day is None:
-            raise self._refusal(line, name, f"is not a date: {text[:40]!r}")
+            raise self._refusal(name, f"is not a date: {text[:40]!r}")
         if len(self._days) < _CACHE_ENTRIES:
             self._days[text] = day
         return day
 
-    def _refusal(self, line: int, name: str, fault: str) -> InvalidInput:
-        return InvalidInput(f"{self._where(line, name)} {fault}; {_AGAIN}")
+    def _refusal(self, name: str, fault: str) -> InvalidInput:
+        return InvalidInput(f"{self._where(name)} {fault}; {_AGAIN}")
 
-    def _where(self, line: int, name: str) -> str:
-        return f"{self._table.name} row {line}, column {self._table.header[self._place(name)]}"
+    def _where(self, name: str) -> str:
+        return f"{self._table.name} row {self.line}, column {self._table.header[self._place(name)]}"
 
 
-_is_plain = re.compile(r"-?\d{1,20}(?:\.\d{1,30})?\Z", re.ASCII).match
+def _each(column: pa.Array, read: Callable[[str], _Read]) -> Iterator[_Read]:
+    """What each text of a column reads as, every text once."""
+    distinct = column.dictionary_encode()
+    found = [read(text) for text in distinct.dictionary.to_pylist()]
+    return map(found.__getitem__, distinct.indices.to_numpy().tolist())
+
+
+_PLAIN = r"\A-?[0-9]{1,20}(?:\.[0-9]{1,30})?\z"
+_is_plain = re.compile(_PLAIN.replace(r"\z", r"\Z")).match
 _new_row = tuple.__new__
 _ISO = re.compile(r"(\d{4})-(\d\d)-(\d\d)(?:[T ](\d\d):(\d\d)(?::(\d\d)(?:\.\d+)?)?\s?(Z|[+-]\d\d:?\d\d)?)?\Z", re.ASCII | re.IGNORECASE)
 _US = re.compile(r"(\d{1,2})/(\d{1,2})/(\d{4})(?: \d{1,2}:\d\d(?::\d\d)?(?: ?[AP]M)?)?\Z", re.ASCII | re.IGNORECASE)

@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import date, datetime
 from decimal import Decimal
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, NamedTuple, TypeVar
 
 import sqlalchemy as sa
@@ -47,7 +47,6 @@ _MEASURED = frozenset(MeterKind) - {MeterKind.ADJUSTMENT, MeterKind.OTHER, Meter
 
 Problem = dict[str, Any]
 Totals = dict[str, Decimal]
-_Counted = tuple[int, "_Sum", int, str]
 _Thing = TypeVar("_Thing")
 
 # The landings that this process is staging: what they wrote so far is not a leftover. Across processes PostgreSQL's
@@ -209,6 +208,18 @@ class _Sum:
         self.beyond_billed = money.ZERO  # what the effective cost is more than the billed one, where the source says it
 
 
+class _Counted(NamedTuple):
+    """What rows of one kind and day count into, beside the values of theirs that are the same."""
+
+    total: _Sum
+    part_id: int
+    item_id: int
+    day: date | str
+    charge_type: str
+    currency: str
+    pricing_currency: str | None
+
+
 @dataclass(slots=True)
 class _Part:
     """A part being staged. Days are held in memory: items × days, a few thousand in a month of model spend."""
@@ -236,7 +247,9 @@ class _Staging:
         self.items: dict[bytes, Item] = {}
         self._ids: dict[bytes, int] = {}
         self._part_of: dict[tuple[About, date], _Part] = {}
-        # What rows say of themselves, and their day -> their part, the sum that they count into, their item and the day as text.
+        # Values as the column types (Date, ExactDecimal) write them on SQLite; '' becomes NULL there, as None takes longer to bind than a text.
+        self._as_text = connection.dialect.name == "sqlite"
+        # What rows say of themselves, and their day -> what they count into.
         self._sums: dict[About, dict[date, _Counted]] = {}
 
     def run(self, progress: Callable[[int, int | None], None] | None) -> None:
@@ -253,16 +266,22 @@ class _Staging:
                     self._connection.execute(sa.insert(_table(ChargeDay)), [self._day(part, key, total) for key, total in days])
 
     def _stage(self, batch: list[BillRow]) -> None:
+        # Made before the transaction begins: ingest waits for what happens inside of it.
+        charges = self._charges(batch, self._counted(batch))
+        with self._connection.begin():
+            _insert_charges(self._connection, charges)
+
+    def _counted(self, batch: list[BillRow]) -> list[_Counted]:
+        """What each row counts into."""
         sums = self._sums
         if len(sums) > _MOST_KNOWN:
             sums.clear()
             self._part_of.clear()
-        if unseen := [row for row in batch if row.about not in sums or row.charged_on not in sums[row.about]]:
-            self._learn(unseen)
-        # Made before the transaction begins: ingest waits for what happens inside of it.
-        charges = self._charges(batch, as_text=self._connection.dialect.name == "sqlite")
-        with self._connection.begin():
-            _insert_charges(self._connection, charges)
+        try:
+            return [sums[row[1]][row[2]] for row in batch]
+        except KeyError:
+            self._learn([row for row in batch if row.about not in sums or row.charged_on not in sums[row.about]])
+            return [sums[row[1]][row[2]] for row in batch]
 
     def _learn(self, rows: list[BillRow]) -> None:
         """Make the parts, items and sums that these rows are the first of."""
@@ -287,51 +306,27 @@ class _Staging:
             if day not in counted:
                 part = self._part_of[about, row.period_start]
                 total = part.days.setdefault(_DayKey(day, about.item.digest, about.charge_type, about.currency), _Sum())
-                counted[day] = (part.id, total, self._ids[about.item.digest], day.isoformat())
+                said: tuple[Any, str | None] = (day.isoformat(), about.pricing_currency or "") if self._as_text else (day, about.pricing_currency)
+                counted[day] = _Counted(total, part.id, self._ids[about.item.digest], said[0], about.charge_type, about.currency, said[1])
 
-    def _charges(self, batch: list[BillRow], *, as_text: bool) -> list[Any]:
-        """The rows' values, one row after the other as they are inserted, counted into their days. This is what a landing takes its time for: no call that can be spared."""
-        sums = self._sums
-        made: list[Any] = []
-        for line, about, day, quantity, unit_price, billed, effective, invoice in batch:
-            part_id, total, item_id, charged_on = sums[about][day]
+    def _charges(self, batch: list[BillRow], counted: list[_Counted]) -> list[tuple[Any, ...]]:
+        """The rows as they are inserted, counted into their days. This is what a landing takes its time for: column by column, and no call that can be spared."""
+        lines, _, _, quantities, prices, billed, effective, invoices = zip(*batch, strict=True)
+        for (total, *_), quantity, cost, spread in zip(counted, quantities, billed, effective, strict=True):
             total.rows += 1
             total.quantity = None if quantity is None or total.quantity is None else _plus(total.quantity, quantity)
-            total.billed_cost = _plus(total.billed_cost, billed)
-            if effective is not None:
-                total.beyond_billed = _plus(total.beyond_billed, _minus(effective, billed))
-            if as_text:
-                # As the column types (Date, ExactDecimal) write them on SQLite; '' becomes NULL there, as None takes longer to bind than a text.
-                made += (
-                    part_id,
-                    line,
-                    item_id,
-                    charged_on,
-                    about.charge_type,
-                    "" if quantity is None else _number_text(quantity),
-                    "" if unit_price is None else _number_text(unit_price),
-                    _number_text(billed),
-                    "" if effective is None else _number_text(effective),
-                    about.currency,
-                    about.pricing_currency or "",
-                    invoice or "",
-                )
-            else:
-                made += (
-                    part_id,
-                    line,
-                    item_id,
-                    day,
-                    about.charge_type,
-                    quantity,
-                    unit_price,
-                    billed,
-                    effective,
-                    about.currency,
-                    about.pricing_currency,
-                    invoice,
-                )
-        return made
+            total.billed_cost = _plus(total.billed_cost, cost)
+            if spread is not None:
+                total.beyond_billed = _plus(total.beyond_billed, _minus(spread, cost))
+        values: Iterable[Sequence[Any]] = (quantities, prices, billed, effective, invoices)
+        if self._as_text:
+            values = (*map(_number_texts, (quantities, prices, billed, effective)), [invoice or "" for invoice in invoices])
+        return [
+            (part_id, line, item_id, day, charge_type, quantity, price, cost, spread, currency, pricing_currency, invoice)
+            for (_, part_id, item_id, day, charge_type, currency, pricing_currency), line, quantity, price, cost, spread, invoice in zip(
+                counted, lines, *values, strict=True
+            )
+        ]
 
     def _new_part(self, row: BillRow) -> _Part:
         about = row.about
@@ -401,32 +396,26 @@ _CHARGE = (
 )
 _OPTIONAL = frozenset({"quantity", "unit_price", "effective_cost", "pricing_currency", "invoice_id"})
 # Rows to a statement on SQLite: half the time of one each, as most of it is spent on beginning and ending a statement.
-_TOGETHER = 20
+_TOGETHER = 80
 _VALUES = ", ".join("NULLIF(?, '')" if name in _OPTIONAL else "?" for name in _CHARGE)
 _INSERT_CHARGES = f"INSERT INTO charge ({', '.join(_CHARGE)}) VALUES "  # noqa: S608 (names of ours)
 
 
-def _insert_charges(connection: sa.Connection, values: list[Any]) -> None:
-    """Write rows that follow each other: on SQLite past SQLAlchemy's conversion of each value, which takes longer than all the rest of a landing."""
-    width = len(_CHARGE)
+def _insert_charges(connection: sa.Connection, charges: list[tuple[Any, ...]]) -> None:
+    """Write the rows: on SQLite past SQLAlchemy's conversion of each value, which takes longer than all the rest of a landing."""
     if connection.dialect.name != "sqlite":
-        connection.execute(sa.insert(_table(Charge)), [dict(zip(_CHARGE, values[at : at + width], strict=True)) for at in range(0, len(values), width)])
+        connection.execute(sa.insert(_table(Charge)), [dict(zip(_CHARGE, charge, strict=True)) for charge in charges])
         return
-    whole = len(values) - len(values) % (_TOGETHER * width)
-    for rows, first, last in ((_TOGETHER, 0, whole), (1, whole, len(values))):
+    whole = len(charges) - len(charges) % _TOGETHER
+    for rows, first, last in ((_TOGETHER, 0, whole), (1, whole, len(charges))):
         if first < last:
-            many = [tuple(values[at : at + rows * width]) for at in range(first, last, rows * width)]
+            many = [tuple(chain.from_iterable(charges[at : at + rows])) for at in range(first, last, rows)]
             connection.exec_driver_sql(_INSERT_CHARGES + ", ".join([f"({_VALUES})"] * rows), many)
 
 
-def _number_text(value: Decimal) -> str:
-    """``money.text``, at once where the plain text is it already."""
-    text = str(value)
-    if "E" in text or not value:
-        return money.text(value)
-    if text[-1] != "0":
-        return text
-    return text.rstrip("0").rstrip(".") if "." in text else text
+def _number_texts(values: Iterable[Decimal | None]) -> list[str]:
+    """Of each ``money.text``, at once where the plain text is it already; '' of None."""
+    return ["" if value is None else text if (text := str(value))[-1] != "0" and "E" not in text else money.text(value) for value in values]
 
 
 def _item_ids(connection: sa.Connection, items: Mapping[bytes, Item]) -> dict[bytes, int]:

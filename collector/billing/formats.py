@@ -14,7 +14,7 @@ import math
 import re
 import zlib
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta, timezone
 from decimal import Decimal
@@ -23,7 +23,7 @@ from hashlib import sha256
 from itertools import repeat
 from operator import itemgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, NamedTuple, TypeVar, cast
 
 from collector.billing.blocks import UnreadableInBlocks, blocks
 from collector.billing.classify import Dimensions, Item, charge_type_of, classify
@@ -194,13 +194,13 @@ class BillFile:
     # The same charges with commitments spread over the days they are for, where the source tells that in a file of its own.
     amortization: BillFile | None = None
 
-    @property
-    def row_count(self) -> int | None:
-        """The rows there will be (of a CSV at most), where the format says so."""
-        if self.amortization is not None:
-            return None
+    def whole(self, done: int) -> int | None:
+        """How many rows there will be, ``done`` of which are read: of a CSV at most, of a packed one as its bytes so far let expect."""
         counts = [table.row_count for table in self.tables]
-        return None if None in counts else sum(count for count in counts if count is not None)
+        if None not in counts:
+            return sum(count for count in counts if count is not None)
+        read, size = (sum(values) for values in zip(*(table.bytes_read() for table in self.tables), strict=True))
+        return done * size // read if read else None
 
     def rows(self) -> Iterator[BillRow]:
         """The rows in the file's order; raises ``InvalidInput`` at the first that cannot be read."""
@@ -306,6 +306,10 @@ class _Table:
     name: str
     row_count: int | None = None
 
+    def bytes_read(self) -> tuple[int, int]:
+        """The bytes that were read so far of all there are."""
+        return 0, 0
+
     @cached_property
     def header(self) -> list[str]:
         raise NotImplementedError
@@ -322,6 +326,7 @@ class _Table:
 class _CsvTable(_Table):
     def __init__(self, path: Path, name: str, *, is_gzip: bool, lines: int) -> None:
         self._path, self.name, self._is_gzip = path, name, is_gzip
+        self._tell: Callable[[], int] = int
         # For a person who waits: a line break inside of a cell is a line too, so there are so many rows at most. Packed ones cannot be counted.
         self.row_count = None if is_gzip or lines < 2 else lines - 1
 
@@ -346,18 +351,28 @@ class _CsvTable(_Table):
     def blocks(self, columns: Sequence[int]) -> Iterator[dict[int, pa.Array]]:
         if self._path.stat().st_size < _LARGE:
             raise UnreadableInBlocks
-        with self._path.open("rb") as raw:
-            yield from blocks(self._unpacked(raw), width=len(self.header), places=columns)
+        with self._opened() as unpacked:
+            yield from blocks(unpacked, width=len(self.header), places=columns)
 
-    def _unpacked(self, raw: BinaryIO) -> BinaryIO | gzip.GzipFile:
-        return gzip.GzipFile(fileobj=raw) if self._is_gzip else raw
+    def bytes_read(self) -> tuple[int, int]:
+        return self._tell(), self._path.stat().st_size
+
+    @contextmanager
+    def _opened(self) -> Iterator[BinaryIO | gzip.GzipFile]:
+        with self._path.open("rb") as raw:
+            self._tell = raw.tell
+            try:
+                yield gzip.GzipFile(fileobj=raw) if self._is_gzip else raw
+            except BaseException:
+                self._tell = int  # whoever looked on has to begin again
+                raise
+        self._tell = lambda: self._path.stat().st_size
 
     def _cells(self) -> Generator[tuple[int, list[str]], None, None]:
         line = 0
-        with self._path.open("rb") as raw:
-            unpacked: Any = self._unpacked(raw)
+        with self._opened() as unpacked:
             try:
-                with io.TextIOWrapper(unpacked, encoding="utf-8-sig", newline="") as text:
+                with io.TextIOWrapper(cast("BinaryIO", unpacked), encoding="utf-8-sig", newline="") as text:
                     for line, record in enumerate(csv.reader(text, strict=True), start=1):
                         yield line, record
             except UnicodeDecodeError as fault:

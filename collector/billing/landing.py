@@ -142,7 +142,7 @@ def land(
 
     Raises ``InvalidInput`` where a row cannot be read, and ``Conflict`` where the total of a part falls by more than a
     fifth and ``replace`` does not allow it; both leave everything as it was. ``progress`` hears (rows staged, rows in
-    all where known, of a CSV at most). The instant of landing is asked of ``now`` when the parts are flipped in.
+    all: of a CSV at most, of a packed one as its bytes so far let expect). The instant of landing is asked of ``now`` when the parts are flipped in.
     """
     with store.read() as session:
         current = _same_bytes(session.connection(), bill)
@@ -253,12 +253,13 @@ class _Staging:
         self._sums: dict[About, dict[date, _Counted]] = {}
 
     def run(self, progress: Callable[[int, int | None], None] | None) -> None:
-        done, whole, rows = 0, self._bill.row_count, self._bill.rows()
+        done, rows = 0, self._bill.rows()
         # Reading a slice happens outside the transaction: that is the gap in which ingest gets its turn.
         while batch := list(islice(rows, _CHARGES_A_SLICE)):
             self._stage(batch)
             done += len(batch)
             if progress is not None:
+                whole = self._bill.whole(done)
                 progress(done, None if whole is None else max(done, whole))
         for part in self.parts.values():
             for days in _slices(part.days.items(), _SLICE_ROWS):

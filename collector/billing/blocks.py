@@ -7,7 +7,7 @@ checked beside it; whatever it stumbles over ends the blocks, and ``csv.reader``
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
@@ -29,7 +29,7 @@ class UnreadableInBlocks(Exception):
     """The blocks end here, for a reason that is for the plain reader to find."""
 
 
-def blocks(stream: BinaryIO | gzip.GzipFile, *, width: int, places: Sequence[int]) -> Iterator[dict[int, pa.Array]]:
+def blocks(stream: BinaryIO | gzip.GzipFile, *, width: int, places: Sequence[int]) -> Generator[dict[int, pa.Array], None, None]:
     """Place -> its texts, of each block after the header; raises ``UnreadableInBlocks`` where it cannot go on."""
     # It takes longer to load than most commands take to run.
     import pyarrow as pa  # noqa: PLC0415

@@ -23,7 +23,7 @@ from hashlib import sha256
 from itertools import repeat
 from operator import itemgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal, NamedTuple, TypeVar, cast
+from typing import TYPE_CHECKING, BinaryIO, Literal, NamedTuple, TypeVar, cast
 
 from collector.billing.blocks import UnreadableInBlocks, blocks
 from collector.billing.classify import Dimensions, Item, charge_type_of, classify
@@ -318,7 +318,7 @@ class _Table:
         """(line, cells) of every record; Parquet fills in only the asked columns."""
         raise NotImplementedError
 
-    def blocks(self, columns: Sequence[int]) -> Iterator[dict[int, pa.Array]]:  # noqa: ARG002 -- what there is to read is for the kinds of tables to say
+    def blocks(self, columns: Sequence[int]) -> Generator[dict[int, pa.Array], None, None]:  # noqa: ARG002 -- what there is to read is for the kinds of tables to say
         """Column -> its texts, of many records at a time from the first on; raises ``UnreadableInBlocks`` where it is for ``records`` to go on."""
         raise UnreadableInBlocks
 
@@ -348,7 +348,7 @@ class _CsvTable(_Table):
             if line > 1:
                 yield line, record
 
-    def blocks(self, columns: Sequence[int]) -> Iterator[dict[int, pa.Array]]:
+    def blocks(self, columns: Sequence[int]) -> Generator[dict[int, pa.Array], None, None]:
         if self._path.stat().st_size < _LARGE:
             raise UnreadableInBlocks
         with self._opened() as unpacked:
@@ -539,10 +539,12 @@ class _Rows:
     def __iter__(self) -> Iterator[BillRow]:
         read = sorted({place for place in self._at.values() if place >= 0} | {spare for _, spare in self._spares})
         try:
-            for columns in self._table.blocks(read):
-                yield from self._of_block(columns)
+            with closing(self._table.blocks(read)) as blocks_of_texts:
+                for columns in blocks_of_texts:
+                    yield from self._of_block(columns)
         except UnreadableInBlocks:
-            yield from self._of_records((line, record) for line, record in self._table.records(read) if line > self.line)
+            with closing(self._table.records(read)) as records:
+                yield from self._of_records(records, after=self.line)
 
     def _of_block(self, columns: dict[int, pa.Array]) -> Iterator[BillRow]:
         """The rows of a block, the same as of its records; what takes time is done for a column at once."""
@@ -579,12 +581,14 @@ class _Rows:
         yield from map(_new_row, repeat(BillRow), values)
         self.line += count
 
-    def _of_records(self, records: Iterator[tuple[int, list[str]]]) -> Iterator[BillRow]:
+    def _of_records(self, records: Iterator[tuple[int, list[str]]], *, after: int) -> Iterator[BillRow]:
         at, spares, known_rows = self._at, self._spares, self._known
         dimensions_of = itemgetter(*(at[name] for name in Dimensions._fields))
         charged_on, billed, effective, invoice = at["charged_on"], at["billed_cost"], at["effective_cost"], at["invoice_id"]
         quantity, unit_price, consumed, consumed_unit = at["quantity"], at["unit_price"], at["consumed_quantity"], at["consumed_unit"]
         for line, record in records:
+            if line <= after:
+                continue
             self.line = line
             # Absent columns are at place -1, which is always this empty cell.
             record.append("")

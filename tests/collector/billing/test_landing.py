@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+import random
 import threading
 from datetime import date, datetime
 from decimal import Decimal
@@ -17,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlmodel import select
 
-from collector.billing import Landing, land, read_bill
+from collector.billing import Landing, formats, land, read_bill, together
 from collector.billing.classify import Dimensions
 from models.errors import Conflict
 from models.periods import BillingPeriod
@@ -294,13 +295,30 @@ def test_landing_tells_how_far_it_is(table: Desk) -> None:
     bill = read_bill(table.file(as_csv([TOKENS] * 4500)), name="bill.csv")
     land(table.store, bill, now=NOW, author="ana", progress=lambda done, of: told.append((done, of)))
     assert told == [(2000, 4500), (4000, 4500), (4500, 4500)]
-    # Packed lines cannot be counted without unpacking them; a line break in a cell makes it "at most".
+    # Packed lines cannot be counted without unpacking them, the bytes can; a line break in a cell makes it "at most".
     told.clear()
     packed = table.file(gzip.compress(as_csv([TOKENS | {"meterName": "other"}] * 3).encode()))
     land(table.store, read_bill(packed, name="bill.csv.gz"), now=NOW, author="ana", replace=True, progress=lambda done, of: told.append((done, of)))
     broken = table.file(as_csv([TOKENS | {"product": "two\nlines"}] * 3))
     land(table.store, read_bill(broken, name="bill.csv"), now=NOW, author="ana", replace=True, progress=lambda done, of: told.append((done, of)))
-    assert told == [(3, None), (3, 6)]
+    assert told == [(3, 3), (3, 6)]
+
+
+def test_a_packed_bill_tells_how_far_it_is_by_its_bytes(table: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """6,000 rows of amounts that do not pack, as one file and as the parts of an export, in blocks and record by record: a share that grows to the whole."""
+    chance = random.Random(1)
+    rows = [TOKENS | {"quantity": str(chance.randrange(10**15)), "invoiceId": f"{chance.randrange(16**200):x}"} for _ in range(6_000)]
+    whole, *parts = (table.file(gzip.compress(as_csv(some).encode()), f"{number}.csv.gz") for number, some in enumerate((rows, rows[:4_000], rows[4_000:])))
+    for large, paths in ((0, [whole]), (0, parts), (1 << 30, [whole])):
+        monkeypatch.setattr(formats, "_LARGE", large)
+        told: list[tuple[int, int | None]] = []
+        bill = together([read_bill(path, name=f"part_{number}_0001.csv.gz") for number, path in enumerate(paths)])
+        land(table.store, bill, now=NOW, author="ana", replace=True, progress=lambda done, of, told=told: told.append((done, of)))  # type: ignore[misc]
+        assert [done for done, _ in told] == [2_000, 4_000, 6_000]
+        first, second, last = (done / (of or 0) for done, of in told)
+        # Blocks are read ahead: of a file as small as this, all of them.
+        assert 0.3 < first <= (0.8 if large else 1)
+        assert first <= second <= last == 1
 
 
 def test_the_disk_is_waited_for_once_at_the_flip(table: Desk) -> None:

@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 
 _FRESH_SECONDS = 0.25
 # From so many questions between two looks on, a thread looks; what it read is answered from up to so old.
-_BUSY, _OLDEST_SECONDS = 5, 2.0
+_BUSY, _OLDEST_SECONDS = 5, 5.0
 # So long after a load the thread looks as often as in it, and then so seldom, until nobody has needed it for long.
 _LINGER_SECONDS, _IDLE_SECONDS, _SPARE_SECONDS = 5.0, 1.0, 60.0
 # Of every look the last seconds are read again, the whole minute once a second: few events are reported later than this.

@@ -11,20 +11,23 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from decimal import Decimal
+from itertools import pairwise
 from typing import Any, Literal
 
-from sqlmodel import Session
+from sqlmodel import Session, col, select
 
 from collector.alerting import INACTIVE, Episode, Piece, State, Steps, follow, is_crossed, steps_crossed
 from collector.watch.judge import policy_of
 from collector.watch.measures import MEASURES, Place, Reading, Sight, thresholds
 from models import money
 from models.alerts import COUNTDOWN_KINDS, RATE_KINDS, AlertRule, Budget, Kind
+from models.charges import BillPart
 from models.columns import from_microseconds, to_microseconds
 from models.errors import InvalidInput
 from models.ledger import budgets, rates
 from models.money import ZERO
-from models.periods import DAY, Period, buckets, day_start, rfc3339, utc_day, zone_from
+from models.periods import DAY, HOUR, Period, buckets, day_start, rfc3339, utc_day, zone_from
+from models.prices import Price
 from models.trials import Firing, Line, Trial
 from models.usage import MINUTE_SECONDS
 
@@ -33,6 +36,8 @@ _LONGEST_RATES = 31 * DAY
 _LONGEST_DAYS = 92 * DAY
 _LONGEST_BUDGETS = 366 * DAY
 _BY_HOUR = 92 * DAY
+# Arrivals of bills and prices before which a budget is looked at too; those of one hour are one.
+_MOST_ARRIVALS = 180
 _SLICE = timedelta(hours=6)
 # Somebody waits for the answer, and others for the database.
 _MOST_SECONDS = 25.0
@@ -90,7 +95,11 @@ _StepKey = tuple[Kind, int]
 
 
 class _BudgetTrial:
-    """A budget's steps, day by day of its own calendar; the hour of a crossing is searched within its day."""
+    """A budget's steps, day by day of its own calendar; the hour of a crossing is searched within its day.
+
+    Within a day usage only ever raises what is spent and expected, so that its end shows what the day crossed. A bill or a
+    price may lower both: of a day with such an arrival the moment before it is looked at as well.
+    """
 
     def __init__(self, session: Session, budget: Budget, span: Period, *, now: datetime, known: Known, work: _Work) -> None:
         self._session = session
@@ -101,7 +110,9 @@ class _BudgetTrial:
         self._work = work
         self._filters = budgets.scope_filters(budget.scope)
         self._basis: Any = budget.basis
-        self._is_hourly = budget.basis != "billed" and span.end - span.start <= _BY_HOUR
+        # A bill knows days only; when it arrived is known to the moment.
+        self._is_hourly = (self._is_then or budget.basis != "billed") and span.end - span.start <= _BY_HOUR
+        self._arrivals, self._left_out = self._arrived() if self._is_then and self._is_hourly else ([], 0)
         self._found: list[Firing] = []
         self._open: dict[_StepKey, Firing] = {}
         self._claimed: dict[Kind, set[int]] = {Kind.BUDGET: set(), Kind.BUDGET_FORECAST: set()}
@@ -117,19 +128,36 @@ class _BudgetTrial:
             for kind, amount in _amounts(before):
                 self._claimed[kind].update(self._crossed(kind, amount).crossed)
         for day in buckets(self._span, "day", zone_from("UTC" if self._basis == "billed" else self._budget.time_zone)):
-            self._work.go_on()
-            seen = self._look(day.end)
-            if seen.period != running:
-                self._end(running.end)
-                points += [(running.end, ZERO)] if points else []
-                running, self._claimed = seen.period, {kind: set() for kind in self._claimed}
-            points.append((day.end, seen.spent))
-            if seen.forecast is not None and seen.forecast.expected is not None:
-                self._forecasts.append(seen.forecast)
-            self._step(day, seen)
+            for part in self._parts(day):
+                self._work.go_on()
+                seen = self._look(part.end)
+                if seen.period != running:
+                    self._end(running.end)
+                    points += [(running.end, ZERO)] if points else []
+                    running, self._claimed = seen.period, {kind: set() for kind in self._claimed}
+                points.append((part.end, seen.spent))
+                if part.end == day.end and seen.forecast is not None and seen.forecast.expected is not None:
+                    self._forecasts.append(seen.forecast)
+                self._step(part, seen)
         self._end(running.end if running.end <= self._span.end else None)
         line = Line(dict(self._budget.scope), self._budget.amount, points)
         return Trial(self._span, self._budget.currency, self._found, [line], self._notes())
+
+    def _arrived(self) -> tuple[list[datetime], int]:
+        """When bills and prices arrived in the time, hours apart, and how many of them are left out."""
+        found: set[datetime] = set()
+        for moment in (BillPart.landed_at, Price.known_from, Price.known_to):
+            found.update(self._session.exec(select(col(moment)).where(col(moment) > self._span.start, col(moment) < self._span.end).distinct()))
+        kept: list[datetime] = []
+        for at in sorted(found):
+            if not kept or at - kept[-1] >= HOUR:
+                kept.append(at)
+        return kept[:_MOST_ARRIVALS], len(kept[_MOST_ARRIVALS:])
+
+    def _parts(self, day: Period) -> list[Period]:
+        """The day, cut where a bill or a price arrived."""
+        edges = [day.start, *(at for at in self._arrivals if day.start < at < day.end), day.end]
+        return [Period(start, end) for start, end in pairwise(edges)]
 
     def _look(self, at: datetime, *, forecasts: bool = True) -> _Look:
         """As at the last moment before ``at``."""
@@ -159,20 +187,22 @@ class _BudgetTrial:
         steps = self._budget.steps if kind is Kind.BUDGET else self._budget.forecast_steps
         return steps_crossed(spent=amount, amount=self._budget.amount, steps=steps, claimed=self._claimed[kind])
 
-    def _step(self, day: Period, seen: _Look) -> None:
+    def _step(self, part: Period, seen: _Look) -> None:
         budget = self._budget
+        # It fell with what arrived.
+        fell_at = part.start if part.start in self._arrivals else part.end
         amounts = dict(_amounts(seen))
         for (kind, step), one in list(self._open.items()):
             amount = amounts.get(kind)
             if kind is Kind.BUDGET and amount is not None and not is_crossed(spent=amount, amount=budget.amount, step=step):
-                self._found.append(replace(self._open.pop((kind, step)), resolved_at=day.end))
+                self._found.append(replace(self._open.pop((kind, step)), resolved_at=fell_at))
             elif amount is not None and (one.peak is None or amount > one.peak):
                 self._open[kind, step] = replace(one, peak=amount)
         for kind, amount in amounts.items():
             crossed = self._crossed(kind, amount)
             hours: dict[datetime, list[int]] = {}
             for step in crossed.crossed:
-                at = self._hour_of(step, day) if kind is Kind.BUDGET and self._is_hourly else day.end
+                at = self._hour_of(kind, step, part) if self._is_hourly else part.end
                 hours.setdefault(at, []).append(step)
             for at, steps in sorted(hours.items()):
                 highest = max(self._claimed[kind], default=-1)
@@ -182,13 +212,15 @@ class _BudgetTrial:
                     why = f"{money.said(amount, budget.currency)} {what}, at or above {step} % of {money.said(budget.amount, budget.currency)}"
                     self._open[kind, step] = Firing(dict(budget.scope), at, None, amount, why, step)
 
-    def _hour_of(self, step: int, day: Period) -> datetime:
+    def _hour_of(self, kind: Kind, step: int, part: Period) -> datetime:
         """The end of the hour of the day by which the step was crossed."""
-        hours = [hour.end for hour in buckets(day, "hour")]
+        hours = [hour.end for hour in buckets(part, "hour")]
         first, last = 0, len(hours) - 1
         while first < last:
             middle = (first + last) // 2
-            if is_crossed(spent=self._look(hours[middle], forecasts=False).spent, amount=self._budget.amount, step=step):
+            self._work.go_on()
+            amount = dict(_amounts(self._look(hours[middle], forecasts=kind is Kind.BUDGET_FORECAST))).get(kind)
+            if amount is not None and is_crossed(spent=amount, amount=self._budget.amount, step=step):
                 last = middle
             else:
                 first = middle + 1
@@ -206,8 +238,11 @@ class _BudgetTrial:
         notes = [f"by what was known of the spend at the time, {pace}"]
         if self._came_late():
             notes.append("most of the spend arrived long after its time, as in an import: to try it as if it had not, take what is known until today")
+        if self._left_out:
+            notes.append(f"the moments before {self._left_out} arrivals of bills and prices were not looked at; test a shorter time to have them all")
         if self._budget.forecast_steps:
-            notes.append(f"steps of the forecast are looked at once a day{self._accuracy()}")
+            looked = "as the spend is: at each day's end and before a bill or a price arrives, and then to the hour" if self._is_hourly else "at each day's end"
+            notes.append(f"steps of the forecast are looked at {looked}{self._accuracy()}")
         return notes
 
     def _came_late(self) -> bool:

@@ -1,8 +1,9 @@
-"""What asking before a call costs: 500 questions a second to ``/v1/admission``, beside a route that does nothing, in turns.
+"""What asking before a call costs: 500 questions a second to ``/v1/admission``, beside a route and a server that do nothing, in turns.
 
 The questions come at their own pace, however slow the answers are, and a latency counts from the time at which the question
 was due; so that a stall is felt by everybody who would have asked in it. Meanwhile events arrive, and budgets and quotas
-are read again. Service, client and database share the machine's cores.
+are read again. Service, client and database share the machine's cores: how long the service's loop stood ready and was
+given none of them is shown beside, as no service can answer in that time.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from urllib.parse import urlsplit
 
 from models.periods import rfc3339
 from tests.bench.figures import Figure
-from tests.bench.load import requests_of
+from tests.bench.load import reading_only, requests_of
 from tests.walks.service import Service
 
 PER_SECOND, SECONDS, CONNECTIONS = 500, 6, 64
@@ -31,9 +32,9 @@ _LIMIT_MS = 5
 
 
 def asking(folder: Path, *, rounds: int) -> list[Figure]:
-    """Latency of a question at 500 a second, and of a route that does nothing at the same pace."""
+    """Latency of a question at 500 a second, and of a server and of a route that do nothing at the same pace."""
     found: dict[str, list[float]] = {}
-    with Service(f"sqlite:///{folder}/bench.db", folder) as service:
+    with Service(f"sqlite:///{folder}/bench.db", folder) as service, reading_only() as bare:
         _furnish(service)
         asked = [json.dumps({"workspace": "w", "deployment": f"d{number}", "tokens": 900}).encode() for number in range(DEPLOYMENTS)]
         questions = requests_of(asked, media_type="application/json", path="/v1/admission")
@@ -41,29 +42,42 @@ def asking(folder: Path, *, rounds: int) -> list[Figure]:
         listed = [b"GET /v1/admission/denied HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n"]
         _paced(service.url, questions, seconds=2)
         for _ in range(rounds):
+            # What the machine allows: a server that has nothing to do but to answer.
+            _note(found, "bare server", _paced(bare, questions, seconds=SECONDS))
             for name, requests, pace in (("nothing", noop, PER_SECOND), ("admission", questions, PER_SECOND), ("deny-list", listed, 20)):
-                busy = _cpu_seconds(service.pid)
-                latencies = sorted(_paced(service.url, requests, seconds=SECONDS, per_second=pace))
+                busy, stood = _cpu_seconds(service.pid), _waited_seconds(service.pid)
+                latencies = _paced(service.url, requests, seconds=SECONDS, per_second=pace)
                 # Not a matter of who else runs on the machine; what events cost meanwhile is in it.
                 found.setdefault(f"{name}, CPU", []).append((_cpu_seconds(service.pid) - busy) * 1000 / SECONDS)
-                for share, quantile in ((0.5, "p50"), (0.99, "p99")):
-                    found.setdefault(f"{name}, {quantile}", []).append(latencies[int(share * (len(latencies) - 1))] * 1000)
+                found.setdefault(f"{name}, loop ready without a core", []).append((_waited_seconds(service.pid) - stood) * 1000 / SECONDS)
+                _note(found, name, latencies)
     return [
         Figure(
             name,
-            "ms a second" if name.endswith("CPU") else "ms",
+            "ms" if name.endswith(("p50", "p99")) else "ms a second",
             measured,
-            of=None if name.startswith("nothing") else f"nothing, {name[-3:]}",
+            of=None if name.startswith(("bare", "nothing")) else f"nothing, {name.partition(', ')[2]}",
             note=f"the issue allows {_LIMIT_MS}" if name == "admission, p99" else "",
         )
         for name, measured in found.items()
     ]
 
 
+def _note(found: dict[str, list[float]], name: str, latencies: Sequence[float]) -> None:
+    ordered = sorted(latencies)
+    for share, quantile in ((0.5, "p50"), (0.99, "p99")):
+        found.setdefault(f"{name}, {quantile}", []).append(ordered[int(share * (len(ordered) - 1))] * 1000)
+
+
 def _cpu_seconds(pid: int) -> float:
     """What the process has used of the processors so far."""
     fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def _waited_seconds(pid: int) -> float:
+    """How long the process's first thread, which is the loop's, has stood ready to run and been given no core."""
+    return int(Path(f"/proc/{pid}/schedstat").read_text(encoding="utf-8").split()[1]) / 1e9
 
 
 def _furnish(service: Service) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from decimal import Decimal
 from typing import Any
 
 from collector import rulebook
@@ -64,7 +65,7 @@ def test_two_steps_in_two_hours_of_a_day_are_both_told(sqlite_store: Store) -> N
     assert trial.notes == ["by what was known of the spend at the time, to the hour"]
 
 
-def test_a_step_of_the_forecast_is_told_on_the_day_on_which_it_was_expected(sqlite_store: Store) -> None:
+def test_a_step_of_the_forecast_is_told_in_the_hour_in_which_it_was_expected(sqlite_store: Store) -> None:
     priced(sqlite_store)
     for day in range(20, 32):
         use(sqlite_store, day, 2, month=10)
@@ -72,9 +73,26 @@ def test_a_step_of_the_forecast_is_told_on_the_day_on_which_it_was_expected(sqli
         use(sqlite_store, day, 2 if day < 6 else 50)
     # On the 5th: 5 x 2 and 25 days to come at 2. On the 6th: 5 x 2, 50 today, 24 days at 2.
     trial = tried(sqlite_store, steps=[500], forecast_steps=[50, 100])
-    assert told(trial)[:2] == [(50, datetime(2026, 11, 2, tzinfo=UTC)), (100, datetime(2026, 11, 7, tzinfo=UTC))]
+    assert told(trial)[:2] == [(50, datetime(2026, 11, 1, 1, tzinfo=UTC)), (100, datetime(2026, 11, 6, 13, tzinfo=UTC))]
     assert trial.firings[1].why == "108.00 USD expected at the period's end, at or above 100 % of 100.00 USD"
     assert trial.firings[0].why == "60.00 USD expected at the period's end, at or above 50 % of 100.00 USD"
+
+
+def test_what_a_new_price_took_back_the_same_day_was_told_all_the_same(store: Store) -> None:
+    cheaper_from = datetime(2026, 11, 1, 15, 20, tzinfo=UTC)
+    with store.write() as session:
+        factories.token_prices(session, "1000000", "1000000", known_to=cheaper_from)
+        factories.token_prices(session, "500000", "500000", known_from=cheaper_from)
+    for day in range(20, 32):
+        use(store, day, 2, month=10)
+    use(store, 1, 45)
+    # At noon 45, and 103 expected: 29 more days at 2. From 15:20 on half of it.
+    trial = tried(store, steps=[40], forecast_steps=[100])
+    fired, fell = datetime(2026, 11, 1, 13, tzinfo=UTC), cheaper_from
+    assert [(one.step, one.fired_at, one.resolved_at, one.peak) for one in trial.firings] == [
+        (40, fired, fell, Decimal(45)),
+        (100, fired, None, Decimal("103.00")),
+    ]
 
 
 def test_what_arrived_later_changes_nothing_that_would_have_been_told(store: Store) -> None:
@@ -106,4 +124,6 @@ def test_how_good_the_forecasts_were_is_said_of_periods_that_are_over(sqlite_sto
     trial = tried(sqlite_store, Period(datetime(2026, 10, 1, tzinfo=UTC), datetime(2026, 11, 1, tzinfo=UTC)), steps=[500], forecast_steps=[500])
     # Two dollars each day until the 29th; the last two days of October have none.
     # 62 were expected on most days, and it was 58.
-    assert trial.notes[-1].startswith("steps of the forecast are looked at once a day; half of 31 forecasts missed the end by at most 6.9 %, and the band of ")
+    assert trial.notes[-1].startswith(
+        "steps of the forecast are looked at as the spend is: at each day's end and before a bill or a price arrives, and then to the hour; half of 31 forecasts missed the end by at most 6.9 %, and the band of "
+    )

@@ -145,11 +145,10 @@ class _BudgetTrial:
 
     def _arrived(self) -> tuple[list[datetime], int]:
         """When bills and prices arrived in the time, hours apart, and how many of them are left out."""
-        found: set[datetime] = set()
-        for moment in (BillPart.landed_at, Price.known_from, Price.known_to):
-            found.update(self._session.exec(select(col(moment)).where(col(moment) > self._span.start, col(moment) < self._span.end).distinct()))
+        moments = (col(BillPart.landed_at), col(Price.known_from), col(Price.known_to))
+        found = {at for moment in moments for at in self._session.exec(select(moment).where(moment > self._span.start, moment < self._span.end).distinct())}
         kept: list[datetime] = []
-        for at in sorted(found):
+        for at in sorted(at for at in found if at is not None):
             if not kept or at - kept[-1] >= HOUR:
                 kept.append(at)
         return kept[:_MOST_ARRIVALS], len(kept[_MOST_ARRIVALS:])

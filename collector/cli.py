@@ -796,6 +796,7 @@ def _verify(_options: argparse.Namespace, settings: Settings) -> int:
             reconcile=lambda period: ledger.reconciliation(session, period, now=now).rows,
             adjust=lambda month: ledger.adjustments(session, month, now=now),
             export=export,
+            tie_out=lambda month: ledger.invoices(session, month, now=now),
         )
         found = audit.verify(session, now=now, ask=ask, answers=answers, progress=_tell)
     for line in found.lines():

@@ -35,8 +35,9 @@ def close(store: Store, asked: CloseMonth, *, now: datetime, say: Callable[[str]
         ledger.close_month(session, month, author=asked.author, software=asked.software, now=now)
         (closed,) = [one for one in ledger.closed_months(session, now=now) if one.close.month == month]
     say(f"{month:%Y-%m} is closed")
-    for currency, (expected, billed) in sorted(closed.totals.items(), key=lambda pair: pair[0] or ""):
-        say(f"{currency or 'no currency'}: billed {money.text(billed)}, expected {money.text(expected)}")
+    for currency, total in sorted(closed.totals.items(), key=lambda pair: pair[0] or ""):
+        invoiced = f"invoiced {money.text(total.invoiced)}" if total.invoiced is not None else total.not_invoiced
+        say(f"{currency or 'no currency'}: billed {money.text(total.billed)}, expected {money.text(total.expected)}, {invoiced}")
     return 0
 
 

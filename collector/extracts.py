@@ -19,7 +19,8 @@ from typing import IO, Any, Literal, get_args
 from models import money
 from models.cells import cell
 from models.errors import InvalidInput
-from models.ledger import CostTable, UsageRecord
+from models.ledger import CostTable, ReconciliationRow, UsageRecord
+from models.variance import Cause
 
 Form = Literal["csv", "parquet"]
 FORMS: tuple[Form, ...] = get_args(Form)
@@ -74,6 +75,23 @@ _EVENTS: Mapping[str, Kind] = {
     "duration_ms": "decimal",
     "received_at": "time",
 }
+_MATCH: Mapping[str, Kind] = {
+    "day": "text",
+    "workspace": "text",
+    "deployment": "text",
+    "meter": "text",
+    "currency": "text",
+    "expected": "decimal",
+    "billed": "decimal",
+    "invoiced": "decimal",
+    "not_invoiced": "text",
+    "variance": "decimal",
+    "state": "text",
+    "estimate": "truth",
+    "metered_quantity": "decimal",
+    "billed_quantity": "decimal",
+    "unknown_token_requests": "whole",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +125,22 @@ def of_costs(table: CostTable, form: Form) -> Extract:
             yield (row.period.start, row.period.end, *row.groups.values(), *(getattr(row.figures, name) for name in _FIGURES))
 
     return _spooled(kinds, rows(), form)
+
+
+def of_reconciliation(rows: Sequence[ReconciliationRow], form: Form) -> Extract:
+    """Every row of the three-way match, with a column for each cause; a cause that takes nothing of a row is 0 in it."""
+    kinds: dict[str, Kind] = {**_MATCH, **dict.fromkeys((f"cause_{cause}" for cause in Cause), "decimal")}
+
+    def said() -> Iterable[Sequence[Cell]]:
+        for row in rows:
+            yield (
+                *(row.day.isoformat(), row.workspace, row.deployment, row.meter, row.currency),
+                *(row.expected, row.billed, row.invoiced, row.not_invoiced, row.variance, row.state, row.estimate),
+                *(row.metered_units, row.billed_units, row.unknown_token_requests),
+                *(row.causes.get(cause, money.ZERO) for cause in Cause),
+            )
+
+    return _spooled(kinds, said(), form)
 
 
 def of_usage(records: Iterable[UsageRecord], form: Form) -> Extract:

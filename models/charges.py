@@ -163,3 +163,6 @@ class ChargeDay(SQLModel, table=True):
     billed_cost: Decimal = Field(sa_column=Column(ExactDecimal, nullable=False))
     # amortized where the row says it, else the billed cost
     effective_cost: Decimal = Field(sa_column=Column(ExactDecimal, nullable=False))
+    # what of it names an invoice; the cost is None where no row does
+    invoiced_rows: int = Field(default=0, sa_column=Column(BigInteger, nullable=False, server_default="0"))
+    invoiced_cost: Decimal | None = Field(default=None, sa_column=Column(ExactDecimal))

@@ -24,7 +24,7 @@ class MonthClose(SQLModel, table=True):
     closed_at: datetime = Field(sa_column=Column(Instant, nullable=False))
     closed_by: str = Field(sa_column=Column(Text, nullable=False))
     software: str = Field(sa_column=Column(Text, nullable=False))
-    # What the rows came from: {"bill_parts": [ids], "prices": id of the last price known, "totals": {currency: {"expected", "billed"}}}
+    # What the rows came from: {"bill_parts": [ids], "last_price": id of the last price known, "invoices": [ids that their charges name]}
     versions: dict[str, Any] = Field(sa_column=Column(JsonText, nullable=False))
     reopened_at: datetime | None = Field(default=None, sa_column=Column(Instant))
     reopened_by: str = Field(default="", sa_column=Column(Text, nullable=False))
@@ -50,6 +50,8 @@ class ClosedRow(SQLModel, table=True):
     metered_units: Decimal = Field(sa_column=Column(ExactDecimal, nullable=False))
     billed_units: Decimal | None = Field(default=None, sa_column=Column(ExactDecimal))
     causes: dict[str, str] = Field(sa_column=Column(JsonText, nullable=False))
+    # What of billed stood on an invoice; of closes whose versions name no invoices nobody knows.
+    invoiced: Decimal | None = Field(default=None, sa_column=Column(ExactDecimal))
 
 
 def closes_known(session: Session, at: datetime) -> Sequence[MonthClose]:

@@ -399,12 +399,17 @@ def _sum_day(session: Session, row: Charge) -> None:
                 quantity=row.quantity,
                 billed_cost=row.billed_cost,
                 effective_cost=effective,
+                invoiced_rows=1 if row.invoice_id else 0,
+                invoiced_cost=row.billed_cost if row.invoice_id else None,
             )
         )
         return
     found.rows += 1
     found.quantity = None if found.quantity is None or row.quantity is None else money.plus(found.quantity, row.quantity)
     found.billed_cost = money.plus(found.billed_cost, row.billed_cost)
+    if row.invoice_id:
+        found.invoiced_rows += 1
+        found.invoiced_cost = money.plus(found.invoiced_cost or money.ZERO, row.billed_cost)
     found.effective_cost = money.plus(found.effective_cost, effective)
 
 

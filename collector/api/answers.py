@@ -338,7 +338,7 @@ def components() -> dict[str, Shape]:
             text="meter state",
             text_or_null="workspace deployment currency",
             day="day",
-            money_or_null="expected billed variance metered_quantity billed_quantity",
+            money_or_null="expected billed invoiced variance metered_quantity billed_quantity",
             count="unknown_token_requests",
             flag="estimate",
             words="reasons",
@@ -346,12 +346,13 @@ def components() -> dict[str, Shape]:
         "ReconciliationTotal": _shape(
             {"causes": _CAUSES},
             text_or_null="currency",
-            money_or_null="expected billed variance unexplained coverage unknown_token_share",
+            money_or_null="expected billed invoiced variance unexplained coverage unknown_token_share",
             count="rows requests unknown_token_requests",
+            words="reasons",
         ),
         "Reconciliation": _shape({"rows": _many("ReconciliationRow"), "totals": _many("ReconciliationTotal"), "next_cursor": _CURSOR}, at="from to"),
         "MonthClose": _shape(
-            {"totals": _many(_shape(text_or_null="currency", money_or_null="expected billed"))},
+            {"totals": _many(_shape(text_or_null="currency", money_or_null="expected billed invoiced", words="reasons"))},
             text="month closed_by software",
             at="closed_at",
             data="versions",
@@ -551,6 +552,10 @@ def components() -> dict[str, Shape]:
         ),
         # -- reports
         "Agreement": _shape(_AGREEMENT, money_or_null="expected billed variance unexplained coverage"),
+        # Of packs that were kept before rows knew their invoices it is not known.
+        "CloseAgreement": _shape(
+            _AGREEMENT, money_or_null="expected billed invoiced variance unexplained coverage", words="reasons", optional="invoiced reasons"
+        ),
         "CloseCall": _shape(
             text="measure",
             text_or_null="workspace deployment pool limit_source",
@@ -579,7 +584,7 @@ def components() -> dict[str, Shape]:
             {
                 "standing": _one_of("provisional", "final"),
                 "totals": _many(_shape({"status": _STANDING}, text_or_null="currency", money_or_null="cost billed_cost booked rounding")),
-                "currencies": _many(_shape({"entries": _many("JournalEntry"), "reconciliation": _or_null("Agreement")}, text_or_null="currency")),
+                "currencies": _many(_shape({"entries": _many("JournalEntry"), "reconciliation": _or_null("CloseAgreement")}, text_or_null="currency")),
                 "adjustments": _many("Adjustment"),
                 **_snapshot_parts(),
             },

@@ -102,11 +102,11 @@ _EVENTS_AT_ONCE, _MOST_EVENTS = 5000, 1_000_000
 def costs(request: Request, session: Reading, caller: Caller, now: Now) -> dict[str, Any] | Response:
     """Rows per period, group and currency, and totals over all of them (never by page). As CSV or Parquet: every row, in one file."""
     refuse_unknown(request, _COSTS)
-    form = _file_asked(request)
+    form = file_asked(request)
     query = cost_query(request, caller, now=now)
     table = ledger.costs(session, query, now=now)
     if form is not None:
-        return _file(extracts.of_costs(table, form), f"costs.{form}", {"X-Control-Total": extracts.control_total(table)})
+        return file_of(extracts.of_costs(table, form), f"costs.{form}", {"X-Control-Total": extracts.control_total(table)})
     size = whole_number(request, "limit", default=1000, low=1, high=10_000)
     cursor = request.query_params.get("cursor")
     start = _after(table.rows, cursor, groups=len(query.group_by)) if cursor else 0
@@ -129,10 +129,10 @@ def costs(request: Request, session: Reading, caller: Caller, now: Now) -> dict[
 def usage(request: Request, session: Reading, caller: Caller, now: Now) -> dict[str, Any] | Response:
     """A page of events; ``next_cursor`` asks for the next. As CSV or Parquet: every event, up to a million in one file."""
     refuse_unknown(request, _USAGE)
-    form = _file_asked(request)
+    form = file_asked(request)
     if form is not None:
         made = extracts.of_usage(_every_event(request, session, caller, now=now), form)
-        return _file(made, f"usage.{form}", {"X-Control-Total": f"rows {made.rows}"})
+        return file_of(made, f"usage.{form}", {"X-Control-Total": f"rows {made.rows}"})
     size = whole_number(request, "limit", default=100, low=1, high=1000)
     cursor = request.query_params.get("cursor") or None
     page = ledger.usage_list(session, period=period_of(request, now=now), filters=filters_of(request, caller), limit=size, cursor=cursor, now=now)
@@ -289,7 +289,7 @@ def whole_number(request: Request, name: str, *, default: int, low: int, high: i
     return int(said)
 
 
-def _file_asked(request: Request) -> extracts.Form | None:
+def file_asked(request: Request) -> extracts.Form | None:
     """The file format that is asked for; a file has no pages."""
     form = extracts.form_asked(request.query_params.get("format"))
     if form is not None and (request.query_params.get("limit") or request.query_params.get("cursor")):
@@ -402,7 +402,8 @@ def _after(rows: Sequence[CostRow], cursor: str, *, groups: int) -> int:
     return len(rows)
 
 
-def _file(made: extracts.Extract, name: str, headers: Mapping[str, str]) -> Response:
+def file_of(made: extracts.Extract, name: str, headers: Mapping[str, str]) -> Response:
+    """An extract as an answer, sent in pieces."""
     about = {**headers, "X-Rows": str(made.rows), "Content-Length": str(made.size), "Content-Disposition": f'attachment; filename="meterbridge-{name}"'}
 
     def pieces() -> Iterator[bytes]:

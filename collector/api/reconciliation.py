@@ -8,24 +8,29 @@ import re
 from datetime import date
 from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Request, Response
 
+from collector import extracts
 from collector.api.deps import Caller, Now, Reading
-from collector.api.reads import FILTERS, amount, documented, filters_of, instant, instant_of, period_of, refuse_unknown, whole_number
-from models import ledger
+from collector.api.reads import FILTERS, amount, documented, file_asked, file_of, filters_of, instant, instant_of, period_of, refuse_unknown, whole_number
+from models import ledger, money
 from models.errors import Forbidden, InvalidInput
-from models.ledger import ComparisonRow, ReconciliationRow, ReconciliationTotal, WhatIfAnswer
+from models.ledger import ClosedTotal, ComparisonRow, ReconciliationRow, ReconciliationTotal, WhatIfAnswer
 from models.periods import Period, month_period, rfc3339, utc_day
 
 router = APIRouter(tags=["correlation"])
-_RECONCILIATION = ("month", "from", "to", "workspace", "deployment", "currency", "as_of", "limit", "cursor")
+_RECONCILIATION = ("month", "from", "to", "workspace", "deployment", "currency", "as_of", "limit", "cursor", "format")
 _MONTH = re.compile(r"(\d{4})-(0[1-9]|1[0-2])", re.ASCII)
 
 
-@router.get("/v1/reconciliation", summary="Bill against metering, day by day, in causes", openapi_extra=documented(*_RECONCILIATION))
-def reconciliation(request: Request, session: Reading, caller: Caller, now: Now) -> dict[str, Any]:
-    """Rows per workspace, deployment, meter and day; ``causes`` add up to ``variance`` exactly; totals never by page."""
+@router.get("/v1/reconciliation", summary="Bill against metering, day by day, in causes", openapi_extra=documented(*_RECONCILIATION), response_model=None)
+def reconciliation(request: Request, session: Reading, caller: Caller, now: Now) -> dict[str, Any] | Response:
+    """Rows per workspace, deployment, meter and day: expected, billed, and what of billed is on an invoice.
+
+    ``causes`` add up to ``variance`` exactly; totals never by page. As CSV or Parquet: every row, in one file.
+    """
     refuse_unknown(request, _RECONCILIATION)
+    form = file_asked(request)
     said = request.query_params
     if said.get("month") and (said.get("from") or said.get("to")):
         raise InvalidInput("say month, or from and to, not both")
@@ -33,6 +38,9 @@ def reconciliation(request: Request, session: Reading, caller: Caller, now: Now)
     as_of = instant_of(said["as_of"], what="as_of") if said.get("as_of") else None
     found = ledger.reconciliation(session, period, filters_of(request, caller), now=now, as_of=as_of)
     rows = [row for row in found.rows if said.get("currency") in (None, "", row.currency)]
+    if form is not None:
+        billed = "; ".join(f"{one.currency or 'none'} {money.text(one.billed)}" for one in found.totals if said.get("currency") in (None, "", one.currency))
+        return file_of(extracts.of_reconciliation(rows, form), f"reconciliation.{form}", {"X-Control-Total": billed})
     size = whole_number(request, "limit", default=1000, low=1, high=10_000)
     start = _start_of(said.get("cursor"), len(rows))
     page = rows[start : start + size]
@@ -60,7 +68,14 @@ def closes(request: Request, session: Reading, caller: Caller, now: Now) -> dict
                 "software": one.close.software,
                 "versions": one.close.versions,
                 "totals": [
-                    {"currency": currency, "expected": amount(expected), "billed": amount(billed)} for currency, (expected, billed) in one.totals.items()
+                    {
+                        "currency": currency,
+                        "expected": amount(total.expected),
+                        "billed": amount(total.billed),
+                        "invoiced": amount(total.invoiced),
+                        "reasons": _reasons(total),
+                    }
+                    for currency, total in one.totals.items()
                 ],
             }
             for one in ledger.closed_months(session, now=now)
@@ -228,10 +243,11 @@ def _row(row: ReconciliationRow) -> dict[str, Any]:
         "causes": {cause.value: amount(share) for cause, share in row.causes.items()},
         "state": row.state,
         "estimate": row.estimate,
+        "invoiced": amount(row.invoiced),
         "metered_quantity": amount(row.metered_units),
         "billed_quantity": amount(row.billed_units),
         "unknown_token_requests": row.unknown_token_requests,
-        "reasons": dict(row.reasons),
+        "reasons": {**row.reasons, **_reasons(row)},
     }
 
 
@@ -248,4 +264,11 @@ def _total(total: ReconciliationTotal) -> dict[str, Any]:
         "requests": total.requests,
         "unknown_token_requests": total.unknown_token_requests,
         "unknown_token_share": amount(total.unknown_token_share),
+        "invoiced": amount(total.invoiced),
+        "reasons": _reasons(total),
     }
+
+
+def _reasons(of: ReconciliationRow | ReconciliationTotal | ClosedTotal) -> dict[str, str]:
+    """Why nothing of billed, or only a part of it, is invoiced."""
+    return {} if of.not_invoiced is None else {"invoiced": of.not_invoiced}

@@ -199,13 +199,15 @@ class _DayKey(NamedTuple):
 class _Sum:
     """What a day's charges of one item add up to."""
 
-    __slots__ = ("beyond_billed", "billed_cost", "quantity", "rows")
+    __slots__ = ("beyond_billed", "billed_cost", "invoiced_cost", "invoiced_rows", "quantity", "rows")
 
     def __init__(self) -> None:
         self.rows = 0
         self.quantity: Decimal | None = money.ZERO
         self.billed_cost = money.ZERO
         self.beyond_billed = money.ZERO  # what the effective cost is more than the billed one, where the source says it
+        self.invoiced_rows = 0
+        self.invoiced_cost = money.ZERO
 
 
 class _Counted(NamedTuple):
@@ -313,12 +315,15 @@ class _Staging:
     def _charges(self, batch: list[BillRow], counted: list[_Counted]) -> list[tuple[Any, ...]]:
         """The rows as they are inserted, counted into their days. This is what a landing takes its time for: column by column, and no call that can be spared."""
         lines, _, _, quantities, prices, billed, effective, invoices = zip(*batch, strict=True)
-        for (total, *_), quantity, cost, spread in zip(counted, quantities, billed, effective, strict=True):
+        for (total, *_), quantity, cost, spread, invoice in zip(counted, quantities, billed, effective, invoices, strict=True):
             total.rows += 1
             total.quantity = None if quantity is None or total.quantity is None else _plus(total.quantity, quantity)
             total.billed_cost = _plus(total.billed_cost, cost)
             if spread is not None:
                 total.beyond_billed = _plus(total.beyond_billed, _minus(spread, cost))
+            if invoice:
+                total.invoiced_rows += 1
+                total.invoiced_cost = _plus(total.invoiced_cost, cost)
         values: Iterable[Sequence[Any]] = (quantities, prices, billed, effective, invoices)
         if self._as_text:
             values = (*map(_number_texts, (quantities, prices, billed, effective)), [invoice or "" for invoice in invoices])
@@ -367,6 +372,8 @@ class _Staging:
             "quantity": total.quantity,
             "billed_cost": total.billed_cost,
             "effective_cost": money.plus(total.billed_cost, total.beyond_billed),
+            "invoiced_rows": total.invoiced_rows,
+            "invoiced_cost": total.invoiced_cost if total.invoiced_rows else None,
         }
 
 

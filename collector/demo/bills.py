@@ -33,7 +33,7 @@ from collector.demo.places import (
 from collector.demo.planted import CANARY, TRIAL, canary_bill
 from collector.demo.traffic import Tokens
 from models import money
-from models.periods import DAY, Period, day_start, month_start, next_month, utc_day
+from models.periods import DAY, Period, day_start, month_start, next_month, settles_at, utc_day
 from models.resources import Route
 
 ACCOUNT = f"/providers/Microsoft.Billing/billingAccounts/{made_id('billing account')}:{made_id('billing tenant')}_2019-05-31"
@@ -81,7 +81,8 @@ def bills(*, story: Story, billed_tokens: BilledTokens, now: datetime) -> list[t
 
 def rows(subscription: Subscription, month: date, *, story: Story, billed_tokens: BilledTokens, today: date) -> list[dict[str, str]]:
     """The subscription's rows of a month as billing tells them on a day, by column of cost details."""
-    return [_row(line, month) for line in _month(subscription, month, story=story, billed_tokens=billed_tokens, today=today)]
+    invoice = _invoice(subscription, month) if today >= utc_day(settles_at(month)) else ""
+    return [_row(line, month, invoice) for line in _month(subscription, month, story=story, billed_tokens=billed_tokens, today=today)]
 
 
 def meter_id(meter: str) -> str:
@@ -256,7 +257,12 @@ def _file(told: list[dict[str, str]]) -> bytes:
     return text.getvalue().encode("utf-8-sig")
 
 
-def _row(line: _Line, month: date) -> dict[str, str]:
+def _invoice(subscription: Subscription, month: date) -> str:
+    """The number of a billing profile's invoice of a month; it is made once the month does not change any more."""
+    return f"G{int(made_id('invoice', subscription.profile, month.isoformat())[:8], 16) % 10**9:09d}"
+
+
+def _row(line: _Line, month: date, invoice: str) -> dict[str, str]:
     subscription = line.subscription
     in_usd, price = money.text(line.cost), money.text(line.price)
     in_billing = money.text(money.times(line.cost, subscription.rate))
@@ -266,6 +272,7 @@ def _row(line: _Line, month: date) -> dict[str, str]:
         "billingAccountName": "Contoso (sample)",
         "billingProfileId": f"{ACCOUNT}/billingProfiles/{subscription.profile}",
         "billingProfileName": f"Contoso {subscription.invoice_section}",
+        "invoiceId": invoice,
         "invoiceSectionId": f"IS-{subscription.profile}",
         "invoiceSectionName": subscription.invoice_section,
         "costCenter": subscription.cost_center,

@@ -93,6 +93,8 @@ def _currency(one: CurrencyClose) -> dict[str, Any]:
             "causes": {cause.value: money.text(share) for cause, share in matched.causes.items()},
             "unexplained": money.text(matched.unexplained),
             "coverage": None if matched.coverage is None else money.text(matched.coverage),
+            "invoiced": None if matched.invoiced is None else money.text(matched.invoiced),
+            "reasons": {} if matched.not_invoiced is None else {"invoiced": matched.not_invoiced},
         },
     }
 
@@ -231,6 +233,16 @@ def tables(body: Mapping[str, Any]) -> list[Table]:
     return found
 
 
+def _invoiced(matched: Mapping[str, Any], code: str) -> str:
+    """What of the billed amount is on an invoice; a pack that was kept before this was known says nothing."""
+    if "invoiced" not in matched:
+        return ""
+    reason = matched["reasons"].get("invoiced")
+    if matched["invoiced"] is None:
+        return f" Nothing is known to be invoiced: {reason}."
+    return f" Of what is billed {words.amount(matched['invoiced'], code)} is on an invoice{f': {reason}' if reason else ''}."
+
+
 def _tables_of(one: Mapping[str, Any]) -> list[Table]:
     code = one["currency"]
     found: list[Table] = []
@@ -252,7 +264,7 @@ def _tables_of(one: Mapping[str, Any]) -> list[Table]:
         rows.append([SUM, words.signed(matched["variance"], code)])
         note = (
             f"Expected {words.amount(matched['expected'], code)}, billed {words.amount(matched['billed'], code)}; "
-            f"{words.amount(matched['unexplained'], code)} is unexplained."
+            f"{words.amount(matched['unexplained'], code)} is unexplained.{_invoiced(matched, code)}"
         )
         found.append(Table(f"Bill against metering ({code})", ["Cause", "#Amount"], rows, note))
     return found

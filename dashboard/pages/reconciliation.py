@@ -18,7 +18,7 @@ from dashboard.pages import monthly
 from dashboard.shell import Failure, View, age_line, card, empty_panel, failure_panel, switch, tile, together
 from models import money
 from models.errors import InvalidInput
-from models.ledger import Adjustment, ClosedMonth, CostQuery, ReconciliationRow, ReconciliationTotal
+from models.ledger import Adjustment, ClosedMonth, CostQuery, ReconciliationRow, ReconciliationTotal, invoiced_of
 from models.money import ZERO
 from models.periods import DAY, Period, day_start, month_period, month_start, utc_day
 from models.variance import Cause
@@ -31,6 +31,7 @@ _MOST_ROWS = 25
 _MOST_REQUESTS = 25
 _MONTHS = 6
 _LONGEST = timedelta(days=100)
+_INVOICED = tables.Column("Invoiced", is_number=True, title="what of billed is on an invoice")
 _WORDS: dict[Cause, str] = {
     Cause.UNMAPPED_METER: "meter we cannot map",
     Cause.NOT_METERED: "not metered (hosting, commitments)",
@@ -149,6 +150,11 @@ def _tiles(view: View, whole: Selection, total: ReconciliationTotal, *, several:
                 else "metered quantities × price; every call told its tokens",
             ),
             tile(f"Billed{unit}", figure("billed", total.billed), note=["variance ", figure("variance", total.variance)]),
+            tile(
+                f"Invoiced{unit}",
+                _invoiced(view, total.invoiced, total.not_invoiced, currency, selection=whole),
+                note=total.not_invoiced or "all of what is billed is on an invoice",
+            ),
         ],
         className="tiles",
     )
@@ -174,6 +180,7 @@ def _by_deployment(view: View, whole: Selection, rows: list[ReconciliationRow], 
     lines: list[tuple[Decimal, list[tables.Cell]]] = []
     for (workspace, deployment), of in grouped.items():
         expected, billed = money.add(row.expected for row in of), money.add(row.billed for row in of)
+        invoiced, not_invoiced = invoiced_of(of)
         causes: dict[Cause, Decimal] = {}
         for row in of:
             for cause, amount in row.causes.items():
@@ -188,8 +195,10 @@ def _by_deployment(view: View, whole: Selection, rows: list[ReconciliationRow], 
                     html.A(tables.named(deployment), href=view.link(PATH, narrowed)) if deployment else tables.named(deployment),
                     *(
                         view.figure(name, value, total.currency, selection=narrowed, without=lacks)
-                        for name, value in (("expected", expected), ("billed", billed), ("variance", money.minus(billed, expected)))
+                        for name, value in (("expected", expected), ("billed", billed))
                     ),
+                    _invoiced(view, invoiced, not_invoiced, total.currency, selection=narrowed, without=lacks),
+                    view.figure("variance", money.minus(billed, expected), total.currency, selection=narrowed, without=lacks),
                     html.Span(_told(view, causes, total.currency, selection=narrowed, without=lacks)[:7] or "none", className="wrap"),
                 ],
             )
@@ -199,6 +208,7 @@ def _by_deployment(view: View, whole: Selection, rows: list[ReconciliationRow], 
         tables.Column("Deployment"),
         tables.Column("Expected", is_number=True),
         tables.Column("Billed", is_number=True),
+        _INVOICED,
         tables.Column("Variance", is_number=True, title="billed less expected"),
         tables.Column("Causes"),
     ]
@@ -243,6 +253,7 @@ def _lines(view: View, whole: Selection, found: list[ReconciliationRow], cause: 
         tables.Column("Meter"),
         tables.Column("Expected", is_number=True),
         tables.Column("Billed", is_number=True),
+        _INVOICED,
         tables.Column("Variance", is_number=True, title="billed less expected"),
         tables.Column("Causes"),
         tables.Column("State", title="open: the bill may still come; settling: it may still change; closed: final"),
@@ -255,8 +266,10 @@ def _lines(view: View, whole: Selection, found: list[ReconciliationRow], cause: 
             text.words(row.meter),
             *(
                 view.figure(name, getattr(row, name), row.currency, selection=monthly.narrowed(whole, row.workspace, row.deployment), **_own(row))
-                for name in ("expected", "billed", "variance")
+                for name in ("expected", "billed")
             ),
+            _invoiced(view, row.invoiced, row.not_invoiced, row.currency, selection=monthly.narrowed(whole, row.workspace, row.deployment), **_own(row)),
+            view.figure("variance", row.variance, row.currency, selection=monthly.narrowed(whole, row.workspace, row.deployment), **_own(row)),
             html.Span(_told(view, row.causes, row.currency, selection=monthly.narrowed(whole, row.workspace, row.deployment), **_own(row)), className="wrap"),
             html.Span(row.state, className=f"pill {_PILLS[row.state]}"),
         ]
@@ -269,6 +282,14 @@ def _lines(view: View, whole: Selection, found: list[ReconciliationRow], cause: 
         note=f"{shown}; a day shows its requests and the bill's rows. All rows: /v1/reconciliation.",
         name="wide",
     )
+
+
+def _invoiced(view: View, value: Decimal | None, reason: str | None, currency: str | None, **narrowed: Any) -> Component:
+    """What of a billed amount is on an invoice; with a mark where a part of it is on none yet."""
+    if value is None:
+        return view.figure("invoiced", None, currency, reason=reason, shown="none yet", **narrowed)
+    said = view.figure("invoiced", value, currency, **narrowed)
+    return said if reason is None else tables.beneath(said, "in part")
 
 
 def _own(row: ReconciliationRow) -> dict[str, Any]:

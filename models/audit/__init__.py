@@ -22,7 +22,7 @@ import sqlalchemy as sa
 from sqlmodel import Session, col, select
 
 from models import money
-from models.audit.bills import Line, LineKey, lines_of, reaches_of
+from models.audit.bills import Invoiced, Line, LineKey, add_invoices, lines_of, reaches_of
 from models.audit.bookkeeping import data_period, recompute
 from models.audit.books import Books, Figures, FiguresLike, Place, Question, Row, RowLike, Table, TableLike
 from models.charges import IN_SCOPE, BillPart, ChargeDay, ChargeItem
@@ -30,7 +30,7 @@ from models.closing import ClosedRow, closes_known
 from models.columns import EPOCH
 from models.corrections import UsagePosting
 from models.money import ZERO
-from models.periods import DAY, Granularity, Period, day_start, month_period, rfc3339, utc_day
+from models.periods import DAY, Granularity, Period, day_start, month_period, month_start, rfc3339, utc_day
 from models.prices import model_key
 from models.usage import (
     DAY_SECONDS,
@@ -167,7 +167,24 @@ class MatchLike(LineLike, Protocol):
     @property
     def billed(self) -> Decimal: ...
     @property
+    def invoiced(self) -> Decimal | None: ...
+    @property
     def causes(self) -> Mapping[Any, Decimal]: ...
+
+
+class InvoiceLike(Protocol):
+    """An invoice's charges by what they are; an id of None: charges that are on none yet."""
+
+    @property
+    def invoice_id(self) -> str | None: ...
+    @property
+    def currency(self) -> str: ...
+    @property
+    def in_scope(self) -> Decimal: ...
+    @property
+    def out_of_scope(self) -> Decimal: ...
+    @property
+    def credits(self) -> Decimal: ...
 
 
 class AdjustmentLike(LineLike, Protocol):
@@ -181,11 +198,12 @@ class AdjustmentLike(LineLike, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """What else the ledger answers and is held against: the reconciliation of a period, a closed month's adjustments, a month's export."""
+    """What else the ledger answers and is held against: the reconciliation of a period, a closed month's adjustments, a month's export and invoices."""
 
     reconcile: Callable[[Period], Iterable[MatchLike]]
     adjust: Callable[[date], Iterable[AdjustmentLike]]
     export: Callable[[date], Mapping[str, Decimal]]  # billed cost per currency of an open month
+    tie_out: Callable[[date], Iterable[InvoiceLike]]  # the invoices of a month
 
 
 def verify(
@@ -215,7 +233,9 @@ def verify(
             _check_answers(found, books, Question(chosen, granularity, group_by), ask)
     if answers is not None:
         tell("the reconciliation and its causes")
-        _check_reconciliation(found, books, answers)
+        invoiced = _check_reconciliation(found, books, answers)
+        tell("invoices")
+        _check_invoices(session, found, books.period, answers, invoiced, now=now)
         tell("closed months: stored and adjusted")
         _check_closes(session, found, answers, now=now)
         tell("exports")
@@ -242,25 +262,50 @@ def _named(line: _Line) -> str:
     return " / ".join(str(part) if part is not None else "none" for part in line)
 
 
-def _check_reconciliation(found: Verification, books: Books, answers: Answers) -> None:
-    """Expected and billed of every day and deployment are those of the raw rows, and causes add up to their difference."""
-    ours: dict[_Line, tuple[Decimal, Decimal]] = {}
+def _check_reconciliation(found: Verification, books: Books, answers: Answers) -> dict[str | None, Decimal]:
+    """Expected, billed and invoiced of every day and deployment are those of the raw rows, and causes add up to the difference; the invoiced totals."""
+    nothing = (ZERO, ZERO, ZERO)
+    ours: dict[_Line, tuple[Decimal, ...]] = {}
     start, end = books.period.start, books.period.end
     start, end = day_start(utc_day(start)), day_start(utc_day(end - _MICROSECOND) + DAY)
     for (at, groups, currency), sums in books.summed(Question(Period(start, end), "day", ("workspace", "deployment"))).items():
-        ours[utc_day(at), groups[0], groups[1], currency] = (sums.metered, sums.billed)
-    theirs: dict[_Line, tuple[Decimal, Decimal]] = {}
+        ours[utc_day(at), groups[0], groups[1], currency] = sums.metered, sums.billed, sums.invoiced
+    theirs: dict[_Line, tuple[Decimal, ...]] = {}
     while start < end:
         until = min(end, start + _LONGEST_RECONCILED)
         for row in answers.reconcile(Period(start, until)):
             line = (row.day, row.workspace, row.deployment, row.currency)
             found.equal("the causes of a difference", f"{_named(line)} {row.meter}", money.add(row.causes.values()), money.minus(row.billed, row.expected))
-            expected, billed = theirs.get(line, (ZERO, ZERO))
-            theirs[line] = (money.plus(expected, row.expected), money.plus(billed, row.billed))
+            amounts = (row.expected, row.billed, row.invoiced or ZERO)
+            theirs[line] = tuple(money.plus(before, amount) for before, amount in zip(theirs.get(line, nothing), amounts, strict=True))
         start = until
     for line in sorted(ours.keys() | theirs.keys(), key=lambda one: [(part is None, str(part)) for part in one]):
-        for name, place in (("expected", 0), ("billed", 1)):
-            found.equal(f"{name} of the reconciliation", _named(line), theirs.get(line, (ZERO, ZERO))[place], ours.get(line, (ZERO, ZERO))[place])
+        for place, name in enumerate(("expected", "billed", "invoiced")):
+            found.equal(f"{name} of the reconciliation", _named(line), theirs.get(line, nothing)[place], ours.get(line, nothing)[place])
+    invoiced: dict[str | None, Decimal] = {}
+    for (*_, currency), (_, _, amount) in theirs.items():
+        invoiced[currency] = money.plus(invoiced.get(currency, ZERO), amount)
+    return invoiced
+
+
+def _check_invoices(session: Session, found: Verification, period: Period, answers: Answers, invoiced: Mapping[str | None, Decimal], *, now: datetime) -> None:
+    """Every invoice's charges are those of the raw rows, and its model spend is what the rows of the reconciliation say is invoiced."""
+    items = {item.id: item for item in session.exec(select(ChargeItem)) if item.id is not None}
+    ours: dict[date, dict[tuple[str, str], Invoiced]] = {}
+    for part in session.exec(select(BillPart).where(col(BillPart.landed_at) <= now, col(BillPart.superseded_at).is_(None))):
+        month = part.period_start if part.billed_from is None else month_start(part.billed_from)
+        add_invoices(session, part.id or 0, items, ours.setdefault(month, {}), of=period)
+    spent: dict[str | None, Decimal] = {}
+    for month, of_month in sorted(ours.items()):
+        theirs = {(one.invoice_id or "", one.currency): one for one in answers.tie_out(month)}
+        for key in sorted(of_month.keys() | theirs.keys()):
+            plain, told = of_month.get(key, Invoiced()), theirs.get(key, Invoiced())
+            for name in ("in_scope", "out_of_scope", "credits"):
+                found.equal(f"{name} of an invoice", f"{month:%Y-%m} {key[0] or 'not invoiced'} {key[1]}", getattr(told, name), getattr(plain, name))
+            if key[0]:
+                spent[key[1]] = money.plus(spent.get(key[1], ZERO), plain.spend)
+    for currency in sorted(spent.keys() | invoiced.keys(), key=str):
+        found.equal("invoiced of all rows", str(currency), invoiced.get(currency, ZERO), spent.get(currency, ZERO))
 
 
 def _check_closes(session: Session, found: Verification, answers: Answers, *, now: datetime) -> None:
@@ -473,8 +518,10 @@ def _check_charge_days(session: Session, found: Verification, part_id: int, line
         col(ChargeDay.quantity),
         col(ChargeDay.billed_cost),
         col(ChargeDay.effective_cost),
+        col(ChargeDay.invoiced_rows),
+        sa.func.coalesce(col(ChargeDay.invoiced_cost), ZERO),
     ).where(col(ChargeDay.part_id) == part_id)
-    stored = {(row[0], row[1], row[2], row[3]): Line(row[4], row[5], row[6], row[7]) for row in session.connection().execute(query)}
+    stored = {(row[0], row[1], row[2], row[3]): Line(row[4], row[5], row[6], row[7], row[8], row[9]) for row in session.connection().execute(query)}
     nothing = Line()
     for key in sorted(stored.keys() | lines.keys()):
         where = f"part {part_id} {key[0]} item {key[1]} {key[2]} {key[3]}"
@@ -483,6 +530,8 @@ def _check_charge_days(session: Session, found: Verification, part_id: int, line
         found.equal("charge_day.quantity", where, theirs.quantity, ours.quantity)
         found.equal("charge_day.billed_cost", where, theirs.billed, ours.billed)
         found.equal("charge_day.effective_cost", where, theirs.amortized, ours.amortized)
+        found.equal("charge_day.invoiced_rows", where, theirs.invoiced_rows, ours.invoiced_rows)
+        found.equal("charge_day.invoiced_cost", where, theirs.invoiced, ours.invoiced)
 
 
 def _check_answers(found: Verification, books: Books, question: Question, ask: Callable[[Question], TableLike]) -> None:

@@ -15,7 +15,7 @@ from models import money
 from models.charges import IN_SCOPE, BillPart, Charge, ChargeClass, ChargeItem
 from models.closing import MonthClose
 from models.money import ZERO
-from models.periods import month_start
+from models.periods import Period, day_start, month_start
 from models.resources import Route
 
 
@@ -27,6 +27,8 @@ class Line:
     quantity: Decimal | None = ZERO
     billed: Decimal = ZERO
     amortized: Decimal = ZERO
+    invoiced_rows: int = 0
+    invoiced: Decimal = ZERO
 
 
 LineKey = tuple[date, int, str, str]  # charged_on, item, charge type, currency
@@ -43,15 +45,52 @@ def lines_of(session: Session, part_id: int) -> dict[LineKey, Line]:
         col(Charge.quantity),
         col(Charge.billed_cost),
         col(Charge.effective_cost),
+        col(Charge.invoice_id),
     ).where(col(Charge.part_id) == part_id)
     with localcontext(money.EXACT):
-        for charged_on, item_id, charge_type, currency, quantity, billed, effective in session.connection().execute(query).yield_per(5000):
+        for charged_on, item_id, charge_type, currency, quantity, billed, effective, invoice_id in session.connection().execute(query).yield_per(5000):
             line = found.setdefault((charged_on, item_id, charge_type, currency), Line())
             line.rows += 1
             line.quantity = None if quantity is None or line.quantity is None else line.quantity + quantity
             line.billed += billed
             line.amortized += billed if effective is None else effective
+            if invoice_id:
+                line.invoiced_rows += 1
+                line.invoiced += billed
     return found
+
+
+@dataclass(slots=True)
+class Invoiced:
+    """The charges of one invoice and currency (an empty id: on none yet) by what they are; ``spend`` is all that is model spend, refunds and tax too."""
+
+    in_scope: Decimal = ZERO
+    out_of_scope: Decimal = ZERO
+    credits: Decimal = ZERO
+    tax: Decimal = ZERO
+    spend: Decimal = ZERO
+
+
+def add_invoices(session: Session, part_id: int, items: Mapping[int, ChargeItem], found: dict[tuple[str, str], Invoiced], *, of: Period) -> None:
+    """Add a part's charges to their invoices, row by row; ``spend`` only of days within a period."""
+    query = sa.select(
+        col(Charge.invoice_id), col(Charge.currency), col(Charge.item_id), col(Charge.charge_type), col(Charge.charged_on), col(Charge.billed_cost)
+    ).where(col(Charge.part_id) == part_id)
+    with localcontext(money.EXACT):
+        for invoice_id, currency, item_id, charge_type, charged_on, billed in session.connection().execute(query).yield_per(5000):
+            into = found.setdefault((invoice_id or "", currency), Invoiced())
+            is_spend = item_id in items and items[item_id].charge_class in IN_SCOPE
+            match charge_type.casefold():
+                case "tax":
+                    into.tax += billed
+                case "credit" | "refund":
+                    into.credits += billed
+                case _ if is_spend:
+                    into.in_scope += billed
+                case _:
+                    into.out_of_scope += billed
+            if is_spend and day_start(charged_on) in of:
+                into.spend += billed
 
 
 _ROUTE_OF = {ChargeClass.MARKETPLACE: Route.MARKETPLACE, ChargeClass.FOUNDRY: Route.FOUNDRY, ChargeClass.COMPUTE: Route.COMPUTE}

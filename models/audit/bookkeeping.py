@@ -145,6 +145,7 @@ class _Share:
     billed: Decimal
     amortized: Decimal
     hours: Decimal | None
+    invoiced: Decimal
 
 
 def _to(whole: _Share, workspace: str | None, deployment: str | None) -> _Share:
@@ -535,7 +536,7 @@ class _Bookkeeper:
         """The deployments that a line belongs to, with what of it is theirs."""
         hours = _hours(item, line.quantity)
         workspace = self.registry.workspace_name(item.workspace)
-        whole = _Share(workspace, None, (), line.billed, line.amortized, hours)
+        whole = _Share(workspace, None, (), line.billed, line.amortized, hours, line.invoiced)
         match item.charge_class:
             case ChargeClass.COMPUTE if _is_tagged(item):
                 return [_to(whole, workspace, self.registry.name(workspace, item.endpoint, item.deployment))]
@@ -569,10 +570,10 @@ class _Bookkeeper:
         if taken == whole.hours:
             return [_to(whole, whole.workspace, name)]
         weights = [taken, whole.hours - taken]
-        (billed, rest), (amortized, amortized_rest) = money.split(whole.billed, weights), money.split(whole.amortized, weights)
+        its, rest = zip(*(money.split(amount, weights) for amount in (whole.billed, whole.amortized, whole.invoiced)), strict=True)
         return [
-            _Share(whole.workspace, name, (), billed, amortized, taken),
-            _Share(whole.workspace, None, (), rest, amortized_rest, whole.hours - taken),
+            _Share(whole.workspace, name, (), its[0], its[1], taken, its[2]),
+            _Share(whole.workspace, None, (), rest[0], rest[1], whole.hours - taken, rest[2]),
         ]
 
     def _marketplace(self, whole: _Share, item: ChargeItem, day: date) -> list[_Share]:
@@ -632,7 +633,7 @@ class _Bookkeeper:
             team, cost_center = self.owners.of(self.registry, workspace=share.workspace, deployment=share.deployment, at=day_start(day))
             fact = self.registry.deployment(share.workspace, share.deployment, day_start(day))
             pieces, weights = [(share.workspace, share.deployment, None, team, cost_center, (fact.model if fact else None) or item.model)], [1]
-        billed, amortized, hours = (money.split(amount, weights) for amount in (share.billed, share.amortized, core_hours or ZERO))
+        billed, amortized, hours, invoiced = (money.split(amount, weights) for amount in (share.billed, share.amortized, core_hours or ZERO, share.invoiced))
         mode = _MODE_OF.get(item.charge_class, Mode.UNKNOWN)
         for index, (workspace, deployment, application, team, cost_center, model) in enumerate(pieces):
             if not weights[index]:
@@ -642,5 +643,6 @@ class _Bookkeeper:
             sums.is_reached = True
             sums.billed += billed[index]
             sums.amortized += amortized[index]
+            sums.invoiced += invoiced[index]
             sums.has_core_hours |= core_hours is not None
             sums.billed_core_hours += hours[index]

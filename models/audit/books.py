@@ -142,6 +142,7 @@ class Sums:
     open_unpriced: bool = False
     billed: Decimal = ZERO
     amortized: Decimal = ZERO
+    invoiced: Decimal = ZERO
     is_reached: bool = False
     has_core_hours: bool = False
     metered_core_hours: Decimal = ZERO
@@ -164,6 +165,7 @@ class Sums:
         self.open_unpriced |= other.open_unpriced
         self.billed += other.billed
         self.amortized += other.amortized
+        self.invoiced += other.invoiced
         self.is_reached |= other.is_reached
         self.has_core_hours |= other.has_core_hours
         self.metered_core_hours += other.metered_core_hours

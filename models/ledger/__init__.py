@@ -6,7 +6,7 @@ pair of eyes is ``models.audit``, which shares no code with this package.
 
 from models.ledger.alerts import BudgetStanding, ReceiverStanding, TrailEntry, alert_rules, alerts, budget_standings, explain_query, receivers, silences, trail
 from models.ledger.closepack import ClosePack, close_pack
-from models.ledger.closing import Adjustment, ClosedMonth, adjustments, close_month, closed_months, reopen_month
+from models.ledger.closing import Adjustment, ClosedMonth, ClosedTotal, adjustments, close_month, closed_months, reopen_month
 from models.ledger.comparison import ComparisonRow, WhatIf, WhatIfAnswer, comparison, what_if_from
 from models.ledger.context import AlertSeen, BudgetLine, CloseCall, Context, TrueUp, context
 from models.ledger.costs import costs
@@ -20,7 +20,7 @@ from models.ledger.invoices import Invoice, invoices
 from models.ledger.lags import Lag, lags
 from models.ledger.onboarding import onboarding
 from models.ledger.quotas import Pool, Pressure, pool_place, pressure, quotas
-from models.ledger.reconciliation import Reconciliation, ReconciliationRow, ReconciliationTotal, reconciliation
+from models.ledger.reconciliation import Reconciliation, ReconciliationRow, ReconciliationTotal, invoiced_of, reconciliation
 from models.ledger.reporting import ScheduleStanding, Sent, periods_of, report_schedules
 from models.ledger.rerating import Rerate, rerated
 from models.ledger.since import Moved, before_last_landing, moved_since
@@ -73,6 +73,7 @@ __all__ = [
     "CloseCall",
     "ClosePack",
     "ClosedMonth",
+    "ClosedTotal",
     "ComparisonRow",
     "ConflictRecord",
     "Context",
@@ -150,6 +151,7 @@ __all__ = [
     "focus_month",
     "forecast",
     "instance_hours",
+    "invoiced_of",
     "invoices",
     "lags",
     "moved_since",

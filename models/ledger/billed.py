@@ -52,6 +52,7 @@ class Bill(msgspec.Struct, frozen=True, eq=False):
     amounts: Amounts
     is_credit: bool  # anything but usage: a refund, a credit, a correction
     lines: int
+    invoiced_lines: int  # those of them that name an invoice
     part_id: int
     charge_type: str  # as billed
     is_estimate: bool = False
@@ -88,7 +89,10 @@ class Reading:
         # The table's own columns: rows of objects would cost half as much again to read, and there are ten thousands.
         row = sa.inspect(ChargeDay).local_table.c
         found = self._session.execute(
-            sa.select(row.charged_on, row.item_id, row.currency, row.quantity, row.billed_cost, row.effective_cost, row.part_id, row.charge_type, row.rows)
+            sa.select(
+                *(row.charged_on, row.item_id, row.currency, row.quantity, row.billed_cost, row.effective_cost, row.part_id, row.charge_type, row.rows),
+                *(row.invoiced_rows, row.invoiced_cost),
+            )
             .where(row.part_id.in_(list(self._subscriptions)), row.charged_on >= min(into), row.charged_on <= max(into))
             .order_by(row.charged_on, row.item_id, row.charge_type, row.currency, row.part_id)
         ).all()
@@ -98,7 +102,7 @@ class Reading:
         tagged: dict[Place, Decimal] = {}
         times = money.EXACT.multiply
         written = {day.isoformat(): day for day in into}
-        for on, item_id, currency, told, cost, effect, part_id, charge_type, lines in found:
+        for on, item_id, currency, told, cost, effect, part_id, charge_type, lines, invoiced_lines, invoiced in found:
             day = written[on] if isinstance(on, str) else on
             quantity = None if told is None else Decimal(told)
             billed = Decimal(cost)
@@ -118,7 +122,8 @@ class Reading:
                     place = place_of(day, target.identities[0])
                     tagged[place] = money.plus(tagged.get(place, ZERO), units)
             is_credit = charge_type != "Usage" and charge_type.casefold() != "usage"
-            into[day].append(Bill(day, target, currency, Amounts(billed, effective, core_hours, units), is_credit, lines, part_id, charge_type))
+            amounts = Amounts(billed, effective, core_hours, units, None if invoiced is None else billed if invoiced == cost else Decimal(invoiced))
+            into[day].append(Bill(day, target, currency, amounts, is_credit, lines, invoiced_lines, part_id, charge_type))
         for bills in into.values():
             if any(bill.target.kind == MeterKind.COMPUTE for bill in bills):
                 bills[:] = _with_untagged(self.world, bills, tagged)
@@ -197,11 +202,13 @@ def _with_untagged(world: World, bills: list[Bill], tagged: Mapping[Place, Decim
         rest = money.minus(hours, taken)
         target, weights = bill.target, [taken, rest]
         (billed, billed_rest), (effective, effective_rest) = money.split(bill.amounts.billed, weights), money.split(bill.amounts.effective, weights)
-        found.append(msgspec.structs.replace(bill, amounts=_amounts(target, billed, effective, taken), target=_of(target.item, (given,)), is_estimate=True))
+        of_it, of_rest = (None, None) if bill.amounts.invoiced is None else money.split(bill.amounts.invoiced, weights)
+        whole = _amounts(target, billed, effective, taken, of_it)
+        found.append(msgspec.structs.replace(bill, amounts=whole, target=_of(target.item, (given,)), is_estimate=True))
         if rest > 0:
-            found.append(msgspec.structs.replace(bill, amounts=_amounts(target, billed_rest, effective_rest, rest)))
+            found.append(msgspec.structs.replace(bill, amounts=_amounts(target, billed_rest, effective_rest, rest, of_rest)))
     return found
 
 
-def _amounts(target: Target, billed: Decimal, effective: Decimal, hours: Decimal) -> Amounts:
-    return Amounts(billed, effective, None if target.cores is None else money.times(hours, target.cores), hours)
+def _amounts(target: Target, billed: Decimal, effective: Decimal, hours: Decimal, invoiced: Decimal | None) -> Amounts:
+    return Amounts(billed, effective, None if target.cores is None else money.times(hours, target.cores), hours, invoiced)

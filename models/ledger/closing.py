@@ -15,6 +15,7 @@ from models import money
 from models.charges import BillPart
 from models.closing import ClosedRow, MonthClose, closes_known
 from models.errors import Conflict, NotFound
+from models.ledger.invoices import invoices_of
 from models.ledger.reconciliation import ReconciliationRow, reconciliation
 from models.ledger.values import Filters
 from models.money import ZERO
@@ -23,6 +24,8 @@ from models.prices import Price
 
 AdjustmentCause = Literal["late_usage", "restated_bill", "price", "mapping", "software"]
 Side = Literal["expected", "billed"]
+# Where a close's versions name the invoices of its charges; closes of earlier versions do not.
+INVOICES = "invoices"
 _Key = tuple[date, str | None, str | None, str, str | None]
 
 
@@ -50,23 +53,44 @@ class Restated:
 
 
 @dataclass(frozen=True, slots=True)
+class ClosedTotal:
+    """What was stored of one currency. ``invoiced`` is what of billed stood on an invoice then; None with ``not_invoiced`` saying why."""
+
+    expected: Decimal
+    billed: Decimal
+    invoiced: Decimal | None
+    not_invoiced: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class ClosedMonth:
     """A close that stands, with its stored totals per currency."""
 
     close: MonthClose
-    totals: Mapping[str | None, tuple[Decimal, Decimal]]  # currency -> (expected, billed)
+    totals: Mapping[str | None, ClosedTotal]
 
 
 def closed_months(session: Session, *, now: datetime) -> list[ClosedMonth]:
     """Every close that stands."""
     found: list[ClosedMonth] = []
     for close in closes_known(session, now):
-        totals: dict[str | None, tuple[Decimal, Decimal]] = {}
+        by_currency: dict[str | None, list[ClosedRow]] = {}
         for row in _stored(session, close):
-            expected, billed = totals.get(row.currency, (ZERO, ZERO))
-            totals[row.currency] = (money.plus(expected, row.expected), money.plus(billed, row.billed))
-        found.append(ClosedMonth(close, totals))
+            by_currency.setdefault(row.currency, []).append(row)
+        found.append(ClosedMonth(close, {currency: _total(close, rows) for currency, rows in by_currency.items()}))
     return found
+
+
+def _total(close: MonthClose, rows: Sequence[ClosedRow]) -> ClosedTotal:
+    billed, known = money.add(row.billed for row in rows), [row.invoiced for row in rows if row.invoiced is not None]
+    invoiced, reason = (money.add(known) if known else None), None
+    if INVOICES not in close.versions:
+        reason = "it was closed by a version of this service that did not keep what was on invoices"
+    elif invoiced is None:
+        reason = "no charge of it was on an invoice when it was closed"
+    elif invoiced != billed:
+        reason = "some of its charges were on no invoice when it was closed"
+    return ClosedTotal(money.add(row.expected for row in rows), billed, invoiced, reason)
 
 
 def close_of(session: Session, month: date, *, now: datetime) -> MonthClose:
@@ -124,6 +148,7 @@ def close_month(session: Session, month: date, *, author: str, software: str, no
         versions={
             "bill_parts": sorted(part.id or 0 for part in parts),
             "last_price": session.scalar(sa.select(sa.func.max(col(Price.id)))),
+            INVOICES: sorted({name for part in parts for name in invoices_of(session, part.id or 0)}),
         },
     )
     session.add(close)
@@ -143,6 +168,7 @@ def close_month(session: Session, month: date, *, author: str, software: str, no
                 metered_units=row.metered_units,
                 billed_units=row.billed_units,
                 causes={cause.value: money.text(amount) for cause, amount in row.causes.items()},
+                invoiced=row.invoiced,
             )
         )
     session.flush()

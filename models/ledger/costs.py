@@ -540,7 +540,14 @@ class Answer:
                 sums = found[0]
             if sums is not None:
                 sums.add_charge(
-                    bill.day, target.common, bill.amounts, is_credit=bill.is_credit, lines=bill.lines, is_estimate=bill.is_estimate, standing=day.standing
+                    bill.day,
+                    target.common,
+                    bill.amounts,
+                    is_credit=bill.is_credit,
+                    lines=bill.lines,
+                    invoiced_lines=bill.invoiced_lines,
+                    is_estimate=bill.is_estimate,
+                    standing=day.standing,
                 )
         for sums, target, share, bucket, currency in together.values():
             for view in self.views:
@@ -609,7 +616,16 @@ class Answer:
             row = view.row(*spot)
             is_estimate = is_shared or (share.by_usage and view.asks_labels)
             row.by |= share.by if view.asks_labels else 0
-            row.add_charge(bill.day, share.identity, share.amounts, is_credit=bill.is_credit, lines=bill.lines, is_estimate=is_estimate, standing=day.standing)
+            row.add_charge(
+                bill.day,
+                share.identity,
+                share.amounts,
+                is_credit=bill.is_credit,
+                lines=bill.lines,
+                invoiced_lines=bill.invoiced_lines,
+                is_estimate=is_estimate,
+                standing=day.standing,
+            )
             if self._evidence is not None and self._is_wanted(bill.currency):
                 self._evidence.note_billed(
                     share,

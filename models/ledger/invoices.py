@@ -50,6 +50,12 @@ class Invoice:
         return None if self.stated is None else money.minus(self.stated, self.total)
 
 
+def invoices_of(session: Session, part_id: int) -> set[str]:
+    """The ids of the invoices that the charges of a bill's part name."""
+    named = sa.select(col(Charge.invoice_id)).where(col(Charge.part_id) == part_id, col(Charge.invoice_id) != "").distinct()
+    return {str(one) for one in session.scalars(named)}
+
+
 def invoices(session: Session, month: date, *, now: datetime) -> list[Invoice]:
     """The invoices that charges of a billing month name, as the bill stands now."""
     part = BillPart

@@ -58,6 +58,14 @@ class ReconciliationRow(msgspec.Struct, frozen=True):
     estimate: bool
     unknown_token_requests: int
     reasons: Mapping[str, str] = msgspec.field(default_factory=dict)
+    invoiced: Decimal | None = None  # what of billed is on an invoice
+    charges: int = 0  # the billed lines of it, and how many of them name an invoice
+    invoiced_charges: int = 0
+
+    @property
+    def not_invoiced(self) -> str | None:
+        """Why nothing, or not all, of what is billed is on an invoice; None where all of it is."""
+        return not_invoiced(self.charges, self.invoiced_charges)
 
     @property
     def variance(self) -> Decimal:
@@ -79,6 +87,8 @@ class ReconciliationTotal:
     rows: int
     requests: int = 0
     unknown_token_requests: int = 0
+    invoiced: Decimal | None = None
+    not_invoiced: str | None = None  # why nothing, or not all, of what is billed is on an invoice
 
     @property
     def unknown_token_share(self) -> Decimal | None:
@@ -295,6 +305,9 @@ class _Reconciler:
                 estimate=sums.estimate,
                 unknown_token_requests=_unknown_requests(inputs, day),
                 reasons=_reasons(sums),
+                invoiced=sums.invoiced if sums.invoiced_lines else None,
+                charges=sums.lines,
+                invoiced_charges=sums.invoiced_lines,
             )
 
     def _is_other_currency(self, line: _Line, day: date, sums: Sums) -> bool:
@@ -323,6 +336,7 @@ class _Reconciler:
                 covered(self._covers[currency].values()) if currency in self._covers else None,
                 len(of),
                 *self._calls.get(currency, (0, 0)),
+                *invoiced_of(of),
             )
 
 
@@ -372,6 +386,22 @@ def causes_of(rows: Iterable[ReconciliationRow]) -> dict[Cause, Decimal]:
         for cause, amount in row.causes.items():
             parts.setdefault(cause, []).append(amount)
     return {cause: amount for cause in _CAUSES if cause in parts if (amount := money.add(parts[cause]))}
+
+
+def not_invoiced(charges: int, invoiced: int) -> str | None:
+    """Why not all of so many charges is on an invoice, where so many of them are."""
+    if charges and charges == invoiced:
+        return None
+    if not charges:
+        return "nothing is billed, so nothing can be on an invoice"
+    return "some of these charges are on no invoice yet" if invoiced else "no invoice has been made for these charges yet"
+
+
+def invoiced_of(rows: Iterable[ReconciliationRow]) -> tuple[Decimal | None, str | None]:
+    """What of rows of one currency is on an invoice (None: nothing), and why not all of it is."""
+    billed = [row for row in rows if row.charges]
+    known = [row.invoiced for row in billed if row.invoiced is not None]
+    return (money.add(known) if known else None), not_invoiced(sum(row.charges for row in billed), sum(row.invoiced_charges for row in billed))
 
 
 def unknown_calls(rows: Iterable[ReconciliationRow]) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
@@ -17,12 +17,13 @@ from models.resources import DeploymentFact
 
 
 class Amounts(msgspec.Struct, frozen=True):
-    """What is split together: billed and effective cost, and core-hours and units (tokens, hours) where they are known."""
+    """What is split together: billed and effective cost, core-hours and units (tokens, hours) where they are known, and what of billed is invoiced."""
 
     billed: Decimal
     effective: Decimal
     core_hours: Decimal | None
     units: Decimal | None = None
+    invoiced: Decimal | None = None  # None where none of it is on an invoice
 
     def split(self, weights: Sequence[int]) -> list[Amounts]:
         """Shares by weight that add up exactly (largest remainder)."""
@@ -33,7 +34,8 @@ class Amounts(msgspec.Struct, frozen=True):
         unknown: list[Decimal | None] = [None] * len(weights)
         hours: Sequence[Decimal | None] = unknown if self.core_hours is None else money.split(self.core_hours, weights)
         units: Sequence[Decimal | None] = unknown if self.units is None else money.split(self.units, weights)
-        return [Amounts(*one) for one in zip(billed, effective, hours, units, strict=True)]
+        invoiced = self._invoiced(billed, weights, money.split)
+        return [Amounts(*one) for one in zip(billed, effective, hours, units, invoiced, strict=True)]
 
     def spread(self, weights: Sequence[int]) -> list[Amounts]:
         """Shares in order of time that add up exactly: each is what is due up to its end less what was due before.
@@ -47,7 +49,16 @@ class Amounts(msgspec.Struct, frozen=True):
         unknown: list[Decimal | None] = [None] * len(weights)
         hours: Sequence[Decimal | None] = unknown if self.core_hours is None else _due(self.core_hours, weights)
         units: Sequence[Decimal | None] = unknown if self.units is None else _due(self.units, weights)
-        return [Amounts(*one) for one in zip(billed, effective, hours, units, strict=True)]
+        invoiced = self._invoiced(billed, weights, _due)
+        return [Amounts(*one) for one in zip(billed, effective, hours, units, invoiced, strict=True)]
+
+    def _invoiced(
+        self, billed: Sequence[Decimal], weights: Sequence[int], cut: Callable[[Decimal, Sequence[int]], Sequence[Decimal]]
+    ) -> Sequence[Decimal | None]:
+        """Shares of what is invoiced; a charge is nearly always invoiced whole or not at all."""
+        if self.invoiced is None:
+            return [None] * len(weights)
+        return billed if self.invoiced == self.billed else cut(self.invoiced, weights)
 
 
 NO_AMOUNTS = Amounts(ZERO, ZERO, None)

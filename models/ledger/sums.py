@@ -55,6 +55,8 @@ class Sums(msgspec.Struct, eq=False):
     is_billed_unit_known: bool = True
     credits: Decimal = ZERO  # what of the amount is no usage: refunds, credits, corrections
     lines: int = 0
+    invoiced: Decimal = ZERO  # what of billed is on an invoice, and how many of the lines
+    invoiced_lines: int = 0
     # (day, workspace, deployment) -> (billed, metered) of reached days
     cover: dict[tuple[date, str | None, str | None], tuple[Decimal, Decimal]] = msgspec.field(default_factory=dict)
 
@@ -89,6 +91,9 @@ class Sums(msgspec.Struct, eq=False):
         self.is_billed_unit_known &= other.is_billed_unit_known
         self.credits = _plus(self.credits, other.credits)
         self.lines += other.lines
+        if other.invoiced_lines:
+            self.invoiced = _plus(self.invoiced, other.invoiced)
+            self.invoiced_lines += other.invoiced_lines
         cover = self.cover
         if not cover:
             cover.update(other.cover)
@@ -97,7 +102,9 @@ class Sums(msgspec.Struct, eq=False):
             pair = cover.get(key)
             cover[key] = (billed, metered) if pair is None else (_plus(pair[0], billed), _plus(pair[1], metered))
 
-    def add_charge(self, day: date, identity: Identity, amounts: Amounts, *, is_credit: bool, lines: int, is_estimate: bool, standing: int) -> None:
+    def add_charge(
+        self, day: date, identity: Identity, amounts: Amounts, *, is_credit: bool, lines: int, invoiced_lines: int, is_estimate: bool, standing: int
+    ) -> None:
         """Add a charge of a day, or a share of one."""
         billed, effective = amounts.billed, amounts.effective
         self.standing = min(self.standing, standing)
@@ -108,6 +115,9 @@ class Sums(msgspec.Struct, eq=False):
         self.billed = _plus(self.billed, billed)
         self.effective = self.billed if is_same else _plus(self.effective, effective)
         self.lines += lines
+        if amounts.invoiced is not None:
+            self.invoiced = _plus(self.invoiced, amounts.invoiced)
+            self.invoiced_lines += invoiced_lines
         if amounts.core_hours is not None:
             self.billed_core_hours = plus(self.billed_core_hours, amounts.core_hours)
             self.best_core_hours = plus(self.best_core_hours, amounts.core_hours)

@@ -29,7 +29,7 @@ from models.ledger.intake import Intake, intake
 from models.ledger.invoices import SHARES, invoices
 from models.ledger.onboarding import onboarding
 from models.ledger.quotas import Pool, pressure, quotas
-from models.ledger.reconciliation import ReconciliationRow, reconciliation, unknown_calls
+from models.ledger.reconciliation import ReconciliationRow, invoiced_of, reconciliation, unknown_calls
 from models.ledger.since import before_last_landing, moved_since
 from models.ledger.values import Basis, CostQuery, DataAge, Figures, Filters
 from models.ledger.witnesses import problems, witness_rows
@@ -299,11 +299,15 @@ def _of_reconciliation(session: Session, ask: Ask, now: datetime) -> _Found:
     read: Callable[[ReconciliationRow], Decimal] = {
         "expected": lambda row: row.expected,
         "billed": lambda row: row.billed,
+        "invoiced": lambda row: row.invoiced or money.ZERO,
         "variance": lambda row: row.variance,
         "left": lambda row: money.minus(row.variance, money.add(row.causes.get(cause, money.ZERO) for cause in WAITED_FOR)),
     }.get(ask.figure, lambda row: row.causes.get(cause or Cause.UNEXPLAINED, money.ZERO))
     total = next((one for one in found.totals if one.currency == ask.query.currency), None)
     value: Decimal | None = money.add(read(row) for row in rows)
+    invoiced, not_invoiced = invoiced_of(rows)
+    if ask.figure == "invoiced":
+        value = invoiced
     if ask.figure == "bill_coverage":
         value, read = None if total is None else total.coverage, lambda row: row.billed
     of_day = period if day is None else Period(day_start(day), day_start(day + DAY))
@@ -318,10 +322,12 @@ def _of_reconciliation(session: Session, ask: Ask, now: datetime) -> _Found:
     return _Found(
         value=value,
         unit=currency,
+        reason=not_invoiced if ask.figure == "invoiced" else None,
         formula=CAUSES[cause] if cause is not None and ask.figure in ("cause", "unexplained") else "",
         terms=[
             Term("expected", money.add(row.expected for row in rows), "money", currency),
             Term("billed", money.add(row.billed for row in rows), "money", currency),
+            Term("invoiced", invoiced, "money", currency),
             Term("calls of unknown tokens", unknown_calls(rows), "count"),
         ],
         rows=[
@@ -789,6 +795,7 @@ FIGURES: Mapping[str, Figure] = {
     ),
     "expected": Figure("expected", "money", "metered quantity x the price of its time, at the bill's own exchange rate", _of_reconciliation),
     "billed": Figure("billed", "money", "the charges of the current bills that belong here", _of_reconciliation),
+    "invoiced": Figure("invoiced", "money", "of the charges of the current bills that belong here, those that name an invoice", _of_reconciliation),
     "variance": Figure("variance", "money", "billed - expected; the named causes add up to it exactly", _of_reconciliation),
     "left": Figure("to look at", "money", "variance without what only has to be waited for: not yet billed, timing, rounding", _of_reconciliation),
     "unexplained": Figure("unexplained", "money", CAUSES[Cause.UNEXPLAINED], _of_reconciliation),

@@ -12,6 +12,7 @@ from types import ModuleType
 import pytest
 from playwright.sync_api import expect, sync_playwright
 from plotly.utils import PlotlyJSONEncoder
+from sqlmodel import select
 
 from collector.files import Files
 from dashboard.app import create_dashboard, ledger_over
@@ -20,7 +21,7 @@ from dashboard.pages import alerts, comparison, data, explain, quotas, receivers
 from dashboard.pages import sources as sources_page
 from dashboard.shell import View
 from models import ledger, sources
-from models.charges import ChargeClass
+from models.charges import BillPart, ChargeClass, MeterKind
 from models.limits import LimitSource, set_limit
 from models.notices import Format, Receiver
 from models.prices import PriceMeter
@@ -76,6 +77,24 @@ def test_reconciliation_leads_from_expected_to_billed(store: Store) -> None:
     for words in ("Unexplained", "Coverage", "calls past the instruments", "not yet billed", "From expected to billed", "llama-foundry", "figure=unexplained"):
         assert words in page
     assert "40.00 USD" in page  # 4.00 a day past the instruments, on ten days
+
+
+def test_reconciliation_says_what_is_invoiced_and_what_is_not_yet(store: Store) -> None:
+    with store.write() as session:
+        part = session.exec(select(BillPart)).first()
+        assert part is not None
+        item = make.charge_item(session, ChargeClass.FOUNDRY, MeterKind.HOSTING)
+        make.charge(session, part, item, "7.25", charged_on=date(2026, 11, 12), invoice_id="G1")
+    page = drawn(store, reconciliation)
+    for words in (
+        "Invoiced",
+        "7.25 USD",
+        "none yet",
+        "no invoice has been made for these charges yet",
+        "some of these charges are on no invoice yet",
+        "figure=invoiced",
+    ):
+        assert words in page
 
 
 def test_comparison_advises_and_draws_the_break_even(store: Store) -> None:

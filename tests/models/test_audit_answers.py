@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace as change
 from datetime import date, timedelta
 from decimal import Decimal
 
@@ -14,7 +15,7 @@ from models import audit, ledger, money
 from models.audit import Answers, Question, Verification
 from models.charges import ChargeClass
 from models.errors import Conflict
-from models.ledger import Adjustment, CostTable, ReconciliationRow
+from models.ledger import Adjustment, CostTable, Invoice, ReconciliationRow
 from models.periods import Period
 from models.store import Store
 from models.variance import Cause
@@ -40,6 +41,7 @@ def verified(
     rows: _Rows = lambda found: found,
     adjusted: Callable[[list[Adjustment]], Iterable[Adjustment]] = lambda found: found,
     export: Callable[[dict[str, Decimal]], Mapping[str, Decimal]] = lambda found: found,
+    tied: Callable[[list[Invoice]], Iterable[Invoice]] = lambda found: found,
 ) -> Verification:
     """``verify`` of the ledger, some of its answers changed on the way."""
 
@@ -51,7 +53,12 @@ def verified(
     def reconcile(period: Period) -> Iterable[ReconciliationRow]:
         return rows(ledger.reconciliation(session, period, now=NOW).rows)
 
-    answers = Answers(reconcile, lambda month: adjusted(ledger.adjustments(session, month, now=NOW)), lambda month: export(exported(session, month)))
+    answers = Answers(
+        reconcile,
+        lambda month: adjusted(ledger.adjustments(session, month, now=NOW)),
+        lambda month: export(exported(session, month)),
+        lambda month: tied(ledger.invoices(session, month, now=NOW)),
+    )
     return audit.verify(session, now=NOW, ask=ask, answers=answers)
 
 
@@ -67,7 +74,10 @@ def world(store: Store) -> Store:
         ledger.close_month(session, OCTOBER, author="ana", software="1", now=NOW - timedelta(days=9))
         make.supersede(session, closed, NOW - timedelta(days=3))
         again = make.bill_part(session, period_start=OCTOBER, landed_at=NOW - timedelta(days=3))
-        make.charge(session, again, item, "4.25", quantity="5", charged_on=date(2026, 10, 12))
+        make.charge(session, again, item, "4.25", quantity="5", charged_on=date(2026, 10, 12), invoice_id="G1")
+        make.charge(session, again, item, "-0.25", quantity="0", charged_on=date(2026, 10, 13), invoice_id="G1", charge_type="Refund")
+        make.charge(session, again, make.charge_item(session, ChargeClass.OUT_OF_SCOPE), "9", charged_on=date(2026, 10, 13), invoice_id="G1")
+        make.charge(session, again, item, "0.75", quantity="1", charged_on=date(2026, 10, 14))
     return store
 
 
@@ -95,9 +105,29 @@ def test_a_row_that_is_missing_or_billed_otherwise_is_found(world: Store) -> Non
 
 def test_an_adjustment_that_is_left_out_is_found(world: Store) -> None:
     with world.read() as session:
-        (line,) = [one for one in verified(session, adjusted=lambda _found: []).lines() if "stored and adjusted" in one]
+        (line,) = [one for one in verified(session, adjusted=lambda _found: []).lines() if "stored and adjusted" in one and "2026-10-12" in one]
     assert "billed of 2026-10" in line
     assert "0.75" in line
+
+
+def test_an_invoiced_amount_that_is_on_no_invoice_is_found(world: Store) -> None:
+    def wrong(found: list[ReconciliationRow]) -> list[ReconciliationRow]:
+        return [replace(row, invoiced=money.plus(row.invoiced, Decimal("0.01"))) if row.invoiced is not None else row for row in found]
+
+    with world.read() as session:
+        lines = verified(session, rows=wrong).lines()
+    # 4.25 on the 12th, -0.25 on the 13th: the refund is a credit of the invoice and a part of what the rows are billed.
+    assert [line for line in lines if "invoiced" in line and "2026-10-12" in line] == [
+        "invoiced of the reconciliation, 2026-10-12 / ws-east / llama-foundry / USD: stored or answered 4.26, recomputed 4.25"
+    ]
+    assert "invoiced of all rows, USD: stored or answered 4.02, recomputed 4" in lines
+
+
+def test_an_invoice_that_is_tied_out_otherwise_is_found(world: Store) -> None:
+    with world.read() as session:
+        found = verified(session, tied=lambda invoices: [change(one, in_scope=money.plus(one.in_scope, Decimal(1))) for one in invoices]).lines()
+    assert "in_scope of an invoice, 2026-10 G1 USD: stored or answered 5.25, recomputed 4.25" in found
+    assert "in_scope of an invoice, 2026-10 not invoiced USD: stored or answered 1.75, recomputed 0.75" in found
 
 
 def test_an_export_that_bills_otherwise_is_found(world: Store) -> None:

@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlmodel import Session
 
+from collector.reports.closepack import close_body, tables
 from models import ledger, money
 from models.charges import ChargeClass
 from models.errors import InvalidInput
@@ -153,3 +154,20 @@ def test_the_pack_says_which_share_of_calls_told_no_tokens(sqlite_store: Store) 
             make.event(session, make.series(session, deployment="one"), time=datetime(2026, 10, 22, 8, tzinfo=UTC), input_tokens=None, output_tokens=None)
         pack = ledger.close_pack(session, OCTOBER, now=NOW)
     assert (pack.requests, pack.unknown_token_requests, pack.unknown_token_share) == (4, 2, Decimal("0.5"))
+
+
+def test_the_pack_says_what_of_billed_is_on_an_invoice(sqlite_store: Store) -> None:
+    with sqlite_store.write() as session:
+        part, of = make.bill_part(session, period_start=OCTOBER), make.charge_item(session, ChargeClass.FOUNDRY)
+        make.charge(session, part, of, "10.00", charged_on=date(2026, 10, 12), invoice_id="G1")
+        make.charge(session, part, of, "2.50", charged_on=date(2026, 10, 13))
+        body = close_body(ledger.close_pack(session, OCTOBER, now=NOW))
+    matched = body["currencies"][0]["reconciliation"]
+    assert (matched["billed"], matched["invoiced"], matched["reasons"]) == ("12.5", "10", {"invoiced": "some of these charges are on no invoice yet"})
+    body["snapshot"] = {"made_at": "2026-11-20T10:00:00Z"}
+    (note,) = [table.note for table in tables(body) if table.title == "Bill against metering (USD)"]
+    assert note.endswith("Of what is billed 10.00 USD is on an invoice: some of these charges are on no invoice yet.")
+    for name in ("invoiced", "reasons"):  # a pack that was kept before
+        del matched[name]
+    (note,) = [table.note for table in tables(body) if table.title == "Bill against metering (USD)"]
+    assert "invoice" not in note

@@ -189,3 +189,68 @@ def test_a_call_of_unknown_tokens_counts_once_however_many_meters_its_day_has(sq
     (total,) = answer.totals
     assert (total.requests, total.unknown_token_requests, total.unknown_token_share) == (4, 1, Decimal("0.25"))
     assert [term.value for term in other.terms if term.name == "calls of unknown tokens"] == [1]
+
+
+def test_what_is_billed_is_invoiced_whole_in_part_or_not_yet(store: Store) -> None:
+    with store.write() as session:
+        make.foundry(session)
+        make.token_prices(session, "1.00", "2.00")
+        make.event(session, make.series(session, deployment="llama-foundry"), time=at(5), input_tokens=MILLION, output_tokens=0)
+        part, of = make.bill_part(session), make.charge_item(session, ChargeClass.FOUNDRY)
+        make.charge(session, part, of, "1.20", charged_on=date(2026, 11, 2), invoice_id="G1")
+        make.charge(session, part, of, "-0.20", charged_on=date(2026, 11, 2), invoice_id="G2", charge_type="Refund")
+        make.charge(session, part, of, "1.10", charged_on=date(2026, 11, 3), invoice_id="G1")
+        make.charge(session, part, of, "0.30", charged_on=date(2026, 11, 3))
+        make.charge(session, part, of, "0.80", charged_on=date(2026, 11, 4))
+    with store.read() as session:
+        rows = found(session)
+        (total,) = ledger.reconciliation(session, NOVEMBER, now=NOW).totals
+    told = {day: (money.text(row.billed), row.invoiced, row.not_invoiced) for (_, _, day), row in rows.items()}
+    assert told == {
+        2: ("1", Decimal("1.00"), None),
+        3: ("1.4", Decimal("1.10"), "some of these charges are on no invoice yet"),
+        4: ("0.8", None, "no invoice has been made for these charges yet"),
+        5: ("0", None, "nothing is billed, so nothing can be on an invoice"),
+    }
+    # 1.20 - 0.20 + 1.10 of 3.20
+    assert (total.billed, total.invoiced, total.not_invoiced) == (Decimal("3.20"), Decimal("2.10"), "some of these charges are on no invoice yet")
+
+
+def test_what_is_invoiced_of_a_charge_that_two_share_is_shared_as_the_charge_is(store: Store) -> None:
+    with store.write() as session:
+        make.workspace_fact(session)
+        for name, calls in (("one", 1), ("two", 2)):
+            make.serverless(session, name)
+            make.event(session, make.series(session, deployment=name), time=at(10), input_tokens=calls * 1000, output_tokens=0)
+        make.managed(session, instance_count=1)
+        part, of = make.bill_part(session), make.charge_item(session)
+        make.charge(session, part, of, "1.00", charged_on=date(2026, 11, 10), invoice_id="G1")
+        make.charge(session, part, of, "0.50", charged_on=date(2026, 11, 10))
+        # 30 untagged hours: the only deployment of the size takes its 24, and its share of what is invoiced.
+        untagged = make.charge_item(session, ChargeClass.COMPUTE, endpoint=None, deployment=None)
+        make.charge(session, part, untagged, "10", quantity="10", charged_on=date(2026, 11, 10), invoice_id="G1")
+        make.charge(session, part, untagged, "20", quantity="20", charged_on=date(2026, 11, 10))
+    with store.read() as session:
+        rows = found(session)
+        (total,) = ledger.reconciliation(session, NOVEMBER, now=NOW).totals
+    assert {key[0]: (money.text(row.billed), money.text(row.invoiced or Decimal(-1))) for key, row in rows.items()} == {
+        "one": ("0.5", "0.333333333333"),
+        "two": ("1", "0.666666666667"),
+        "llama-online/blue": ("24", "8"),
+        None: ("6", "2"),
+    }
+    assert (total.billed, total.invoiced) == (Decimal("31.5"), Decimal(11))
+
+
+def test_why_an_amount_is_invoiced_names_its_rows_and_why_it_is_not_all(sqlite_store: Store) -> None:
+    with sqlite_store.write() as session:
+        make.foundry(session)
+        part, of = make.bill_part(session), make.charge_item(session, ChargeClass.FOUNDRY)
+        make.charge(session, part, of, "1.25", charged_on=date(2026, 11, 2), invoice_id="G1")
+        make.charge(session, part, of, "0.75", charged_on=date(2026, 11, 3))
+    with sqlite_store.read() as session:
+        query = CostQuery(NOVEMBER, "none", currency="USD")
+        whole, of_third = (ledger.why(session, Ask("invoiced", query, own), now=NOW) for own in ({}, {"day": "2026-11-03"}))
+    assert (whole.value, whole.reason) == (Decimal("1.25"), "some of these charges are on no invoice yet")
+    assert ([(row.own["day"], row.value) for row in whole.rows], whole.adds_up) == ([("2026-11-02", Decimal("1.25"))], True)
+    assert (of_third.value, of_third.reason) == (None, "no invoice has been made for these charges yet")

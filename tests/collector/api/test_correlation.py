@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Iterator
+from datetime import date
+from decimal import Decimal
 
+import pyarrow.parquet as pq
 import pytest
 
+from models.charges import ChargeClass
 from models.periods import parse_instant
 from models.store import Store
 from tests import factories as make
@@ -37,6 +43,34 @@ def test_reconciliation_has_the_fields_of_the_contract(service: Service) -> None
     second = service.client.get("/v1/reconciliation", params={"month": "2026-11", "limit": "1", "cursor": first["next_cursor"]}).json()
     assert [*first["rows"], *second["rows"]] == body["rows"]
     assert (first["totals"], second["next_cursor"]) == (body["totals"], None)
+
+
+def test_reconciliation_says_what_of_billed_is_invoiced(service: Service, sqlite_store: Store) -> None:
+    with sqlite_store.write() as session:
+        part, of = make.bill_part(session), make.charge_item(session, ChargeClass.FOUNDRY)
+        for day, cost, invoice in ((10, "0.90", "G1"), (11, "0.40", None)):
+            make.charge(session, part, of, cost, quantity=cost, charged_on=date(2026, 11, day), invoice_id=invoice)
+    body = service.client.get("/v1/reconciliation?month=2026-11").json()
+    assert [(row["day"], row["meter"], row["billed"], row["invoiced"], row["reasons"]) for row in body["rows"]] == [
+        ("2026-11-10", "input", "0.9", "0.9", {}),
+        ("2026-11-10", "output", "0", None, {"invoiced": "nothing is billed, so nothing can be on an invoice"}),
+        ("2026-11-11", "input", "0.4", None, {"invoiced": "no invoice has been made for these charges yet"}),
+    ]
+    assert [(one["invoiced"], one["reasons"]) for one in body["totals"]] == [("0.9", {"invoiced": "some of these charges are on no invoice yet"})]
+    csv_file = service.client.get("/v1/reconciliation?month=2026-11&format=csv")
+    assert csv_file.headers["x-control-total"] == "USD 1.3"
+    rows = list(csv.DictReader(io.StringIO(csv_file.text)))
+    assert [(row["day"], row["meter"], row["expected"], row["billed"], row["invoiced"], row["variance"], row["cause_unmetered_usage"]) for row in rows] == [
+        ("2026-11-10", "input", "1", "0.9", "0.9", "-0.1", "0"),
+        ("2026-11-10", "output", "0.2", "0", "", "-0.2", "0"),
+        ("2026-11-11", "input", "0", "0.4", "", "0.4", "0.4"),
+    ]
+    table = pq.read_table(io.BytesIO(service.client.get("/v1/reconciliation?month=2026-11&format=parquet").content)).to_pylist()
+    assert [(row["invoiced"], row["not_invoiced"]) for row in table] == [
+        (Decimal("0.9"), None),
+        (None, "nothing is billed, so nothing can be on an invoice"),
+        (None, "no invoice has been made for these charges yet"),
+    ]
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,19 @@ from tests import factories
 from tests.collector.billing.desk import AZURE, FOCUS, LATER, NOW, TOKENS, VM, WORKSPACE, A, B, Desk, as_csv, by_class, sums
 
 
+def test_a_days_sum_knows_what_of_it_is_on_an_invoice(desk: Desk) -> None:
+    desk.rows(
+        TOKENS | {"invoiceId": "G000000001"},
+        TOKENS | {"invoiceId": "G000000002", "quantity": "50", "costInBillingCurrency": "0.015"},
+        TOKENS | {"invoiceId": "", "costInBillingCurrency": "0.2"},
+        VM | {"invoiceId": ""},
+    )
+    assert {item.charge_class.value: (day.rows, day.billed_cost, day.invoiced_rows, day.invoiced_cost) for day, item in desk.days()} == {
+        "marketplace": (3, Decimal("0.245"), 2, Decimal("0.045")),
+        "compute": (1, Decimal("88.152"), 0, None),
+    }
+
+
 def test_a_restated_file_replaces_and_the_older_one_stays_readable(desk: Desk) -> None:
     desk.land(AZURE / "cost_details.csv", now=NOW)
     landing = desk.land(AZURE / "cost_details_restated.csv", now=LATER)

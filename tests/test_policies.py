@@ -1,16 +1,18 @@
 """The API Management policies are XML, ask the routes that exist and do with the answers what their documentation says.
 
-No compiler of C# is at hand, and no instance: ``Gateway`` walks a policy's elements as API Management documents them, against
-the running service, with each expression stood in for by its twin here. A twin is found by the expression's own text, so
-that whoever changes an expression has to look at its twin as well.
+No instance is at hand: ``Gateway`` walks a policy's elements as API Management documents them, against the running service.
+The expressions themselves are compiled and run, with small stand-ins for the types that API Management gives them
+(``data/apim/Standin.cs``) and the JSON library that it has.
 """
 
 from __future__ import annotations
 
 import json
 import re
+import shutil
 import socket
-from collections.abc import Callable, Iterator, Mapping
+import subprocess
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from decimal import Decimal
@@ -25,10 +27,15 @@ from models.alerts import Budget, Severity
 from models.store import Store
 from tests import factories as make
 from tests.collector.api.serving import Service, serving
+from tests.conftest import cannot_run
 
 FOLDER = Path(__file__).parents[1] / "deploy" / "policies"
 POLICIES = sorted(FOLDER.glob("*.xml"))
-VALUES = {"meterbridge-url", "meterbridge-key", "meterbridge-workspace", "meterbridge-mode"}
+STANDIN = Path(__file__).parent / "data" / "apim" / "Standin.cs"
+JSON = Path("/usr/lib/cli/Newtonsoft.Json-5.0/Newtonsoft.Json.dll")
+MODES = ("open", "closed")
+NAMED = {"meterbridge-url": "http://nowhere", "meterbridge-key": "none", "meterbridge-workspace": "ws-east", "meterbridge-mode": "open"}
+VALUES = set(NAMED)
 
 
 @pytest.fixture
@@ -89,6 +96,63 @@ def test_the_list_names_its_items_as_the_policy_reads_them(sqlite_store: Store) 
         assert (item["workspace"], set(item)) == ("ws-east", {"workspace", "deployment", "reason", "retry_after_seconds"})
 
 
+# -- expressions ----------------------------------------------------------------------------------
+
+
+def named(text: str, values: Mapping[str, str]) -> str:
+    """With the named values, which API Management puts in before anything else."""
+    return re.sub(r"\{\{([a-z-]+)\}\}", lambda found: values[found[1]], text)
+
+
+class Expressions:
+    """Every expression of the policies in both modes, compiled as C# and run by a process of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        texts = [text for policy in POLICIES for one in ET.parse(policy).iter() for text in (*one.attrib.values(), one.text or "") if text.startswith("@")]
+        self._numbers = {
+            said: number for number, said in enumerate(sorted({named(text, NAMED | {"meterbridge-mode": mode}) for text in texts for mode in MODES}))
+        }
+        source = folder / "Expressions.cs"
+        source.write_text(self._source(), encoding="utf-8")
+        program = folder / "gateway.exe"
+        made = subprocess.run(
+            ["mcs", "-langversion:7", "-warnaserror", f"-r:{JSON}", f"-out:{program}", str(source), str(STANDIN)], capture_output=True, text=True, check=False
+        )
+        assert made.returncode == 0, made.stdout + made.stderr
+        self._process = subprocess.Popen(["mono", str(program)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8")
+
+    def _source(self) -> str:
+        # An expression gives a value; a body of statements says itself what it returns.
+        bodies = [said[2:-1] if said[1] == "{" else f"return {said[1:]};" for said in self._numbers]
+        methods = "\n".join(f"static object E{number}(IContext context) {{ {body} }}" for number, body in enumerate(bodies))
+        every = ", ".join(f"E{number}" for number in range(len(bodies)))
+        usings = "using System; using System.Collections.Generic; using System.Linq; using System.Text;"
+        return f"{usings}\nstatic class Expressions {{\n{methods}\npublic static readonly Func<IContext, object>[] All = {{ {every} }};\n}}\n"
+
+    def value(self, said: str, request: Mapping[str, Any], variables: Mapping[str, Any]) -> Any:
+        """What an expression makes of a request and the variables so far."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps({"expression": self._numbers[said], "variables": variables, **request}) + "\n")
+        self._process.stdin.flush()
+        answer = json.loads(self._process.stdout.readline())
+        assert "fault" not in answer, answer["fault"]
+        return answer["value"]
+
+    def end(self) -> None:
+        """End the process."""
+        self._process.communicate(timeout=30)
+
+
+@pytest.fixture(scope="module")
+def expressions(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Expressions]:
+    if shutil.which("mcs") is None or shutil.which("mono") is None or not JSON.exists():
+        cannot_run("the expressions of the policies need a compiler of C#; run: apt-get install mono-mcs libnewtonsoft-json5.0-cil")
+    made = Expressions(tmp_path_factory.mktemp("apim"))
+    yield made
+    made.end()
+
+
 # -- a policy, walked -----------------------------------------------------------------------------
 
 
@@ -98,16 +162,19 @@ class Gateway:
 
     policy: str
     values: Mapping[str, str]
+    expressions: Expressions
+    request: Mapping[str, Any] = field(default_factory=dict)
     clock: float = 0.0
     cache: dict[str, tuple[float, str]] = field(default_factory=dict)
     asked: list[str] = field(default_factory=list)
 
-    def call(self, deployment: str, body: Mapping[str, Any] | None = None) -> tuple[int, dict[str, str]] | None:
+    def call(self, deployment: str, body: Mapping[str, Any] | str | None = None, *, is_in_header: bool = False) -> tuple[int, dict[str, str]] | None:
         """(status, headers) that the policy answers with; None where the call goes on."""
         inbound = ET.parse(FOLDER / self.policy).getroot().find("inbound")
         assert inbound is not None
-        variables: dict[str, Any] = {"request.deployment": deployment, "request.body": "" if body is None else json.dumps(body)}
-        return self._steps(inbound, variables)
+        parameters, headers = ({}, {"x-meterbridge-deployment": deployment}) if is_in_header else ({"deployment-id": deployment}, {})
+        self.request = {"parameters": parameters, "headers": headers, "body": body if body is None or isinstance(body, str) else json.dumps(body)}
+        return self._steps(inbound, {})
 
     def _steps(self, steps: ET.Element, variables: dict[str, Any]) -> tuple[int, dict[str, str]] | None:
         for step in steps:
@@ -151,98 +218,16 @@ class Gateway:
         except httpx.TransportError:
             assert step.attrib["ignore-error"] == "true"
             return  # the variable is not set
-        variables[step.attrib["response-variable-name"]] = answer
+        variables[step.attrib["response-variable-name"]] = {"status": answer.status_code, "body": answer.text}
 
     def _said(self, text: str, variables: dict[str, Any]) -> Any:
-        """A value of the policy: as it stands, or what its expression's twin makes of it."""
-        if not text.startswith("@"):
-            return self._named(text)
-        # An attribute has no line ends (XML makes them spaces): a comment to the end of the line would be one to the end of all.
-        source = re.sub(r"\s+", " ", re.sub(r"/\*.*?\*/", "", text)).strip()
-        assert source in TWINS, f"there is no twin of {source}"
-        return TWINS[source](variables, self.values)
-
-    def _named(self, text: str) -> str:
-        return re.sub(r"\{\{([a-z-]+)\}\}", lambda found: self.values[found[1]], text)
+        """A value of the policy: as it stands, or what its expression makes of it."""
+        said = named(text, self.values)
+        return self.expressions.value(said, self.request, variables) if said.startswith("@") else said
 
 
-_Twin = Callable[[dict[str, Any], Mapping[str, str]], Any]
-
-
-def _tokens(variables: dict[str, Any], _: Mapping[str, str]) -> int:
-    text = variables["request.body"]
-    most, candidates = 16, 1
-    try:
-        body = json.loads(text)
-        most = next((body[name] for name in ("max_tokens", "max_completion_tokens") if body.get(name) is not None), 16)
-        candidates = max(body.get("n") or 1, body.get("best_of") or 1)
-    except ValueError:
-        pass
-    return len(text) // 4 + int(most) * int(candidates)
-
-
-def _verdict(variables: dict[str, Any], _: Mapping[str, str]) -> str:
-    answer = variables.get("mbAdmission")
-    if answer is None or answer.status_code != 200:
-        return "unknown"
-    said = answer.json()
-    return "allow" if said["allow"] else str(said["retry_after_seconds"] if said["retry_after_seconds"] is not None else 60)
-
-
-def _denied(variables: dict[str, Any], _: Mapping[str, str]) -> str:
-    answer = variables.get("mbList")
-    return '{"items":[]}' if answer is None or answer.status_code != 200 else answer.text
-
-
-def _wait(variables: dict[str, Any], values: Mapping[str, str]) -> str:
-    for item in json.loads(variables["mbDenied"])["items"]:
-        workspace, deployment = item["workspace"], item["deployment"]
-        is_here = workspace is None or workspace.casefold() == values["meterbridge-workspace"].casefold()
-        if is_here and (deployment is None or deployment.casefold() == variables["mbDeployment"].casefold()):
-            return str(item["retry_after_seconds"] if item["retry_after_seconds"] is not None else 60)
-    return ""
-
-
-def _question(variables: dict[str, Any], values: Mapping[str, str]) -> str:
-    return json.dumps({"workspace": values["meterbridge-workspace"], "deployment": variables["mbDeployment"], "tokens": variables["mbTokens"]})
-
-
-_DEPLOYMENT = 'context.Request.MatchedParameters.GetValueOrDefault("deployment-id", context.Request.Headers.GetValueOrDefault("x-meterbridge-deployment", ""))'
-TWINS: Mapping[str, _Twin] = {
-    f"@({_DEPLOYMENT})": lambda variables, _: variables["request.deployment"],
-    '@{ string text = context.Request.Body == null ? "" : context.Request.Body.As<string>(preserveContent: true); int most = 16, candidates = 1; '
-    'try { var body = Newtonsoft.Json.Linq.JObject.Parse(text); most = (int?)body["max_tokens"] ?? (int?)body["max_completion_tokens"] ?? 16; '
-    'candidates = Math.Max((int?)body["n"] ?? 1, (int?)body["best_of"] ?? 1); } catch (Exception) { } '
-    "return text.Length / 4 + most * candidates; }": _tokens,
-    '@(new Newtonsoft.Json.Linq.JObject( new Newtonsoft.Json.Linq.JProperty("workspace", "{{meterbridge-workspace}}"), '
-    'new Newtonsoft.Json.Linq.JProperty("deployment", (string)context.Variables["mbDeployment"]), '
-    'new Newtonsoft.Json.Linq.JProperty("tokens", (int)context.Variables["mbTokens"])).ToString())': _question,
-    '@{ var answer = context.Variables.ContainsKey("mbAdmission") ? context.Variables["mbAdmission"] as IResponse : null; '
-    'if (answer == null || answer.StatusCode != 200) { return "unknown"; } '
-    "var said = answer.Body.As<Newtonsoft.Json.Linq.JObject>(preserveContent: true); "
-    'return (bool)said["allow"] ? "allow" : ((string)said["retry_after_seconds"] ?? "60"); }': _verdict,
-    '@((string)context.Variables["mbVerdict"] == "allow")': lambda variables, _: variables["mbVerdict"] == "allow",
-    '@((string)context.Variables["mbVerdict"] == "unknown" && "{{meterbridge-mode}}" != "closed")': lambda variables, values: (
-        variables["mbVerdict"] == "unknown" and values["meterbridge-mode"] != "closed"
-    ),
-    '@((string)context.Variables["mbVerdict"] == "unknown")': lambda variables, _: variables["mbVerdict"] == "unknown",
-    '@((string)context.Variables["mbVerdict"])': lambda variables, _: variables["mbVerdict"],
-    '@(!context.Variables.ContainsKey("mbDenied"))': lambda variables, _: "mbDenied" not in variables,
-    '@{ var answer = context.Variables.ContainsKey("mbList") ? context.Variables["mbList"] as IResponse : null; '
-    'return answer == null || answer.StatusCode != 200 ? "{\\"items\\":[]}" : answer.Body.As<string>(); }': _denied,
-    '@((string)context.Variables["mbDenied"])': lambda variables, _: variables["mbDenied"],
-    '@{ var items = Newtonsoft.Json.Linq.JObject.Parse((string)context.Variables["mbDenied"])["items"]; foreach (var item in items) { '
-    'var workspace = (string)item["workspace"]; var deployment = (string)item["deployment"]; '
-    'if ((workspace == null || string.Equals(workspace, "{{meterbridge-workspace}}", StringComparison.OrdinalIgnoreCase)) '
-    '&& (deployment == null || string.Equals(deployment, (string)context.Variables["mbDeployment"], StringComparison.OrdinalIgnoreCase))) { '
-    'return (string)item["retry_after_seconds"] ?? "60"; } } return ""; }': _wait,
-    '@((string)context.Variables["mbWait"] != "")': lambda variables, _: variables["mbWait"] != "",
-    '@((string)context.Variables["mbWait"])': lambda variables, _: variables["mbWait"],
-}
-
-
-def gateway(policy: str, url: str, *, mode: str = "open", key: str = "none") -> Gateway:
-    return Gateway(policy, {"meterbridge-url": url, "meterbridge-key": key, "meterbridge-workspace": "ws-east", "meterbridge-mode": mode})
+def gateway(expressions: Expressions, policy: str, url: str, *, mode: str = "open") -> Gateway:
+    return Gateway(policy, NAMED | {"meterbridge-url": url, "meterbridge-mode": mode}, expressions)
 
 
 def full(store: Store) -> None:
@@ -253,38 +238,45 @@ def full(store: Store) -> None:
             make.event(session, make.series(session, deployment=name), time=make.NOW - timedelta(seconds=20), input_tokens=used, output_tokens=0)
 
 
-@pytest.mark.parametrize("mode", ["open", "closed"])
-def test_a_gateway_lets_go_what_fits_and_says_429_with_the_wait_to_the_rest(sqlite_store: Store, mode: str) -> None:
+@pytest.mark.parametrize("mode", MODES)
+def test_a_gateway_lets_go_what_fits_and_says_429_with_the_wait_to_the_rest(sqlite_store: Store, expressions: Expressions, mode: str) -> None:
     full(sqlite_store)
     with serving(sqlite_store) as service:
-        there = gateway("admission.xml", service.url, mode=mode)
+        there = gateway(expressions, "admission.xml", service.url, mode=mode)
         assert there.call("llama-chat", {"messages": [], "max_tokens": 900}) is None
-        # Two candidates of 900 tokens each do not fit, nor does a prompt of 4,000 signs.
-        for body in ({"messages": [], "max_tokens": 900, "n": 2}, {"messages": ["x" * 4_000]}):
-            assert there.call("llama-chat", body) == (429, {"Retry-After": "40", "x-meterbridge-denied": "true"})
-    assert there.asked == ["admission"] * 3
+        # Two candidates of 900 tokens each do not fit, nor does a prompt of 4,000 signs, nor a number that is written as text.
+        for body in ({"messages": [], "max_tokens": 900, "n": 2}, {"messages": ["x" * 4_000]}, {"max_completion_tokens": "995"}):
+            assert there.call("llama-chat", body) == (429, {"Retry-After": "40", "x-meterbridge-denied": "true"}), body
+        # What nobody could answer never fits: a count beyond every number of ours is not a small one.
+        most = 2**62
+        assert there.call("llama-chat", {"max_tokens": most, "n": most}) == (429, {"Retry-After": "60", "x-meterbridge-denied": "true"})
+        # What is no JSON, or says nothing, is taken for its length and the 16 tokens that are answered by default.
+        assert [there.call("llama-chat", body) for body in (None, "", "no JSON", "[]", {"max_tokens": None, "n": None}, {"max_tokens": -900})] == [None] * 6
+    assert there.asked == ["admission"] * 11
 
 
 @pytest.mark.parametrize(("mode", "answer"), [("open", None), ("closed", (503, {"Retry-After": "5"}))])
-def test_a_gateway_that_gets_no_answer_does_as_its_mode_says(service: Service, mode: str, answer: tuple[int, dict[str, str]] | None) -> None:
+def test_a_gateway_that_gets_no_answer_does_as_its_mode_says(
+    service: Service, expressions: Expressions, mode: str, answer: tuple[int, dict[str, str]] | None
+) -> None:
     service.key("admin")
     with socket.create_server(("127.0.0.1", 0)) as silent:
         # One that accepts and never answers, and one whose key is refused.
         slow = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        assert [gateway("admission.xml", url, mode=mode).call("llama-chat", {}) for url in (slow, service.url)] == [answer, answer]
+        assert [gateway(expressions, "admission.xml", url, mode=mode).call("llama-chat", {}) for url in (slow, service.url)] == [answer, answer]
     # Nobody listens any more.
-    assert gateway("admission.xml", slow, mode=mode).call("llama-chat", {}) == answer
+    assert gateway(expressions, "admission.xml", slow, mode=mode).call("llama-chat", {}) == answer
 
 
-def test_a_gateway_with_the_list_asks_once_in_ten_seconds_and_goes_on_without_an_answer(sqlite_store: Store) -> None:
+def test_a_gateway_with_the_list_asks_once_in_ten_seconds_and_goes_on_without_an_answer(sqlite_store: Store, expressions: Expressions) -> None:
     full(sqlite_store)
     with serving(sqlite_store) as service:
-        there = gateway("admission-denied-list.xml", service.url)
+        there = gateway(expressions, "admission-denied-list.xml", service.url)
         refused = (429, {"Retry-After": "40", "x-meterbridge-denied": "true"})
         assert [there.call(name) for name in ("llama-chat", "llama-full", "LLAMA-FULL", "other")] == [None, refused, refused, None]
         assert there.asked == ["admission/denied"]
         there.clock = 10.0
-        assert there.call("llama-full") == refused
+        assert there.call("llama-full", is_in_header=True) == refused
         assert len(there.asked) == 2
     there.clock = 20.0
     assert there.call("llama-full") is None

@@ -50,9 +50,10 @@ def close_snapshot(store: Store, month: date, filters: Filters, *, now: datetime
 
 def weekly_draft(session: Session, week: ledger.Week, filters: Filters, *, now: datetime) -> Draft:
     """The week's figures, not kept yet; ``filters`` may limit them to a team."""
-    report = ledger.weekly(session, week, filters, now=now)
+    reading = ledger.Reading(session, now)
+    report = ledger.weekly(session, week, filters, now=now, reading=reading)
     kind, scope = KINDS[week.unit], _scope(filters)
-    beside = ledger.context(session, week, filters, used=report.used, told_as=(kind, scope), now=now)
+    beside = ledger.context(session, week, filters, used=report.used, told_as=(kind, scope), reading=reading, now=now)
     body = weekly_body(report) | context.parts_of(beside) | _limited(filters)
     if week.unit == "month":
         body["standing"] = _standing(session, week, now=now)

@@ -5,6 +5,7 @@ pair of eyes is ``models.audit``, which shares no code with this package.
 """
 
 from models.ledger.alerts import BudgetStanding, ReceiverStanding, TrailEntry, alert_rules, alerts, budget_standings, explain_query, receivers, silences, trail
+from models.ledger.billed import Reading
 from models.ledger.closepack import ClosePack, close_pack
 from models.ledger.closing import Adjustment, ClosedMonth, ClosedTotal, adjustments, close_month, closed_months, reopen_month
 from models.ledger.comparison import ComparisonRow, WhatIf, WhatIfAnswer, comparison, what_if_from
@@ -100,6 +101,7 @@ __all__ = [
     "PostingRecord",
     "Pressure",
     "Problem",
+    "Reading",
     "Receipt",
     "ReceiptLine",
     "ReceiverStanding",

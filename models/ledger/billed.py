@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from sqlmodel import Session, col, select
 
 from models import money, skus
-from models.charges import ChargeClass, ChargeDay, ChargeItem, MeterKind
+from models.charges import ChargeClass, ChargeItem, MeterKind
 from models.ledger.hours import instance_hours, stretches
 from models.ledger.shares import Amounts
 from models.ledger.world import World
@@ -28,7 +28,11 @@ Place = tuple[date, str, str]  # day, workspace and deployment without case
 
 def place_of(day: date, identity: Identity) -> Place:
     """Where usage and charges of a deployment's day meet."""
-    return day, (identity.workspace or "").casefold(), (identity.deployment or "").casefold()
+    return day, *_folded(identity)
+
+
+def _folded(identity: Identity) -> tuple[str, str]:
+    return (identity.workspace or "").casefold(), (identity.deployment or "").casefold()
 
 
 @dataclass(slots=True, eq=False)
@@ -41,6 +45,8 @@ class Target:
     unit_size: Decimal | None
     identities: tuple[Identity, ...]
     common: Identity  # what those that cannot be told apart have in common
+    place: tuple[str, str]  # workspace and deployment of the first, without case
+    covers: tuple[str | None, str | None]  # workspace and deployment of what they have in common
 
 
 class Bill(msgspec.Struct, frozen=True, eq=False):
@@ -72,6 +78,8 @@ class Reading:
         self._subscriptions = {part.id: part.subscription_id for part in self.world.parts}
         self._items: dict[int, ChargeItem] = {}
         self._targets: dict[tuple[int, int, int, str | None], Target] = {}
+        # Of equal identities one: so that what belongs together is found by what it is, not by comparing a dozen names.
+        self._identities: dict[Identity, Identity] = {}
         self._changes = sorted({*self.world.registry.every_change(), *self.world.meters.changes()})
         self._by_day: dict[date, list[Bill]] = {}
 
@@ -86,16 +94,13 @@ class Reading:
 
     def _read(self, into: Mapping[date, list[Bill]]) -> None:
         """Read the charges of days that follow one another."""
-        # The table's own columns: rows of objects would cost half as much again to read, and there are ten thousands.
-        row = sa.inspect(ChargeDay).local_table.c
-        found = self._session.execute(
-            sa.select(
-                *(row.charged_on, row.item_id, row.currency, row.quantity, row.billed_cost, row.effective_cost, row.part_id, row.charge_type, row.rows),
-                *(row.invoiced_rows, row.invoiced_cost),
-            )
-            .where(row.part_id.in_(list(self._subscriptions)), row.charged_on >= min(into), row.charged_on <= max(into))
-            .order_by(row.charged_on, row.item_id, row.charge_type, row.currency, row.part_id)
-        ).all()
+        # As the driver gives them (SQLite: text): objects, or a call for every value, would cost as much again, and there are ten thousands.
+        parts = ", ".join(str(one) for one in self._subscriptions if one is not None)
+        asked = sa.text(
+            "SELECT charged_on, item_id, currency, quantity, billed_cost, effective_cost, part_id, charge_type, rows, invoiced_rows, invoiced_cost FROM charge_day "  # noqa: S608 - numbers of ours only
+            f"WHERE part_id IN ({parts}) AND charged_on >= :first AND charged_on <= :last ORDER BY charged_on, item_id, charge_type, currency, part_id"
+        ).bindparams(sa.bindparam("first", min(into), sa.Date), sa.bindparam("last", max(into), sa.Date))
+        found = self._session.execute(asked).all()
         self._know_items({one[1] for one in found})
         # Whom a charge belongs to and what its meter counts change with the registry and the mappings only, at the start or in the middle of a day.
         stamps = {day: (bisect_right(self._changes, day_start(day)), bisect_right(self._changes, day_start(day + DAY))) for day in into}
@@ -113,7 +118,7 @@ class Reading:
             key = (item_id, *stamp, self._subscriptions[part_id])
             target = self._targets.get(key)
             if target is None:
-                target = self._targets[key] = _target(self.world, item, day, self._subscriptions[part_id])
+                target = self._targets[key] = self._target(item, day, self._subscriptions[part_id])
             units = None if quantity is None or target.unit_size is None else times(quantity, target.unit_size)
             core_hours = None
             if target.kind == MeterKind.COMPUTE and units is not None:
@@ -128,6 +133,13 @@ class Reading:
             if any(bill.target.kind == MeterKind.COMPUTE for bill in bills):
                 bills[:] = _with_untagged(self.world, bills, tagged)
 
+    def _target(self, item: ChargeItem, day: date, subscription: str | None) -> Target:
+        item = self.world.meters.meant(item, day_start(day))
+        identities = self.world.registry.target(item, day_start(day)).identities
+        if identities[0].subscription is None and subscription:
+            identities = tuple(replace(one, subscription=subscription) for one in identities)
+        return _of(item, tuple(self._identities.setdefault(one, one) for one in identities))
+
     def _know_items(self, ids: set[int]) -> None:
         """Read the items that count as model spend."""
         wanted = sorted(ids - self._items.keys())
@@ -136,16 +148,18 @@ class Reading:
             self._items |= {item.id: item for item in self._session.exec(query) if item.id is not None}
 
 
-def _target(world: World, item: ChargeItem, day: date, subscription: str | None) -> Target:
-    item = world.meters.meant(item, day_start(day))
-    identities = world.registry.target(item, day_start(day)).identities
-    if identities[0].subscription is None and subscription:
-        identities = tuple(replace(one, subscription=subscription) for one in identities)
-    return _of(item, identities)
-
-
 def _of(item: ChargeItem, identities: tuple[Identity, ...]) -> Target:
-    return Target(item, item.meter_kind, item.cores or skus.cores(item.sku or ""), item.unit_size, identities, _common(identities))
+    common = _common(identities)
+    return Target(
+        item,
+        item.meter_kind,
+        item.cores or skus.cores(item.sku or ""),
+        item.unit_size,
+        identities,
+        common,
+        _folded(identities[0]),
+        (common.workspace, common.deployment),
+    )
 
 
 def _common(identities: tuple[Identity, ...]) -> Identity:

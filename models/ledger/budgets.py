@@ -18,7 +18,7 @@ from models import money
 from models.alerts import Budget
 from models.errors import InvalidInput
 from models.ledger.billed import Reading
-from models.ledger.costs import costs, costs_together
+from models.ledger.costs import costs_together
 from models.ledger.values import Basis, CostQuery, Figures, Filters, share_of
 from models.ledger.world import World
 from models.money import ZERO
@@ -264,11 +264,12 @@ def outlook(
     now: datetime,
     time_zone: str = "UTC",
     spent: Decimal | None = None,
+    reading: Reading | None = None,
     as_of: datetime | None = None,
 ) -> Outlook:
-    """The forecast of a period's end: past days as they are, those to come by the mean of their weekday; ``as_of`` as in ``spend``."""
+    """The forecast of a period's end: past days as they are, those to come by the mean of their weekday; ``reading`` and ``as_of`` as in ``spend``."""
     so_far = spend(session, filters=filters, period=period, basis=basis, currency=currency, now=now, as_of=as_of).amount if spent is None else spent
-    known = daily(session, filters=filters, basis=basis, currency=currency, now=now, time_zone=time_zone, as_of=as_of)
+    known = daily(session, filters=filters, basis=basis, currency=currency, now=now, time_zone=time_zone, reading=reading, as_of=as_of)
     return look_ahead(known, period=period, basis=basis, currency=currency, so_far=so_far, zone=zone_from(time_zone))
 
 
@@ -299,7 +300,17 @@ def look_ahead(known: Days, *, period: Period, basis: Basis, currency: str, so_f
     return Outlook(period, currency, so_far, shown_expected, min(shown_low, shown_expected), max(shown_high, shown_expected), len(history), trials, error, None)
 
 
-def daily(session: Session, *, filters: Filters, basis: Basis, currency: str, now: datetime, time_zone: str = "UTC", as_of: datetime | None = None) -> Days:
+def daily(
+    session: Session,
+    *,
+    filters: Filters,
+    basis: Basis,
+    currency: str,
+    now: datetime,
+    time_zone: str = "UTC",
+    reading: Reading | None = None,
+    as_of: datetime | None = None,
+) -> Days:
     """Spend of each complete day of the last eight weeks since there was any, and of today.
 
     Metered days that the bill has not reached are scaled by how bill and metering compare on those that it has.
@@ -307,11 +318,12 @@ def daily(session: Session, *, filters: Filters, basis: Basis, currency: str, no
     zone = zone_from(time_zone)
     today = now.astimezone(zone).date()
     since = _midnight((now - LOOKS_BACK).astimezone(zone).date(), zone)
-    table = costs(session, CostQuery(Period(since, now), "day", (), basis, filters, currency, as_of, time_zone), now=now)
+    query = CostQuery(Period(since, now), "day", (), basis, filters, currency, as_of, time_zone)
+    (table,) = costs_together(session, [query], now=now, reading=reading)
     rows = {row.period.start.astimezone(zone).date(): row.figures for row in table.rows if row.figures.cost is not None}
     until = today
     if basis == "billed" and rows:
-        reached = World(session, now).billed_until()
+        reached = (World(session, now) if reading is None else reading.world).billed_until()
         until = min(today, reached.astimezone(zone).date() if reached is not None else min(rows))
     return days_of(rows, today=today, until=until, basis=basis)
 

@@ -19,8 +19,9 @@ from models.alerts import LIMITED_KINDS, Alert, Budget, Kind, Severity
 from models.columns import to_microseconds
 from models.ledger import rates
 from models.ledger.alerts import may_see
+from models.ledger.billed import Reading
 from models.ledger.budgets import Outlook, Spend, outlook, period_of, scope_filters, spend
-from models.ledger.costs import costs
+from models.ledger.costs import costs_together
 from models.ledger.quotas import Peaks, places
 from models.ledger.spans import span_of
 from models.ledger.values import Basis, CostQuery, Filters
@@ -131,23 +132,26 @@ class Context:
 _Place = tuple[str, str]
 
 
-def context(session: Session, week: Week, filters: Filters, *, used: Collection[_Place], told_as: tuple[str, str], now: datetime) -> Context:
-    """What stands beside the report of the period. ``used`` are its deployments; ``told_as`` are kind and scope of its snapshots."""
+def context(session: Session, week: Week, filters: Filters, *, used: Collection[_Place], told_as: tuple[str, str], reading: Reading, now: datetime) -> Context:
+    """What stands beside the report of the period, of which ``reading`` has been read at ``now``.
+
+    ``used`` are its deployments; ``told_as`` are kind and scope of its snapshots.
+    """
     seen = Period(week.period.start, min(week.period.end, now))
-    calls = _close_calls(session, seen, filters, used=used, now=now)
+    calls = _close_calls(session, seen, filters, used=used, world=reading.world, now=now)
     fired = _alerts(session, seen, filters, used=used)
-    standing, more = _budgets(session, seen, filters, now=now)
+    standing, more = _budgets(session, seen, filters, reading=reading, now=now)
     left_out = {"close_calls": max(0, len(calls) - MOST), "alerts": max(0, len(fired) - MOST), "budgets": more}
-    return Context(calls[:MOST], fired[:MOST], standing, _earlier(session, week, filters, told_as=told_as, now=now), left_out)
+    return Context(calls[:MOST], fired[:MOST], standing, _earlier(session, week, filters, told_as=told_as, reading=reading, now=now), left_out)
 
 
 # -- limits ---------------------------------------------------------------------------------------
 
 
-def _close_calls(session: Session, seen: Period, filters: Filters, *, used: Collection[_Place], now: datetime) -> list[CloseCall]:
+def _close_calls(session: Session, seen: Period, filters: Filters, *, used: Collection[_Place], world: World, now: datetime) -> list[CloseCall]:
     """Limits as they are known now against the highest minute of the period."""
     last = seen.end - _INSTANT
-    series, about = places(World(session, now), Filters(visible=filters.visible), now=last)
+    series, about = places(world, Filters(visible=filters.visible), now=last)
     wanted = {place: series[place] for place in sorted(used) if place in series}
     peaks, limits = Peaks(session, since=seen.start, now=last), limits_known(session, now)
     refused = _refused(session, seen, wanted)
@@ -159,7 +163,7 @@ def _close_calls(session: Session, seen: Period, filters: Filters, *, used: Coll
             # Who refused a call does not say which limit it met: they stand beside the tokens.
             throttled = refused.get(place, 0) if measure == "tokens_per_minute" else 0
             # A minute never holds more than its quarter hour: where that is far from the limit no minute has to be looked at.
-            if throttled or (limit is not None and peaks.fullest_quarter(ids, measure) * 100 >= limit.value * CLOSE):
+            if throttled or (limit is not None and peaks.at_most(ids, measure) * 100 >= limit.value * CLOSE):
                 asked.append((place, measure, limit, throttled))
     peaks.look((wanted[place], measure) for place, measure, _, _ in asked)
     found: list[CloseCall] = []
@@ -246,7 +250,7 @@ def _rank(severity: str) -> int:
 # -- budgets --------------------------------------------------------------------------------------
 
 
-def _budgets(session: Session, seen: Period, filters: Filters, *, now: datetime) -> tuple[list[BudgetLine], int]:
+def _budgets(session: Session, seen: Period, filters: Filters, *, reading: Reading, now: datetime) -> tuple[list[BudgetLine], int]:
     """The budgets that a reader of this scope may see, the fullest first, and how many there are beside them."""
     row = Budget
     budgets = [
@@ -260,11 +264,19 @@ def _budgets(session: Session, seen: Period, filters: Filters, *, now: datetime)
         scope = scope_filters(budget.scope, visible=filters.visible)
         basis: Basis = budget.basis  # type: ignore[assignment]  # checked when it was written
         until = max(period.start + _INSTANT, min(period.end, now))
-        spent = spend(session, filters=scope, period=Period(period.start, until), basis=basis, currency=budget.currency, now=now)
+        spent = spend(session, filters=scope, period=Period(period.start, until), basis=basis, currency=budget.currency, now=now, reading=reading)
         ahead = None
         if period.end > now:
             ahead = outlook(
-                session, filters=scope, period=period, basis=basis, currency=budget.currency, now=now, time_zone=budget.time_zone, spent=spent.amount
+                session,
+                filters=scope,
+                period=period,
+                basis=basis,
+                currency=budget.currency,
+                now=now,
+                time_zone=budget.time_zone,
+                spent=spent.amount,
+                reading=reading,
             )
         found.append(BudgetLine(budget, period, spent, ahead))
     return sorted(found, key=lambda one: (-(one.percent or ZERO), one.budget.name)), max(0, len(budgets) - MOST_BUDGETS)
@@ -284,7 +296,7 @@ def _percent(part: Decimal, whole: Decimal) -> Decimal | None:
 # -- earlier reports ------------------------------------------------------------------------------
 
 
-def _earlier(session: Session, week: Week, filters: Filters, *, told_as: tuple[str, str], now: datetime) -> list[TrueUp]:
+def _earlier(session: Session, week: Week, filters: Filters, *, told_as: tuple[str, str], reading: Reading, now: datetime) -> list[TrueUp]:
     """What the first reports of earlier periods said beside what those periods are now, the latest first."""
     row, (kind, scope) = ReportSnapshot, told_as
     told = session.exec(
@@ -297,7 +309,8 @@ def _earlier(session: Session, week: Week, filters: Filters, *, told_as: tuple[s
         return []
     spans = {one.period: span_of(week.unit, one.period, now=now, time_zone=week.time_zone).period for one in told}
     query = CostQuery(Period(min(span.start for span in spans.values()), week.period.start), week.unit, (), "best", filters, time_zone=week.time_zone)
-    costed = {(one.period.start, one.figures.currency): one.figures.cost for one in costs(session, query, now=now).rows}
+    (table,) = costs_together(session, [query], now=now, reading=reading)
+    costed = {(one.period.start, one.figures.currency): one.figures.cost for one in table.rows}
     found: list[TrueUp] = []
     for one in told:
         said = {total["currency"]: None if total["cost"] is None else Decimal(total["cost"]) for total in one.body["totals"]}

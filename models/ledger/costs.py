@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date, datetime, timedelta
 from decimal import Decimal
@@ -22,7 +22,7 @@ from models.ledger.meanings import Meaning, Meanings, Term, no_rate, shared
 from models.ledger.shares import BY_REQUESTS, BY_TIME, BY_TOKENS, NO_AMOUNTS, NO_TAGS, Hours, Run, Share
 from models.ledger.sums import Sums
 from models.ledger.values import GROUPS, CostQuery, CostTable
-from models.ledger.views import Cell, Groups, Priced, Spot, View
+from models.ledger.views import Cell, Common, Groups, Priced, Spot, View
 from models.ledger.world import Lens, Series, Use, read_usage
 from models.matching import Identity
 from models.money import ZERO
@@ -81,6 +81,9 @@ class _Used:
                 return outputs
             case _:
                 return inputs + outputs
+
+    def requests_in_all(self) -> int:
+        return self._sums()[0]
 
     def _sums(self) -> tuple[int, int, int, int]:
         if self._whole is None:
@@ -152,9 +155,11 @@ class Answer:
         self.meanings = Meanings(self.world, self.lens, query.period, lambda meaning: tuple(view.groups_of(meaning, MeterKind.INPUT) for view in self.views))
         self._days: dict[date, _Day] = {}
         self._owners: dict[tuple[object, ...], tuple[str | None, str | None]] = {}
-        self._targeted: dict[tuple[int, Target], Groups | None] = {}
+        # With what their keys are of: an id is nobody else's only for as long as it is there.
+        self._targeted: dict[tuple[int, int, MeterKind | None], tuple[Groups | None, Identity]] = {}
         self._grouped: dict[tuple[object, ...], tuple[Groups | None, Identity, Mapping[str, str]]] = {}
         self._renamed: dict[tuple[int, str | None], tuple[Identity, Identity]] = {}
+        self._whole: dict[tuple[object, ...], tuple[Share, Target, Meaning | None]] = {}
         self._used_at: dict[Place, Sequence[_Used]] = {}
 
     @property
@@ -221,7 +226,7 @@ class Answer:
     def _groups(self, view: View, share: Share, meter: MeterKind) -> Groups | None:
         """What of a view's rows a share belongs to; None where the filters leave it out."""
         identity, tags = share.identity, share.tags
-        key = (id(view), id(identity), share.application, share.team, share.center, id(tags), meter)
+        key = (id(view), id(identity), share.application, share.team, share.center, id(tags), meter if view.asks_meter else None)
         found = self._grouped.get(key)
         if found is None:
             is_asked = self.lens.passes(identity, application=share.application, team=share.team, tags=tags)
@@ -299,8 +304,13 @@ class Answer:
                     into[1] += inputs
                     into[2] += cached
                     into[3] += outputs
+        # What goes to the same row of several views is added up once.
+        common = Common(self.query, self.world)
+        asked: Sequence[View] = self.views if len(self.views) == 1 else (common,)
         for (_, day, bucket), (meaning, sums) in cells.items():
-            self._add_cell(meaning, _date(day), bucket, sums)
+            self._add_cell(asked, meaning, _date(day), bucket, sums)
+        if len(self.views) > 1:
+            common.give(self.views)
 
     def _read(self, cut: set[date], *, is_whole: bool) -> Iterator[tuple[Use, int]]:
         """The usage of the period with its bucket; of days that a bill has to be cut over also what lies outside the period.
@@ -352,7 +362,7 @@ class Answer:
         visible = self.query.filters.visible
         return visible is None or any(meaning.identity.workspace in visible for meaning in self.meanings.timeline(series)[1])
 
-    def _add_cell(self, meaning: Meaning, day: date, bucket: int, sums: Sequence[int]) -> None:
+    def _add_cell(self, into: Sequence[View], meaning: Meaning, day: date, bucket: int, sums: Sequence[int]) -> None:
         _, inputs, outputs, cached, *_ = sums
         identity = meaning.identity
         is_reached, standing = self._reached(identity.subscription, identity.route if identity.mode != Mode.UNKNOWN else None, day)
@@ -373,7 +383,7 @@ class Answer:
             if tokens:
                 self._note_usage(identity, day, term, tokens, amount, counts=not is_reached)
         cell = Cell(meaning, day, bucket, is_reached, standing, *sums)
-        for view in self.views:
+        for view in into:
             view.add_usage(cell, priced)
 
     def _note_usage(self, identity: Identity, day: date, term: Term, tokens: int, amount: Decimal | None, *, counts: bool) -> None:
@@ -507,54 +517,101 @@ class Answer:
     def _add_bills(self, bills: Sequence[Bill], used: _UsedBy) -> None:
         cached = {place_of(bill.day, each) for bill in bills if bill.target.kind == MeterKind.CACHED_INPUT for each in bill.target.identities}
         fine, size = [view for view in self.views if view.is_fine], len(self.buckets)
-        # What goes to the same row of several views is added up once: the charges of one item that no cut divides.
-        together: dict[tuple[object, ...], tuple[Sums, Target, Share | None, int, str]] = {}
+        # Charges that no cut divides are added up together: of one row, or of one item that is in the same rows of several views.
+        whole: dict[tuple[object, ...], tuple[int, Target, Share | None, list[Bill]]] = {}
+        alone = self.views[0] if len(self.views) == 1 and not fine else None
         for bill in bills:
             day, target = self._days[bill.day], bill.target
-            is_whole = len(target.identities) == 1 and not day.is_cut
-            if is_whole and not 0 <= day.bucket < size:
-                continue
-            shares: list[Share] = []
-            if fine or not is_whole or self._evidence is not None:
-                # Only input is weighed by whether cached input is billed apart.
-                is_split = target.kind == MeterKind.INPUT and any(place_of(bill.day, each) in cached for each in target.identities)
-                shares = list(self._cut(bill, used, is_split=is_split, is_fine=bool(fine)))
-            if not is_whole or self._evidence is not None:
-                for view in self.views:
-                    self._add_shares(view, bill, shares, day)
-                continue
-            only = shares[0] if len(shares) == 1 else None
-            if len(shares) > 1:
-                for view in fine:
-                    self._add_shares(view, bill, shares, day)
-            if only is None and len(fine) == len(self.views):
-                continue
-            if len(self.views) == 1:
-                sums = self._row_of(self.views[0], target, only, day.bucket, bill.currency)
+            if len(target.identities) == 1 and not day.is_cut:
+                if not 0 <= day.bucket < size:
+                    continue
+                only: Share | None = None
+                if self._evidence is None:
+                    if alone is not None:
+                        key: tuple[object, ...] = self._targeted_by(alone, target), day.bucket, bill.currency
+                    else:
+                        # Only input is weighed by whether cached input is billed apart.
+                        is_split = target.kind == MeterKind.INPUT and (bill.day, *target.place) in cached
+                        only = self._whose(bill, used, day.bucket, is_split=is_split) if fine else None
+                        key = target, day.bucket, bill.currency, id(only)
+                    if only is not None or len(fine) < len(self.views):
+                        found = whole.get(key)
+                        if found is None:
+                            found = whole[key] = day.bucket, target, only, []
+                        found[3].append(bill)
+                    if only is not None or not fine:
+                        continue
+                    views = fine  # who used it share it; where nobody asks for them it stays one charge
+                else:
+                    views = self.views
             else:
-                whose = () if only is None else (id(only.identity), only.application, only.team, only.center, id(only.tags), only.by_usage, only.by)
-                key = (target, day.bucket, bill.currency, *whose)
-                found = together.get(key)
-                if found is None:
-                    found = together[key] = Sums(), target, only, day.bucket, bill.currency
-                sums = found[0]
-            if sums is not None:
-                sums.add_charge(
-                    bill.day,
-                    target.common,
-                    bill.amounts,
-                    is_credit=bill.is_credit,
-                    lines=bill.lines,
-                    invoiced_lines=bill.invoiced_lines,
-                    is_estimate=bill.is_estimate,
-                    standing=day.standing,
-                )
-        for sums, target, share, bucket, currency in together.values():
-            for view in self.views:
-                if share is not None or not view.is_fine:
-                    row = self._row_of(view, target, share, bucket, currency)
-                    if row is not None:
-                        row.absorb(sums)
+                views = self.views
+            is_split = target.kind == MeterKind.INPUT and any(place_of(bill.day, each) in cached for each in target.identities)
+            shares = list(self._cut(bill, used, is_split=is_split, is_fine=bool(fine)))
+            for view in views:
+                self._add_shares(view, bill, shares, day)
+        self._add_whole(whole.values())
+
+    def _add_whole(self, charges: Iterable[tuple[int, Target, Share | None, list[Bill]]]) -> None:
+        """Add charges of one item or row in one bucket and currency, whose they all are (None: nobody asks, or those who share it have been given theirs)."""
+        standings = {on: day.standing for on, day in self._days.items()}
+        if len(self.views) == 1:
+            for bucket, target, share, bills in charges:
+                row = self._row_of(self.views[0], target, share, bucket, bills[0].currency)
+                if row is not None:
+                    row.add_charges(bills, standings)
+            return
+        # By meter, and what of it one deployment's are for the views that do not ask for meters.
+        metered = [view for view in self.views if view.asks_meter]
+        others = [view for view in self.views if not view.asks_meter]
+        together: dict[tuple[object, ...], tuple[int, Target, Share | None, str, Sums]] = {}
+        for bucket, target, share, bills in charges:
+            sums, currency = Sums(), bills[0].currency
+            sums.add_charges(bills, standings)
+            self._absorb(metered, target, share, sums, bucket=bucket, currency=currency)
+            key = bucket, id(target.common), id(share), currency
+            found = together.get(key)
+            if found is None:
+                found = together[key] = bucket, target, share, currency, Sums()
+            found[4].absorb(sums)
+        for bucket, target, share, currency, sums in together.values():
+            self._absorb(others, target, share, sums, bucket=bucket, currency=currency)
+
+    def _absorb(self, views: Sequence[View], target: Target, share: Share | None, sums: Sums, *, bucket: int, currency: str) -> None:
+        for view in views:
+            if share is not None or not view.is_fine:
+                row = self._row_of(view, target, share, bucket, currency)
+                if row is not None:
+                    row.absorb(sums)
+
+    def _whose(self, bill: Bill, used: _UsedBy, bucket: int, *, is_split: bool) -> Share | None:
+        """Whose all of a charge of one deployment is: its only user's that day, or its owner's; None where several share it."""
+        target = bill.target
+        users = self._of_place(used, (bill.day, *target.place))
+        by: MeterKind | None = target.kind
+        among = [one for one in users if one.weight(by, is_split=is_split)]
+        if users and not among:
+            by, among = None, [one for one in users if one.requests_in_all()]
+        if len(among) > 1:
+            return None
+        key: tuple[object, ...]
+        if among:
+            seen = among[0].meaning
+            key = id(target.common), id(seen), by is None, bucket
+            found = self._whole.get(key)
+            if found is None:
+                named = self._named(target.identities[0], seen)
+                share = Share(bucket, named, seen.application, seen.team, seen.center, seen.tags, NO_AMOUNTS, by_usage=True, by=_by(by))
+                found = self._whole[key] = share, target, seen
+            return found[0]
+        team, center = self._owner(target.common, day_start(bill.day))
+        key = id(target.common), team, center, target.kind == MeterKind.COMPUTE, bucket
+        found = self._whole.get(key)
+        if found is None:
+            by_time = BY_TIME if target.kind == MeterKind.COMPUTE else 0
+            share = Share(bucket, target.common, None, team, center, NO_TAGS, NO_AMOUNTS, by_usage=False, by=by_time)
+            found = self._whole[key] = share, target, None
+        return found[0]
 
     def _row_of(self, view: View, target: Target, share: Share | None, bucket: int, currency: str) -> Sums | None:
         """Where in a view charges go that need no cutting; None where nobody asks for them."""
@@ -566,14 +623,20 @@ class Answer:
             row.estimate |= share.by_usage and view.asks_labels
             row.by |= share.by if view.asks_labels else 0
             return row
-        key = (id(view), target)
-        try:
-            groups = self._targeted[key]
-        except KeyError:
-            is_asked = self.lens.passes(target.common, application=None, team=None, tags=NO_TAGS)
-            groups = view.groups(target.common, application=None, team=None, center=None, tags=NO_TAGS, meter=target.kind) if is_asked else None
-            self._targeted[key] = groups
+        groups = self._targeted_by(view, target)
         return None if groups is None else view.row(bucket, groups, currency)
+
+    def _targeted_by(self, view: View, target: Target) -> Groups | None:
+        """What of a view's rows the charges of an item go to while nobody has to be asked who used it; None where the filters leave it out."""
+        common = target.common
+        key = id(view), id(common), target.kind if view.asks_meter else None
+        try:
+            return self._targeted[key][0]
+        except KeyError:
+            is_asked = self.lens.passes(common, application=None, team=None, tags=NO_TAGS)
+            groups = view.groups(common, application=None, team=None, center=None, tags=NO_TAGS, meter=target.kind) if is_asked else None
+            self._targeted[key] = groups, common
+            return groups
 
     def _cut(self, bill: Bill, used: _UsedBy, *, is_split: bool, is_fine: bool) -> Iterator[Share]:
         """Cut a charge over the series that used its deployments that day, then each share over the buckets the day lies in.

@@ -21,9 +21,9 @@ from models.resources import Mode
 from models.usage import QUARTER_SECONDS, UsageConflict
 
 
-def data_age(session: Session, *, visible: frozenset[str] | None, now: datetime) -> DataAge:
-    """How old the figures are, per source of usage and per billed subscription and route."""
-    world = World(session, now)
+def data_age(session: Session, *, visible: frozenset[str] | None, now: datetime, world: World | None = None) -> DataAge:
+    """How old the figures are, per source of usage and per billed subscription and route; ``world`` is what somebody has read at ``now`` already."""
+    world = World(session, now) if world is None else world
     sources = _usage_ages(session, visible=visible, now=now)
     metered = max((source.reaches for source in sources if source.reaches is not None), default=None)
     if metered is not None and visible is None:

@@ -33,7 +33,9 @@ from models.usage import MINUTE_SECONDS, QUARTER_SECONDS, Operation
 
 PEAK_DAYS = 7
 _RATES: tuple[rates.Measure, ...] = ("tokens_per_minute", "requests_per_minute")
-_BOTH = "SUM(CASE WHEN q.outcome % 2 = 1 THEN q.input_tokens + q.output_tokens ELSE 0 END), SUM(q.requests)"  # in the order of _RATES
+_COUNTED = "SUM(CASE WHEN q.outcome % 2 = 1 THEN q.input_tokens + q.output_tokens ELSE 0 END)"
+_BOTH = f"{_COUNTED}, SUM(q.requests)"  # in the order of _RATES
+_BOTH_NAMED = f"{_COUNTED} AS tokens, SUM(q.requests) AS requests"
 # Quarters of one deployment that a round looks into, and of all of them that one question holds.
 _MOST_AT_ONCE, _QUARTERS_AT_ONCE = 16, 500
 # Calls that are read one by one for what they were admitted for: half a second (20 microseconds each; SQLite, November 2026).
@@ -418,6 +420,7 @@ class Peaks:
         self.now = self._now = to_microseconds(now) // 1_000_000
         self._start = self._now - PEAK_DAYS * 86_400 if since is None else to_microseconds(since) // 1_000_000
         self._quarters: dict[int, list[tuple[int, tuple[int, ...]]]] | None = None
+        self._fullest: dict[int, tuple[int, int]] | None = None
         self._found: dict[tuple[tuple[int, ...], str], _Search] = {}
 
     def _by_quarter(self) -> dict[int, list[tuple[int, tuple[int, ...]]]]:
@@ -456,9 +459,19 @@ class Peaks:
                 together[at] = together.get(at, 0) + amounts[index]
         return together
 
-    def fullest_quarter(self, series: Sequence[int], measure: str) -> int:
-        """What no minute of theirs was above."""
-        return max(self._together(series, measure).values(), default=0)
+    def at_most(self, series: Sequence[int], measure: str) -> int:
+        """What no minute of theirs was above: the fullest quarter hour of each, as if all had been the same one."""
+        if self._fullest is None:
+            rows = self._session.execute(
+                sa.text(
+                    f"SELECT series_id, MAX(tokens), MAX(requests) FROM (SELECT series_id, starts_at, {_BOTH_NAMED} FROM usage_quarter q "  # noqa: S608 - names of ours
+                    "WHERE starts_at >= :start AND starts_at <= :now GROUP BY series_id, starts_at) AS quarters GROUP BY series_id"
+                ),
+                {"start": self._start, "now": self._now},
+            )
+            self._fullest = {int(one): (int(tokens), int(requests)) for one, tokens, requests in rows}
+        index = _RATES.index(measure)
+        return sum(self._fullest[one][index] for one in series if one in self._fullest)
 
     def of(self, series: Sequence[int], measure: str) -> tuple[int | None, datetime | None]:
         """(the most in a minute, when); None where nothing was used."""

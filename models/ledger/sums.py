@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import date
 from decimal import Decimal
 
 import msgspec
 
 from models import money
+from models.ledger.billed import Bill
 from models.ledger.shares import BY_REQUESTS, BY_TIME, BY_TOKENS, Amounts, plus
 from models.ledger.values import Basis, Figures, Standing
 from models.matching import Identity
@@ -28,6 +29,8 @@ class Sums(msgspec.Struct, eq=False):
     billed: Decimal = ZERO
     effective: Decimal = ZERO
     unreached: Decimal = ZERO  # what of the metered no bill reaches yet
+    is_used: bool = False  # usage or instance-hours were added
+    is_charged: bool = False  # charges were added
     is_metered: bool = False
     is_billed: bool = False
     is_best: bool = False
@@ -62,38 +65,45 @@ class Sums(msgspec.Struct, eq=False):
 
     def absorb(self, other: Sums) -> None:
         """Add a row to a total."""
-        self.metered = _plus(self.metered, other.metered)
-        self.billed = _plus(self.billed, other.billed)
-        self.effective = _plus(self.effective, other.effective)
-        self.unreached = _plus(self.unreached, other.unreached)
-        self.is_metered |= other.is_metered
         self.is_billed |= other.is_billed
         self.is_best |= other.is_best
-        self.is_unpriced |= other.is_unpriced
-        self.is_unknown |= other.is_unknown
-        self.input_tokens += other.input_tokens
-        self.output_tokens += other.output_tokens
-        self.cached_input_tokens += other.cached_input_tokens
-        self.reasoning_output_tokens += other.reasoning_output_tokens
-        self.requests += other.requests
-        self.unpriced_tokens += other.unpriced_tokens
-        self.unknown_requests += other.unknown_requests
-        self.estimated_requests += other.estimated_requests
-        self.metered_core_hours = plus(self.metered_core_hours, other.metered_core_hours)
-        self.billed_core_hours = plus(self.billed_core_hours, other.billed_core_hours)
-        self.best_core_hours = plus(self.best_core_hours, other.best_core_hours)
         self.standing = min(self.standing, other.standing)
         self.estimate |= other.estimate
         self.by |= other.by
-        self.reasons |= other.reasons
-        self.units = _plus(self.units, other.units)
-        self.billed_units = _plus(self.billed_units, other.billed_units)
-        self.is_billed_unit_known &= other.is_billed_unit_known
-        self.credits = _plus(self.credits, other.credits)
-        self.lines += other.lines
-        if other.invoiced_lines:
-            self.invoiced = _plus(self.invoiced, other.invoiced)
-            self.invoiced_lines += other.invoiced_lines
+        if other.is_used:
+            self.is_used = True
+            self.metered = _plus(self.metered, other.metered)
+            self.unreached = _plus(self.unreached, other.unreached)
+            self.units = _plus(self.units, other.units)
+            self.is_metered |= other.is_metered
+            self.is_unpriced |= other.is_unpriced
+            self.is_unknown |= other.is_unknown
+            self.input_tokens += other.input_tokens
+            self.output_tokens += other.output_tokens
+            self.cached_input_tokens += other.cached_input_tokens
+            self.reasoning_output_tokens += other.reasoning_output_tokens
+            self.requests += other.requests
+            self.unpriced_tokens += other.unpriced_tokens
+            self.unknown_requests += other.unknown_requests
+            self.estimated_requests += other.estimated_requests
+            self.reasons |= other.reasons
+            self.metered_core_hours = plus(self.metered_core_hours, other.metered_core_hours)
+            self.best_core_hours = plus(self.best_core_hours, other.best_core_hours)
+        if other.is_charged:
+            is_same = other.effective is other.billed and self.effective is self.billed
+            self.is_charged = True
+            self.billed = _plus(self.billed, other.billed)
+            self.effective = self.billed if is_same else _plus(self.effective, other.effective)
+            self.billed_units = _plus(self.billed_units, other.billed_units)
+            self.is_billed_unit_known &= other.is_billed_unit_known
+            self.credits = _plus(self.credits, other.credits)
+            self.lines += other.lines
+            self.billed_core_hours = plus(self.billed_core_hours, other.billed_core_hours)
+            if other.invoiced_lines:
+                self.invoiced = _plus(self.invoiced, other.invoiced)
+                self.invoiced_lines += other.invoiced_lines
+            if not other.is_used:
+                self.best_core_hours = plus(self.best_core_hours, other.best_core_hours)
         cover = self.cover
         if not cover:
             cover.update(other.cover)
@@ -108,7 +118,7 @@ class Sums(msgspec.Struct, eq=False):
         """Add a charge of a day, or a share of one."""
         billed, effective = amounts.billed, amounts.effective
         self.standing = min(self.standing, standing)
-        self.is_billed = self.is_best = True
+        self.is_billed = self.is_best = self.is_charged = True
         self.estimate |= is_estimate
         # Where nothing is amortized the two are one sum.
         is_same = effective is billed and self.effective is self.billed
@@ -130,6 +140,44 @@ class Sums(msgspec.Struct, eq=False):
         key = (day, identity.workspace, identity.deployment)
         pair = self.cover.get(key)
         self.cover[key] = (billed, ZERO) if pair is None else (_plus(pair[0], billed), pair[1])
+
+    def add_charges(self, bills: Sequence[Bill], standings: Mapping[date, int]) -> None:
+        """Add charges that nothing divides, each of the place that its item is of; ``standings`` tells how settled each day is."""
+        self.is_billed = self.is_best = self.is_charged = True
+        billed, effective, credited = self.billed, self.effective, self.credits
+        units, is_known, lines, cover = self.billed_units, self.is_billed_unit_known, self.lines, self.cover
+        # Where nothing is amortized the two are one sum.
+        is_same = effective is billed
+        for bill in bills:
+            amounts = bill.amounts
+            cost = amounts.billed
+            if is_same and amounts.effective is not cost:
+                is_same, effective = False, billed
+            billed = _plus(billed, cost)
+            if not is_same:
+                effective = _plus(effective, amounts.effective)
+            lines += bill.lines
+            if amounts.invoiced is not None:
+                self.invoiced = _plus(self.invoiced, amounts.invoiced)
+                self.invoiced_lines += bill.invoiced_lines
+            if bill.is_estimate:
+                self.estimate = True
+            if bill.is_credit:
+                credited = _plus(credited, cost)
+            elif amounts.units is None:
+                is_known = False
+            else:
+                units = _plus(units, amounts.units)
+            if amounts.core_hours is not None:
+                self.billed_core_hours = plus(self.billed_core_hours, amounts.core_hours)
+                self.best_core_hours = plus(self.best_core_hours, amounts.core_hours)
+            day = bill.day
+            key = day, *bill.target.covers
+            pair = cover.get(key)
+            cover[key] = (cost, ZERO) if pair is None else (_plus(pair[0], cost), pair[1])
+            self.standing = min(self.standing, standings[day])
+        self.billed, self.effective, self.credits = billed, billed if is_same else effective, credited
+        self.billed_units, self.is_billed_unit_known, self.lines = units, is_known, lines
 
     def add_metered(self, day: date, identity: Identity, amount: Decimal, *, is_reached: bool) -> None:
         """Add what metering makes of usage; it is the best that is known until a bill reaches the day."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import date
 from decimal import Decimal
+
+import msgspec
 
 from models import money
 from models.charges import MeterKind
@@ -24,8 +25,7 @@ Spot = tuple[int, Groups, str | None]  # bucket, groups, currency: a row
 _LABELS = {"application", "team", "cost_center"}
 
 
-@dataclass(frozen=True, slots=True)
-class Cell:
+class Cell(msgspec.Struct, frozen=True, eq=False):
     """Usage that no row, price or bill tells apart, on one day in one bucket."""
 
     meaning: Meaning
@@ -42,8 +42,7 @@ class Cell:
     estimated_requests: int
 
 
-@dataclass(frozen=True, slots=True)
-class Priced:
+class Priced(msgspec.Struct, frozen=True, eq=False):
     """Tokens of one meter and what they cost; None where nobody knows, as the term says."""
 
     term: Term
@@ -65,6 +64,7 @@ class View:
             filters.applications or filters.teams or filters.tags
         )
         self.is_fine = self.asks_labels or "model" in query.group_by or bool(filters.models)
+        self.asks_meter = "meter" in query.group_by
         self.rows: dict[Spot, Sums] = {}
         self._groups: dict[tuple[int, MeterKind], tuple[Meaning, Groups]] = {}
         # Of several spellings in a row the first of these is shown: the registry's, then usage's in order of arrival, then a bill's.
@@ -144,6 +144,7 @@ class View:
             kind = one.term.meter
             row = self.row(cell.bucket, self.groups_of(cell.meaning, kind), one.term.currency)
             row.standing = min(row.standing, cell.standing)
+            row.is_used = True
             row.is_billed |= cell.is_reached
             row.is_best |= cell.is_reached
             row.estimate |= cell.meaning.is_share
@@ -189,6 +190,7 @@ class View:
             is_reached, standing = reached(share.identity)
             row = self.row(*spot)
             row.standing = min(row.standing, standing)
+            row.is_used = True
             row.is_billed |= is_reached
             row.is_best |= is_reached
             row.estimate |= is_estimate or (share.by_usage and self.asks_labels)
@@ -220,3 +222,31 @@ class View:
             [CostRow(buckets[spot[0]], dict(zip(names, shown[spot[1]], strict=True)), chosen[spot].figures(basis, spot[2])) for spot in order],
             [totals[currency].figures(basis, currency) for currency in sorted(totals, key=lambda code: (code is None, code or ""))],
         )
+
+
+class Common(View):
+    """What every view of several keeps apart or none: usage is added up here once, and then given to all of them."""
+
+    def __init__(self, query: CostQuery, world: World) -> None:
+        super().__init__(query, world)
+        self._meant: dict[Groups, tuple[Meaning, MeterKind]] = {}
+
+    def groups_of(self, meaning: Meaning, meter: MeterKind) -> Groups:
+        groups = (str(meaning.cell), meter.value)
+        self._meant.setdefault(groups, (meaning, meter))
+        return groups
+
+    def give(self, views: Sequence[View]) -> None:
+        """Add the rows to those of the views."""
+        metered = [view for view in views if view.asks_meter]
+        others = [view for view in views if not view.asks_meter]
+        together: dict[tuple[object, ...], tuple[int, Meaning, MeterKind, str | None, Sums]] = {}
+        for (bucket, groups, currency), sums in self.rows.items():
+            meaning, meter = self._meant[groups]
+            for view in metered:
+                view.row(bucket, view.groups_of(meaning, meter), currency).absorb(sums)
+            found = together.setdefault((bucket, meaning.cell, currency), (bucket, meaning, meter, currency, Sums()))
+            found[4].absorb(sums)
+        for bucket, meaning, meter, currency, sums in together.values():
+            for view in others:
+                view.row(bucket, view.groups_of(meaning, meter), currency).absorb(sums)

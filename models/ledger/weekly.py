@@ -169,21 +169,28 @@ def week_of(name: str | None, *, now: datetime, time_zone: str = "UTC") -> Week:
     return Week(f"{local.year}-W{local.week:02}", Period(start, end), time_zone)
 
 
-def weekly(session: Session, week: Week, filters: Filters = Filters(), *, now: datetime) -> WeeklyReport:  # noqa: B008 - a frozen value
-    """The week's figures beside those of the week before, on basis best."""
+def weekly(
+    session: Session,
+    week: Week,
+    filters: Filters = Filters(),  # noqa: B008 - a frozen value
+    *,
+    now: datetime,
+    reading: Reading | None = None,
+) -> WeeklyReport:
+    """The week's figures beside those of the week before, on basis best; ``reading`` is what somebody has read at ``now`` already."""
     if week.period.start >= now:
         raise InvalidInput(f"{week.unit} {week.name} has not begun yet")
     before = Period(floor(week.period.start - DAY / 2, week.unit, zone_from(week.time_zone)), week.period.start)
-    made = _Maker(session, week, before, filters, now=now)
-    return WeeklyReport(week, now, made.currencies(), made.provisional_days(), data_age(session, visible=filters.visible, now=now))
+    made = _Maker(session, week, before, filters, now=now, reading=Reading(session, now) if reading is None else reading)
+    age = data_age(session, visible=filters.visible, now=now, world=made.reading.world)
+    return WeeklyReport(week, now, made.currencies(), made.provisional_days(), age)
 
 
 class _Maker:
     """One report in the making."""
 
-    def __init__(self, session: Session, week: Week, before: Period, filters: Filters, *, now: datetime) -> None:
-        self.session, self.week, self.before, self.filters, self.now = session, week, before, filters, now
-        self.reading = Reading(session, now)
+    def __init__(self, session: Session, week: Week, before: Period, filters: Filters, *, now: datetime, reading: Reading) -> None:
+        self.session, self.week, self.before, self.filters, self.now, self.reading = session, week, before, filters, now, reading
         self.days = self._ask(week.period, (), granularity="hour" if week.unit == "day" else "day")[()]
 
     def _ask(self, period: Period, *groupings: tuple[str, ...], granularity: Granularity = "none") -> Mapping[tuple[str, ...], Sequence[CostRow]]:

@@ -40,7 +40,7 @@ def test_the_highest_minute_is_of_what_counts_together(session: Session) -> None
     assert peaks.of([first.id], "tokens_per_minute") == (600, at)
     assert peaks.of([first.id, second.id], "tokens_per_minute") == (800, at + timedelta(minutes=3))
     assert peaks.of([first.id, second.id], "requests_per_minute") == (2, at + timedelta(minutes=3))
-    assert peaks.fullest_quarter([first.id, second.id], "tokens_per_minute") == 1400
+    assert peaks.at_most([first.id, second.id], "tokens_per_minute") == 1400
 
 
 def test_without_usage_there_is_no_highest_minute(session: Session) -> None:

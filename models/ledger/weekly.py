@@ -199,7 +199,10 @@ class _Maker:
         return dict(zip(groupings, (table.rows for table in costs_together(self.session, queries, now=self.now, reading=self.reading)), strict=True))
 
     def currencies(self) -> list[CurrencyWeek]:
-        asked = [self._ask(period, *_ASKED) for period in (self.week.period, self.before)]
+        # Both in one answer: what usage means and whose charges are is found once.
+        both = self._ask(Period(self.before.start, self.week.period.end), *_ASKED, granularity=self.week.unit)
+        starts = (self.week.period.start, self.before.start)
+        asked = [{groups: [row for row in rows if row.period.start == start] for groups, rows in both.items()} for start in starts]
         this, last = ({row.figures.currency: row.figures for row in rows[()]} for rows in asked)
         lines = {groups: _lines(*(rows[groups] for rows in asked)) for groups in _LINES}
         meters = [rows[_METERS] for rows in asked]

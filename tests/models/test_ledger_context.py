@@ -28,7 +28,8 @@ def at(day: int, hour: int = 8, minute: int = 0) -> datetime:
 
 
 def context(session: Session, filters: Filters = Filters(), *, week: str = "2026-W46", now: datetime = NOW) -> Context:  # noqa: B008 - a frozen value
-    return ledger.context(session, ledger.week_of(week, now=now), filters, used={PLACE, ("ws-east", "other")}, told_as=("weekly", "{}"), now=now)
+    of, reading = ledger.week_of(week, now=now), ledger.Reading(session, now)
+    return ledger.context(session, of, filters, used={PLACE, ("ws-east", "other")}, told_as=("weekly", "{}"), reading=reading, now=now)
 
 
 def budget(session: Session, name: str, amount: str, **overrides: Any) -> None:

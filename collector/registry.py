@@ -18,7 +18,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from dataclasses import replace as changed
 from datetime import datetime
+from email.utils import parsedate_to_datetime
 from typing import Any, Generic, TypeVar
+from urllib.parse import urlsplit
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
@@ -30,6 +32,7 @@ from models.limits import LimitSource, set_limit
 from models.matching import full_name
 from models.periods import parse_instant
 from models.prices import model_name
+from models.quotas import EndpointFact
 from models.resources import DeploymentFact, Mode, Owner, Route, Workspace, WorkspaceFact
 
 INVENTORY_COLUMNS = (
@@ -139,6 +142,7 @@ def import_inventory(session: Session, files: Sequence[tuple[str, bytes]], *, no
     workspace_changes = _apply(session, _WORKSPACES, _standing_inventory(session, WorkspaceFact), workspaces, inventory)
     standing = [fact for fact in _standing_inventory(session, DeploymentFact) if fact.workspace.casefold() in found.mentioned]
     deployment_changes = _apply(session, _DEPLOYMENTS, standing, deployments, inventory, end_unnamed=replace)
+    _land_endpoints(session, found, now=now, end_unnamed=replace)
     for workspace, deployment, measure, value in found.limits:
         set_limit(
             session, workspace=workspace, deployment=deployment, measure=measure, value=value, source=LimitSource.AZURE,
@@ -175,6 +179,24 @@ def _standing_inventory(session: Session, table: type[_Fact]) -> list[_Fact]:
     return list(session.exec(select(table).where(col(table.source) == "inventory", col(table.known_to).is_(None)).order_by(col(table.id))))
 
 
+def _land_endpoints(session: Session, found: _Inventory, *, now: datetime, end_unnamed: bool) -> None:
+    said = {(each["workspace"].casefold(), each["endpoint"].casefold()): each for each in found.endpoints}
+    fresh = {place: EndpointFact(**each, known_from=now) for place, each in said.items()}
+    # A file of our own names an endpoint by its deployments.
+    named = said.keys() | {(one.attributes["workspace"].casefold(), one.attributes["endpoint"].casefold()) for one in found.deployments}
+    for known in session.exec(select(EndpointFact).where(col(EndpointFact.known_to).is_(None)).order_by(col(EndpointFact.id))).all():
+        place = known.workspace.casefold(), known.endpoint.casefold()
+        if place in said and all(getattr(known, name) == said[place][name] for name in said[place] if name not in {"workspace", "endpoint"}):
+            fresh.pop(place, None)
+        elif place in said or (end_unnamed and place[0] in found.mentioned and place not in named):
+            known.known_to = now
+            session.add(known)
+            if place in fresh:
+                fresh[place].seen_at = known.seen_at  # what was measured stays measured
+    session.add_all(fresh.values())
+    session.flush()
+
+
 # -- what a file says ---------------------------------------------------------------------------
 
 
@@ -202,6 +224,7 @@ class _Inventory:
     implied: list[_Said] = field(default_factory=list)  # of a workspace, by what is said of its deployments
     regions: dict[str, set[str]] = field(default_factory=dict)  # where its deployments are
     mentioned: dict[str, str] = field(default_factory=dict)  # workspaces: case-folded name -> as first written
+    endpoints: list[_Attributes] = field(default_factory=list)
     limits: list[tuple[str, str, str, int]] = field(default_factory=list)  # workspace, deployment, measure, a minute
     ignored: Counter[str] = field(default_factory=Counter)
 
@@ -418,6 +441,45 @@ def _read_azure(objects: Sequence[_Resource], found: _Inventory, faults: Faults)
         found.workspaces.append(_Said(resource.place, about))
         if said is not None:
             found.deployments.append(said)
+        if resource.kind in {f"{_ML}/onlineendpoints", f"{_ML}/serverlessendpoints"}:
+            found.endpoints.append(_endpoint(resource, region, faults))
+
+
+def _endpoint(resource: _Resource, region: str | None, faults: Faults) -> _Attributes:
+    uri = resource.word("properties", "scoringUri") or resource.word("properties", "inferenceEndpoint", "uri")
+    shares = resource.member("properties", "traffic") or {}
+    if not isinstance(shares, dict) or any(isinstance(share, bool) or not isinstance(share, int) or not 0 <= share <= 100 for share in shares.values()):
+        faults.add(resource.place, "properties.traffic is not a share from 0 to 100 for each deployment")
+        shares = {}
+    return {
+        "workspace": resource.names[0],
+        "endpoint": resource.names[1],
+        "host": _host(uri) if uri else None,
+        "subscription_id": resource.subscription_id,
+        "region": region,
+        "traffic": dict(shares),
+        "is_shared_quota": (resource.word("properties", "properties", "SharedComputeCapacityEnabled") or "").casefold() == "true",
+        "created_at": resource.created_at(faults),
+        "target_deletion_at": _http_date(resource.word("properties", "properties", "TargetAutoDeletionTime")),
+    }
+
+
+def _host(uri: str) -> str | None:
+    try:
+        return (urlsplit(uri).hostname or "").rstrip(".") or None
+    except ValueError:
+        return None
+
+
+def _http_date(said: str | None) -> datetime | None:
+    """RFC 1123, as the deletion time is written; None for anything else."""
+    if said is None:
+        return None
+    try:
+        at = parsedate_to_datetime(said)
+    except ValueError:
+        return None
+    return at if at.tzinfo is not None else None
 
 
 def _online_deployment(resource: _Resource, region: str | None, faults: Faults) -> _Said:

@@ -64,7 +64,8 @@ class EndpointFact(SQLModel, table=True):
     target_deletion_at: datetime | None = Field(default=None, sa_column=Column(Instant))
     known_from: datetime = Field(sa_column=Column(Instant, nullable=False))
     known_to: datetime | None = Field(default=None, sa_column=Column(Instant))
-    seen_at: datetime = Field(sa_column=Column(Instant, nullable=False))
+    # When a pull last measured its deployments; None where only files told of it.
+    seen_at: datetime | None = Field(default=None, sa_column=Column(Instant))
 
     __table_args__ = (Index("ix_endpoint_fact_place", "workspace", "endpoint"), Index("ix_endpoint_fact_host", "host"))
 

@@ -13,9 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from email.utils import parsedate_to_datetime
 from typing import Any, Protocol
-from urllib.parse import urlsplit
 
 from sqlmodel import Session, col, select
 
@@ -236,7 +234,7 @@ def land(session: Session, listing: Listing, *, now: datetime) -> registry.Inven
             _end_at(session, facts, at, now=now)
         elif steps := listing.steps.get(fact_id):
             _measure(session, facts, steps, now=now)
-    _land_endpoints(session, listing, now=now)
+    _end_endpoints(session, listing, now=now)
     if ended:
         deployments = imported.deployments
         imported = registry.InventoryImport(
@@ -340,49 +338,16 @@ def _pieces(fact: DeploymentFact, steps: Sequence[Step], *, is_last: bool) -> li
     return pieces
 
 
-def _land_endpoints(session: Session, listing: Listing, *, now: datetime) -> None:
-    said = {(fact.workspace.casefold(), fact.endpoint.casefold()): fact for fact in _endpoints(listing, now=now)}
-    rows = select(EndpointFact).where(col(EndpointFact.known_to).is_(None), col(EndpointFact.subscription_id) == listing.subscription_id)
-    for known in session.exec(rows).all():
-        fresh = said.pop((known.workspace.casefold(), known.endpoint.casefold()), None)
-        if fresh is not None and _same_endpoint(known, fresh):
+def _end_endpoints(session: Session, listing: Listing, *, now: datetime) -> None:
+    """Note which endpoints were measured now, and end those that Azure no longer lists."""
+    there = {tuple(_id(each).casefold().split("/")[8:11:2]) for each in listing.objects}
+    for known in session.exec(_standing_endpoints(listing.subscription_id)).all():
+        if (known.workspace.casefold(), known.endpoint.casefold()) in there:
             known.seen_at = now
         else:
             known.known_to = now
-            if fresh is not None:
-                session.add(fresh)
         session.add(known)
-    session.add_all(said.values())
     session.flush()
-
-
-def _endpoints(listing: Listing, *, now: datetime) -> Iterable[EndpointFact]:
-    for each in listing.objects:
-        kind = str(each.get("type") or "").casefold()
-        if not kind.endswith(("/onlineendpoints", "/serverlessendpoints")):
-            continue
-        properties = each.get("properties") or {}
-        uri = properties.get("scoringUri") or (properties.get("inferenceEndpoint") or {}).get("uri")
-        marks = properties.get("properties") or {}
-        names = _id(each).split("/")
-        yield EndpointFact(
-            workspace=names[8],
-            endpoint=names[10],
-            host=(urlsplit(str(uri)).hostname or "").rstrip(".") or None if uri else None,
-            subscription_id=listing.subscription_id,
-            region="".join(str(each.get("location") or "").lower().split()) or None,
-            traffic=dict(properties.get("traffic") or {}),
-            is_shared_quota=str(marks.get("SharedComputeCapacityEnabled") or "").casefold() == "true",
-            created_at=_created_at(each),
-            target_deletion_at=_http_date(marks.get("TargetAutoDeletionTime")),
-            known_from=now,
-            seen_at=now,
-        )
-
-
-def _same_endpoint(left: EndpointFact, right: EndpointFact) -> bool:
-    names = ("host", "region", "traffic", "is_shared_quota", "created_at", "target_deletion_at")
-    return all(getattr(left, name) == getattr(right, name) for name in names)
 
 
 # -- small things ---------------------------------------------------------------------------------
@@ -390,6 +355,10 @@ def _same_endpoint(left: EndpointFact, right: EndpointFact) -> bool:
 
 def _standing() -> Any:
     return select(DeploymentFact).where(col(DeploymentFact.source) == "inventory", col(DeploymentFact.known_to).is_(None)).order_by(col(DeploymentFact.id))
+
+
+def _standing_endpoints(subscription_id: str) -> Any:
+    return select(EndpointFact).where(col(EndpointFact.known_to).is_(None), col(EndpointFact.subscription_id) == subscription_id)
 
 
 def _known(session: Session, subscription_id: str) -> int:
@@ -406,8 +375,8 @@ def _known_online(session: Session, subscription_id: str) -> list[str]:
 
 def _measured_until(session: Session, subscription_id: str) -> dict[str, datetime]:
     """Endpoint's resource id, lower case -> when its deployments were last measured."""
-    rows = session.exec(select(EndpointFact).where(col(EndpointFact.known_to).is_(None), col(EndpointFact.subscription_id) == subscription_id.casefold())).all()
-    seen = {(row.workspace.casefold(), row.endpoint.casefold()): row.seen_at for row in rows}
+    rows = session.exec(_standing_endpoints(subscription_id.casefold())).all()
+    seen = {(row.workspace.casefold(), row.endpoint.casefold()): row.seen_at for row in rows if row.seen_at is not None}
     found = {}
     for name in _online_facts(session, subscription_id.casefold()):
         parts = name.split("/")
@@ -439,14 +408,3 @@ def _created_at(item: Mapping[str, Any]) -> datetime | None:
         return parse_instant(said, what="createdAt") if isinstance(said, str) else None
     except InvalidInput:
         return None
-
-
-def _http_date(said: object) -> datetime | None:
-    """RFC 1123, as the deletion time is written; None for anything else."""
-    if not isinstance(said, str):
-        return None
-    try:
-        at = parsedate_to_datetime(said)
-    except ValueError:
-        return None
-    return at if at.tzinfo is not None else None

@@ -12,6 +12,7 @@ from collector.registry import Changes, InventoryImport, OwnerImport, import_inv
 from models import ledger
 from models.errors import InvalidInput
 from models.matching import Registry
+from models.quotas import EndpointFact
 from models.resources import DeploymentFact, Mode, Owner, Route, Workspace, WorkspaceFact
 from models.store import Store
 
@@ -93,6 +94,40 @@ def test_azure_lists_become_deployments_named_as_azure_names_them(store: Store) 
     )
     with store.read() as session:
         assert [(row.name, row.first_seen_at) for row in session.exec(select(Workspace))] == [("ws-llama-prod", NOW)]
+
+
+def test_azure_lists_tell_of_the_addresses_and_the_traffic_of_endpoints(store: Store) -> None:
+    inventory(store, *azure("online_endpoints", "online_deployments", "serverless_endpoints"))
+    told = {fact.endpoint: fact for fact in facts(store, EndpointFact)}
+    managed, serverless = told["llama-8b-managed"], told["llama-31-405b-prod"]
+    assert (managed.workspace, managed.subscription_id, managed.host, managed.region) == (
+        "ws-llama-prod",
+        SUBSCRIPTION,
+        "llama-8b-managed.eastus2.inference.ml.azure.com",
+        "eastus2",
+    )
+    # No pull has measured its instances: the next one begins at their creation.
+    assert (managed.traffic, managed.created_at, managed.known_from, managed.seen_at) == ({"blue": 90, "green": 10}, CREATED, NOW, None)
+    assert (serverless.host, serverless.traffic) == ("llama-31-405b-prod.eastus2.models.ai.azure.com", {})
+
+    (_, content), *others = azure("online_endpoints", "online_deployments", "serverless_endpoints")
+    reply = json.loads(content)
+    reply["value"][0]["properties"]["traffic"] = {"blue": 50, "green": 50}
+    inventory(store, ("endpoints.json", json.dumps(reply).encode()), *others, now=LATER)
+    looks = sorted((fact.known_from, fact.traffic) for fact in facts(store, EndpointFact) if fact.endpoint == "llama-8b-managed")
+    assert looks == [(LATER, {"blue": 50, "green": 50})]
+    assert [fact.traffic for fact in facts(store, EndpointFact, as_of=NOW) if fact.endpoint == "llama-8b-managed"] == [{"blue": 90, "green": 10}]
+
+    inventory(store, *azure("online_deployments"), now=LATER + timedelta(days=1), replace=True)
+    assert [fact.endpoint for fact in facts(store, EndpointFact)] == ["llama-8b-managed"]
+
+
+@pytest.mark.parametrize("traffic", [["blue"], {"blue": "90"}, {"blue": 101}, {"blue": True}])
+def test_traffic_that_is_no_share_is_refused_by_name(sqlite_store: Store, traffic: Any) -> None:
+    ((_, content),) = azure("online_endpoints")
+    reply = json.loads(content)
+    reply["value"][0]["properties"]["traffic"] = traffic
+    assert "endpoints.json object 1: properties.traffic is not a share" in refusal(sqlite_store, ("endpoints.json", json.dumps(reply).encode()))
 
 
 def test_the_same_lists_again_change_nothing(store: Store) -> None:

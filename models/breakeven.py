@@ -65,6 +65,7 @@ class Managed:
 
     ``tokens_per_minute`` is of one instance, None where it is not known. ``carries`` is a load that they are known to
     have carried (their own). ``reason`` why it cannot be had. ``is_fixed`` where there are never more than ``instances``.
+    ``has_room``: whether the vCPU quota holds as many as it takes (None: nobody knows), and ``no_room`` why not.
     """
 
     capacity_cost: Decimal | None
@@ -73,17 +74,19 @@ class Managed:
     carries: Load
     reason: str | None = None
     is_fixed: bool = False
+    has_room: bool | None = True
+    no_room: str | None = None
 
     def can(self, load: Load) -> tuple[bool | None, str | None]:
-        """Whether it can be had and carries the load, and why not; None where nobody knows what an instance serves."""
-        if self.reason is not None:
-            return False, self.reason
+        """Whether it can be had and carries the load, and why not; None where nobody knows what an instance serves or how many the quota holds."""
+        if self.reason is not None or self.has_room is False:
+            return False, self.reason or self.no_room
         needed = self.instances_for(load)
         if needed is None:
             return (True, None) if self._has_carried(load) else (None, _NOT_KNOWN)
         if self.is_fixed and needed > self.instances:
             return False, f"the instances cannot carry it: {load.peak_hour_tokens:,} tokens in one hour need {needed:,}, and they would be {self.instances:,}"
-        return True, None
+        return (True, None) if self.has_room else (None, self.no_room)
 
     def _has_carried(self, load: Load) -> bool:
         return load.tokens <= self.carries.tokens and load.peak_hour_tokens <= self.carries.peak_hour_tokens
@@ -108,7 +111,10 @@ class Managed:
 
 @dataclass(frozen=True, slots=True)
 class Advice:
-    """The cheaper mode and by how much a day; both None with a reason where they cannot be compared."""
+    """The cheaper mode and by how much a day; both None with a reason where they cannot be compared.
+
+    A reason beside instances that are advised says what is not known of more of them.
+    """
 
     cheaper: ChoiceOfMode | None
     saving_per_day: Decimal | None
@@ -156,7 +162,7 @@ def advise(load: Load, serverless: Serverless, managed: Managed, days: Decimal) 
     by_token, by_hour = serverless.cost(load.input_tokens, load.output_tokens), managed.cost_of(load)
     if by_token is None:
         return Advice(None, None, "there is no serverless price of this model")
-    if by_hour is None:
+    if by_hour is None or (can_serve is None and managed.is_fixed):
         return Advice(None, None, lack or "what the instances cost is not known")
     if days <= 0:
         return Advice(None, None, "the period is empty")
@@ -164,7 +170,7 @@ def advise(load: Load, serverless: Serverless, managed: Managed, days: Decimal) 
     saving = _quotient(abs(gap), days)
     if not gap:
         return Advice(None, ZERO, "both cost the same")
-    return Advice("serverless" if gap > 0 else "managed_compute", saving, None)
+    return Advice("serverless", saving, None) if gap > 0 else Advice("managed_compute", saving, lack)
 
 
 def _quotient(left: Decimal, right: Decimal) -> Decimal:

@@ -62,6 +62,11 @@ def find(sku: str) -> Sku | None:
     return _BY_KEY.get(_key(sku))
 
 
+def upgrade_cores(sku: Sku, instances: int) -> int:
+    """The vCPUs that have to stay free to upgrade so many instances: a fifth of them, rounded up to whole ones, of sizes that need it."""
+    return -(-instances // 5) * sku.cores if sku.reserves_upgrade_quota else 0
+
+
 @lru_cache(maxsize=4096)
 def cores(sku: str) -> int | None:
     """The vCPUs of one instance, None where neither the list nor the naming convention tells."""

@@ -393,14 +393,16 @@ def components() -> dict[str, Shape]:
             money_or_null="unknown_token_share estimated_token_share capacity_cost allocated_cost idle_cost idle_cost_per_day utilisation gpu_utilisation "
             "gpu_memory_utilisation core_hours",
             count="tokens",
-            count_or_null="capacity_tokens_per_day instances instances_needed gpu_hours_told",
+            count_or_null="capacity_tokens_per_day instances instances_needed vcpus_needed vcpus_left gpu_hours_told",
             flag_or_null="feasible",
             text_or_null="utilisation_method gpu_reason reason feasible_reason",
         ),
         "WhatIf": _shape(
             {
                 "serverless": _shape(flag_or_null="feasible", text_or_null="reason"),
-                "managed_compute": _shape(flag_or_null="feasible", text_or_null="reason", count_or_null="capacity_tokens_per_day instances_needed"),
+                "managed_compute": _shape(
+                    flag_or_null="feasible", text_or_null="reason", count_or_null="capacity_tokens_per_day instances_needed vcpus_needed vcpus_left"
+                ),
                 "cheaper": _CHEAPER,
             },
             money_or_null="capacity_cost_per_day saving_per_day",

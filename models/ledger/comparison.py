@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from decimal import Decimal
 
@@ -20,6 +20,7 @@ from models.ledger.costs import Answer
 from models.ledger.deployments import settings_known
 from models.ledger.hours import instance_hours, stretches
 from models.ledger.meanings import shared
+from models.ledger.room import ENOUGH, Quotas, Room, Site
 from models.ledger.sums import Sums
 from models.ledger.utilisation import GpuUse, gpu_use
 from models.ledger.values import CostQuery, Filters, Standing, share_of
@@ -54,7 +55,7 @@ class WhatIf:
 class WhatIfAnswer:
     """What that would cost a day, from how many tokens a day it would be cheaper than serverless, and whether either can carry the load of the period.
 
-    ``managed_feasible`` None: nobody knows what an instance of that size serves. ``cheaper`` only where both can; else ``reason`` says what cannot.
+    ``managed_feasible`` None: nobody knows what an instance of that size serves, or whether the vCPU quota holds them (``room``). ``cheaper`` only where both can; else ``reason`` says what cannot.
     """
 
     capacity_cost_per_day: Decimal | None
@@ -66,6 +67,7 @@ class WhatIfAnswer:
     managed_reason: str | None = None
     capacity_tokens_per_day: int | None = None
     instances_needed: int | None = None
+    room: Room = ENOUGH
     cheaper: ChoiceOfMode | None = None
     saving_per_day: Decimal | None = None
 
@@ -115,8 +117,9 @@ class ManagedSide:
     gpu: GpuUse
     unknown_token_share: Decimal | None = None  # as above
     estimated_token_share: Decimal | None = None
-    feasible: bool | None = None  # None: nobody knows what an instance can serve
+    feasible: bool | None = None  # None: nobody knows what an instance can serve, or whether the vCPU quota holds more of them
     feasible_reason: str | None = None
+    room: Room = ENOUGH
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,6 +219,9 @@ class _Capacity:
     methods: set[str] = field(default_factory=set)
     places: list[tuple[str, str]] = field(default_factory=list)
     reasons: set[str] = field(default_factory=set)
+    running: dict[str, int] = field(default_factory=dict)  # instances at the end of the period, by size
+    sites: set[Site] = field(default_factory=set)
+    held: list[tuple[Site, DeploymentFact]] = field(default_factory=list)  # those that run now: what of the vCPU quota is used is theirs
 
 
 class _Comparison:
@@ -229,6 +235,7 @@ class _Comparison:
         self._days = money.QUOTIENT.divide(
             Decimal((self._period.end - self._period.start) // timedelta(microseconds=1)), Decimal(timedelta(days=1) // timedelta(microseconds=1))
         )
+        self._quotas = Quotas(session, answer.world, now=now)
         self._settings = settings_known(session, now)
         self._limits = limits_known(session, now)
         self._called: dict[str, set[tuple[str, str]]] = {}  # by model: where calls came that are not managed compute's
@@ -334,8 +341,17 @@ class _Comparison:
             if not self._is_asked(workspace, name):
                 continue
             self._spelled.setdefault(model_key(model), model_name(model))
-            self._add_capacity(found.setdefault(model_key(model), _Capacity()), workspace, name, runs)
+            into = found.setdefault(model_key(model), _Capacity())
+            self._add_capacity(into, workspace, name, runs)
+            into.sites.add(self._site(workspace, name, runs[-1][2]))
+            for _, _, fact in stretches(facts, self._now, self._now + timedelta(microseconds=1)):
+                into.held.append((self._site(workspace, name, fact), fact))
         return found
+
+    def _site(self, workspace: str, name: str, fact: DeploymentFact) -> Site:
+        """The subscription and region of a deployment."""
+        registry = self._world.registry
+        return registry.subscription(workspace, self._now), fact.region or registry.identity(workspace, name, model=None, at=self._now).region
 
     def _is_asked(self, workspace: str, name: str) -> bool:
         filters, deployments = self._answer.query.filters, self._answer.lens.deployments
@@ -350,7 +366,9 @@ class _Comparison:
         into.places.append((workspace, name))
         per_instance, method = self._per_instance(workspace, name, last, runs)
         into.per_instance.append(per_instance)
-        into.by_size.setdefault((runs[-1][2].sku or "").casefold(), []).append(per_instance)
+        size = (runs[-1][2].sku or "").casefold()
+        into.by_size.setdefault(size, []).append(per_instance)
+        into.running[size] = into.running.get(size, 0) + last
         if per_instance is None:
             into.tokens = None
             into.reasons.add(f"what {workspace} / {name} can serve is not known: set its capacity_tokens_per_minute")
@@ -390,6 +408,8 @@ class _Comparison:
             carries=own,
             reason=None if capacity is not None else "no online deployment of this model is in the inventory",
         )
+        room = self._room_for_more(known, managed.instances_for(whole))
+        managed = replace(managed, has_room=room.holds, no_room=room.reason)
         utilisation = used = idle = None
         if capacity_cost is not None and known.tokens is not None:
             utilisation, used, idle = allocated(capacity_cost, own.tokens, known.tokens)
@@ -435,6 +455,7 @@ class _Comparison:
                 estimated_token_share=share_of(hour_side.sums.estimated_requests, hour_side.sums.requests),
                 feasible=can,
                 feasible_reason=lack,
+                room=room,
             ),
             break_even_tokens_per_day=even,
             break_even_reachable=None if even is None or per_day is None else even <= per_day,
@@ -516,6 +537,7 @@ class _Comparison:
         # What an instance serves is known of sizes that run the model; of several of one size the slowest speaks.
         said = known.by_size.get(asked.sku.casefold(), [])
         serves = [one for one in said if one is not None]
+        room = self._room_for(key, known, asked)
         managed = Managed(
             capacity_cost=None if cost is None else money.EXACT.multiply(cost, self._days),
             instances=asked.instances,
@@ -523,9 +545,11 @@ class _Comparison:
             carries=_NOTHING,
             reason=self._out_of_hours(key, asked),
             is_fixed=True,
+            has_room=room.holds,
+            no_room=room.reason,
         )
         can, lack = managed.can(whole)
-        if can is None:
+        if can is None and not serves:
             lack = f"what a {asked.sku[:60]} serves of this model is not known: no deployment of the model on that size has a capacity_tokens_per_minute"
         cannot, advice = serverless.cannot(whole), advise(whole, serverless, managed, self._days)
         reason = advice.reason
@@ -543,9 +567,39 @@ class _Comparison:
             managed_reason=lack,
             capacity_tokens_per_day=int(min(serves) * 60 * asked.instances * asked.hours_per_day) if serves else None,
             instances_needed=managed.instances_for(whole),
+            room=room,
             cheaper=advice.cheaper,
             saving_per_day=advice.saving_per_day,
         )
+
+    def _room_for(self, key: str, known: _Capacity, asked: WhatIf) -> Room:
+        """Whether the vCPU quota holds the what-if's instances in place of those that run."""
+        if asked.instances <= known.running.get(asked.sku.casefold(), 0):
+            return ENOUGH
+        # Where nothing of the model runs on instances yet, they would run where it is deployed otherwise.
+        sites = known.sites or {self._site(workspace, fact.name, fact) for workspace, fact in self._places(key) if workspace and fact is not None}
+        return self._room(asked.sku, asked.instances, sites, known.held)
+
+    def _room_for_more(self, known: _Capacity, needed: int | None) -> Room:
+        """Whether the vCPU quota holds as many as the load needs beside those that run, of one of the sizes that run."""
+        if needed is None or needed <= known.instances:
+            return ENOUGH
+        found = [
+            self._room(sku, count + needed - known.instances, known.sites, [(site, fact) for site, fact in known.held if (fact.sku or "").casefold() == sku])
+            for sku, count in sorted(known.running.items())
+        ]
+        for holds in (True, None, False):
+            for room in found:
+                if room.holds is holds:
+                    return room
+        return ENOUGH
+
+    def _room(self, sku: str, instances: int, sites: Iterable[Site], own: Sequence[tuple[Site, DeploymentFact]]) -> Room:
+        if self._answer.query.filters.visible is not None:
+            return Room(
+                holds=None, reason="whether the vCPU quota holds more instances is not told to a key of some workspaces: quotas are of whole subscriptions"
+            )
+        return self._quotas.room(sku, instances, sites, own=own)
 
     def _hourly(self, key: str, currency: str | None, sku: str) -> Decimal | None:
         """What an hour of the size costs where the model runs, else anywhere."""

@@ -612,7 +612,7 @@ def _foundry(pools: Sequence[Pool], world: World, *, now: datetime) -> list[Pool
 
 def _cores(session: Session, world: World, *, now: datetime) -> list[Pool]:
     """Azure's vCPU quotas as it told them: Compute and Machine Learning count the same cores apart, and are never added."""
-    reserved = _upgrade_cores(world, now)
+    reserved = upgrade_cores(world, now)
     found: list[Pool] = []
     for row in azure_quotas(session, known=now):
         if row.level not in ("family", "total", "low_priority"):
@@ -641,7 +641,7 @@ def _cores(session: Session, world: World, *, now: datetime) -> list[Pool]:
     return found
 
 
-def _upgrade_cores(world: World, now: datetime) -> dict[tuple[str, str, str], int]:
+def upgrade_cores(world: World, now: datetime) -> dict[tuple[str, str, str], int]:
     """The vCPUs that Azure wants free to upgrade deployments in, by subscription, region and family.
 
     A deployment of ``n`` instances needs quota for a fifth more, rounded up to whole instances; sizes that the list marks
@@ -656,7 +656,7 @@ def _upgrade_cores(world: World, now: datetime) -> dict[tuple[str, str, str], in
             if sku is None or not sku.reserves_upgrade_quota or not fact.instance_count or region is None or subscription is None:
                 continue
             key = (subscription, region.casefold(), family_key(sku.family))
-            found[key] = found.get(key, 0) + -(-fact.instance_count // 5) * sku.cores
+            found[key] = found.get(key, 0) + skus.upgrade_cores(sku, fact.instance_count)
     return found
 
 

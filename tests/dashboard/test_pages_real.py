@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterator
 from datetime import date, datetime, timedelta
 from types import ModuleType
+from typing import Any
 
 import pytest
 from playwright.sync_api import expect, sync_playwright
@@ -26,6 +27,7 @@ from models.limits import LimitSource, set_limit
 from models.notices import Format, Receiver
 from models.prices import PriceMeter
 from models.quotas import AzureQuota
+from models.resources import DeploymentSetting
 from models.sources import PullState
 from models.store import Store
 from models.usage import Status
@@ -101,6 +103,19 @@ def test_comparison_advises_and_draws_the_break_even(store: Store) -> None:
     page = drawn(store, comparison)
     for words in ("break-even at", "Idle a day", "Dedicated per 1M, all in", "tokens a day", "capacity_tokens_per_minute"):
         assert words in page
+
+
+def test_a_what_if_says_what_the_vcpu_quota_cannot_hold(store: Store) -> None:
+    asked = "?sku=Standard_NC24ads_A100_v4&instances=3&hours_per_day=24"
+    with store.write() as session:
+        session.add(DeploymentSetting(workspace="ws-east", name="llama-online/blue", capacity_tokens_per_minute=1_000_000, known_from=NOW - timedelta(days=9)))
+    assert "nobody told the vCPU quota of standardNCADSA100v4Family in eastus" in drawn(store, comparison, search=asked)
+    with store.write() as session:
+        facts: dict[str, Any] = {"subscription_id": make.SUBSCRIPTION, "region": "eastus", "source": "ml", "level": "family", "unit": "Count"}
+        session.add(AzureQuota(**facts, family="standardNCADSA100v4Family", family_key="ncadsa100v4", quota=48, used=24, known_from=NOW, seen_at=NOW))
+    # 24 are free, and 24 are those of the instance that runs.
+    said = "3 × Standard_NC24ads_A100_v4 need 72 vCPUs of standardNCADSA100v4Family, and 48 are left in eastus"
+    assert said in drawn(store, comparison, search=asked)
 
 
 def test_quotas_show_what_is_left_and_the_highest_minute(store: Store) -> None:

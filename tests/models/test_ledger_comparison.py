@@ -14,6 +14,7 @@ from models.ledger import ComparisonRow, WhatIf, WhatIfAnswer
 from models.limits import LimitSource, set_limit
 from models.periods import Period
 from models.prices import PriceMeter
+from models.quotas import AzureQuota, family_key
 from models.resources import DeploymentFact, DeploymentSetting
 from models.store import Store
 from tests import factories as make
@@ -157,6 +158,13 @@ def test_an_observed_limit_and_another_deployments_default_add_up(sqlite_store: 
     assert (narrow.tokens_per_minute_limit, narrow.limit_source) == (700_000, "observed")
 
 
+def told(session: Session, family: str, quota: int | None, used: int, *, region: str = "eastus") -> None:
+    """The workspace's subscription, and what Azure says of a family there."""
+    make.workspace_fact(session)
+    facts: dict[str, Any] = {"subscription_id": make.SUBSCRIPTION, "region": region, "source": "ml", "level": "family", "family": family}
+    session.add(AzureQuota(**facts, family_key=family_key(family), quota=quota, used=used, unit="Count", known_from=TEN_DAYS.start, seen_at=NOW))
+
+
 def imagined(session: Session, sku: str, instances: int, hours: str) -> WhatIfAnswer:
     found = only(session, what_if=WhatIf(sku, instances, dec(hours))).what_if
     assert found is not None
@@ -165,6 +173,7 @@ def imagined(session: Session, sku: str, instances: int, hours: str) -> WhatIfAn
 
 def test_imagined_instances_that_cannot_carry_the_load_are_not_advised(sqlite_store: Store) -> None:
     with sqlite_store.write() as session:
+        told(session, "standardNCADSA100v4Family", 96, 0)
         # An instance serves 10,000 tokens a minute, 600,000 an hour; the highest hour holds 1,250,000.
         world(session, capacity=10_000, tokens_a_day=10 * MILLION, price="20.00")
         set_limit(session, workspace="ws-east", deployment="llama-chat", measure="tokens_per_minute", value=5_000_000, source=LimitSource.AZURE, now=NOW)
@@ -219,3 +228,88 @@ def test_a_model_deployed_where_it_is_not_sold_and_never_called_cannot_be_had(sq
     with sqlite_store.read() as session:
         serverless = only(session).serverless
     assert (serverless.feasible, serverless.reason) == (False, "the model is not offered serverless in West Europe")
+
+
+def test_imagined_instances_that_the_vcpu_quota_cannot_hold_cannot_be_had(store: Store) -> None:
+    with store.write() as session:
+        world(session, capacity=10_000, price="20.00")
+        set_limit(session, workspace="ws-east", deployment="llama-chat", measure="tokens_per_minute", value=5_000_000, source=LimitSource.AZURE, now=NOW)
+        told(session, "standardNCADSA100v4Family", 100, 28)
+    with store.read() as session:
+        three, four = imagined(session, SKU, 3, "24"), imagined(session, SKU, 4, "24")
+    # 100 - 28 = 72 vCPUs are left: three times 24.
+    assert (three.managed_feasible, three.room.vcpus_needed, three.room.vcpus_left, three.cheaper) == (True, 72, 72, "serverless")
+    assert (four.managed_feasible, four.room.vcpus_needed, four.room.vcpus_left, four.cheaper, four.saving_per_day) == (False, 96, 72, None, None)
+    assert (
+        four.reason
+        == four.managed_reason
+        == "the vCPU quota cannot hold them: 4 × Standard_NC24ads_A100_v4 need 96 vCPUs of standardNCADSA100v4Family, and 72 are left in eastus"
+    )
+    # What they would cost is known all the same.
+    assert four.capacity_cost_per_day == dec("384")
+
+
+def test_a_quota_that_nobody_told_is_unknown_and_one_without_a_limit_is_room(sqlite_store: Store) -> None:
+    with sqlite_store.write() as session:
+        world(session, capacity=10_000, price="20.00")
+        set_limit(session, workspace="ws-east", deployment="llama-chat", measure="tokens_per_minute", value=5_000_000, source=LimitSource.AZURE, now=NOW)
+        told(session, "standardNCSv3Family", 96, 0)  # another family
+    with sqlite_store.read() as session:
+        unknown, one = imagined(session, SKU, 3, "24"), imagined(session, SKU, 1, "24")
+        seen = only(session, filters=ledger.Filters(visible=frozenset({"ws-east"})), what_if=WhatIf(SKU, 3, dec("24"))).what_if
+    assert (unknown.managed_feasible, unknown.cheaper, unknown.room.vcpus_needed, unknown.room.vcpus_left) == (None, None, 72, None)
+    assert unknown.reason == unknown.managed_reason
+    assert "nobody told the vCPU quota of standardNCADSA100v4Family in eastus (meterbridge sync quotas)" in (unknown.reason or "")
+    # As many as run need no quota; here one is too few for the load.
+    assert one.managed_reason == "the instances cannot carry it: 1,250,000 tokens in one hour need 3, and they would be 1"
+    assert seen is not None
+    assert (seen.managed_feasible, "a key of some workspaces" in (seen.managed_reason or "")) == (None, True)
+    with sqlite_store.write() as session:
+        told(session, "standardNCADSA100v4Family", None, 400)
+    with sqlite_store.read() as session:
+        unlimited = imagined(session, SKU, 3, "24")
+    assert (unlimited.managed_feasible, unlimited.room.vcpus_left, unlimited.cheaper) == (True, None, "serverless")
+
+
+def test_a_size_that_upgrades_in_place_of_others_needs_a_fifth_more_and_may_use_what_it_holds(sqlite_store: Store) -> None:
+    v3 = "Standard_NC12s_v3"
+    with sqlite_store.write() as session:
+        make.workspace_fact(session)
+        make.serverless(session, "llama-chat")
+        # Five run on 60 vCPUs and keep 12 free; of the family's 96, 6 are somebody else's.
+        make.managed(session, "llama-online/blue", instance_count=5, sku=v3, valid_from=TEN_DAYS.start)
+        told(session, "standardNCSv3Family", 96, 66)
+        make.price(session, PriceMeter.INSTANCE_HOURS, "1.00", unit="1 hour", sku=v3, model="")
+        make.token_prices(session, "1.00", "1.00")
+        session.add(DeploymentSetting(workspace="ws-east", name="llama-online/blue", capacity_tokens_per_minute=50_000, known_from=TEN_DAYS.start))
+        make.event(session, make.series(session, endpoint="llama-online", deployment="blue"), time=TEN_DAYS.start, input_tokens=100_000, output_tokens=0)
+    with sqlite_store.read() as session:
+        six, seven = imagined(session, v3, 6, "24"), imagined(session, v3, 7, "24")
+    # 96 - 66 - 12 = 18 vCPUs are left, and the five hold 60 + 12: 90. Six need 72 + 24 = 96, as their upgrade takes two.
+    assert (six.room.vcpus_needed, six.room.vcpus_left, six.managed_feasible) == (96, 90, False)
+    assert (seven.room.vcpus_needed, seven.room.vcpus_left) == (108, 90)
+    assert "with what their upgrades need" in (six.managed_reason or "")
+
+
+def test_more_instances_than_the_quota_holds_are_not_advised(store: Store) -> None:
+    with store.write() as session:
+        # An instance serves 600,000 tokens an hour; the highest holds 1,250,000: three are needed, one runs.
+        world(session, capacity=10_000, price="100.00")
+        set_limit(session, workspace="ws-east", deployment="llama-chat", measure="tokens_per_minute", value=5_000_000, source=LimitSource.AZURE, now=NOW)
+        told(session, "standardNCSv3Family", 96, 0)
+    with store.read() as session:
+        unknown = only(session)
+    with store.write() as session:
+        told(session, "standardNCADSA100v4Family", 96, 48)
+    with store.read() as session:
+        full = only(session)
+    assert unknown.managed.instances_needed == 3
+    # An instance that runs can be had, so the prices are compared; that nobody knows of the two others is said beside it.
+    assert (unknown.managed.feasible, unknown.advice.cheaper) == (None, "managed_compute")
+    assert "nobody told the vCPU quota of standardNCADSA100v4Family in eastus" in (unknown.advice.reason or "")
+    assert unknown.managed.feasible_reason == unknown.advice.reason
+    assert (full.managed.feasible, full.managed.room.vcpus_needed, full.managed.room.vcpus_left, full.advice.cheaper) == (False, 72, 48, None)
+    assert (
+        full.advice.reason
+        == "the vCPU quota cannot hold them: 3 × Standard_NC24ads_A100_v4 need 72 vCPUs of standardNCADSA100v4Family, and 48 are left in eastus"
+    )

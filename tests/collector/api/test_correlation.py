@@ -126,7 +126,14 @@ def test_comparison_has_the_fields_of_the_contract(service: Service) -> None:
     unknown = "what a Standard_X serves of this model is not known: no deployment of the model on that size has a capacity_tokens_per_minute"
     assert asked["what_if"] == {
         "serverless": {"feasible": False, "reason": row["serverless"]["reason"]},
-        "managed_compute": {"feasible": None, "reason": unknown, "capacity_tokens_per_day": None, "instances_needed": None},
+        "managed_compute": {
+            "feasible": None,
+            "reason": unknown,
+            "capacity_tokens_per_day": None,
+            "instances_needed": None,
+            "vcpus_needed": None,
+            "vcpus_left": None,
+        },
         "capacity_cost_per_day": None,
         "break_even_tokens_per_day": None,
         "break_even_reachable": None,

@@ -184,17 +184,18 @@ def build_parser() -> argparse.ArgumentParser:
     importing = command(
         "import",
         _import,
-        "bring in files: usage, charges, prices, inventory or owners",
+        "bring in files: usage, charges, prices, inventory, owners or meters",
         description="Bring in files you have; works while the service runs. "
         "usage: events in any accepted format, one a line, an array or an export, also gzip. charges: Azure cost details (EA, MCA) or FOCUS 1.x, CSV or Parquet; replaces the file's months. "
-        "prices: a price file. inventory: workspaces and deployments, our CSV/JSON or what az rest lists. owners: deployment, application or tag to team and cost centre.",
+        "prices: a price file. inventory: workspaces and deployments, our CSV/JSON or what az rest lists. owners: deployment, application or tag to team and cost centre. "
+        "meters: what meters of the bill count, where their own text does not say it.",
     )
     importing.add_argument("kind", choices=commands.KINDS, help="what the files hold")
     importing.add_argument("files", nargs="+", metavar="FILE", help="files to read; - reads standard input")
     importing.add_argument(
         "--replace",
         action="store_true",
-        help="charges: accept a total that falls by more than a fifth; prices, inventory, owners: what the file no longer names ends now",
+        help="charges: accept a total that falls by more than a fifth; prices, inventory, owners, meters: what the file no longer names ends now",
     )
 
     importing.add_argument("--dry-run", action="store_true", help="prices: show what the file would change per month and team, and import nothing")

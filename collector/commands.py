@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from collector import applying, auth, billing, closing, focus, pricereview, pricing, registry, reports, usagefiles, witnessing
+from collector import applying, auth, billing, closing, focus, mappings, pricereview, pricing, registry, reports, usagefiles, witnessing
 from collector.azure import sync as azure_sync
 from collector.capture.event import Defaults
 from collector.ingest import Ingest
@@ -27,8 +27,8 @@ from models.errors import InvalidInput
 from models.periods import Period, rfc3339
 from models.store import Store
 
-Kind = Literal["usage", "charges", "prices", "inventory", "owners"]
-KINDS: tuple[Kind, ...] = ("usage", "charges", "prices", "inventory", "owners")
+Kind = Literal["usage", "charges", "prices", "inventory", "owners", "meters"]
+KINDS: tuple[Kind, ...] = ("usage", "charges", "prices", "inventory", "owners", "meters")
 # Registry and price files are read whole; this is far above any real one.
 _MAX_FILE = 256 * 1024 * 1024
 _USAGE_SLICE = 1024 * 1024
@@ -195,6 +195,11 @@ def _import_registry(command: Import, desk: Desk) -> int:
                 summaries.append(registry.import_inventory(session, files, now=now, author=author(), replace=command.replace).summary())
             case "owners":
                 summaries.append(registry.import_owners(session, files, now=now, author=author(), replace=command.replace).summary())
+            case "meters":
+                for index, (name, content) in enumerate(files):
+                    summaries.append(
+                        mappings.import_mappings(session, content, name=name, now=now, author=author(), replace=command.replace and index == 0).summary()
+                    )
             case _:
                 for index, (name, content) in enumerate(files):
                     # --replace ends what stood before this command, not the file just imported.

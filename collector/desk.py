@@ -146,6 +146,11 @@ def _in_one(session: Session, what: str, said: Mapping[str, str], caller: Princi
             except ValidationError as fault:
                 raise InvalidInput("an invoice says an amount and a tax, as 1234.56") from fault
             workbench.put_invoice(session, caller, now, invoice_id=_needed(said, "id"), said=stated)
+        case "map-meter":
+            meter = {name: said[name] for name in workbench.Mapped.model_fields if said.get(name)}
+            workbench.map_meter(session, caller, now, said=parsed(workbench.Mapped, meter, where=""))
+        case "unmap-meter":
+            workbench.unmap_meter(session, caller, now, mapping_id=_whole(said, "id"))
         case "test-receiver":
             receivers.test(session, caller, now, receiver_id=_needed(said, "id"))
         case "replay":

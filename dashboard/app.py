@@ -66,6 +66,7 @@ from models.ledger import (
     Forecast,
     Invoice,
     Lag,
+    Meters,
     Moved,
     Pool,
     Problem,
@@ -127,6 +128,9 @@ class LedgerReader:
 
     def problems(self, *, visible: frozenset[str] | None, now: datetime) -> list[Problem]:
         return ledger.problems(self.session, visible=visible, now=now)
+
+    def meters(self, *, now: datetime) -> Meters:
+        return ledger.meters(self.session, now=now)
 
     def choices(self, *, visible: frozenset[str] | None, now: datetime) -> Choices:
         return ledger.choices(self.session, visible=visible, now=now)

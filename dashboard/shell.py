@@ -41,6 +41,7 @@ from models.ledger import (
     Forecast,
     Invoice,
     Lag,
+    Meters,
     Moved,
     Pool,
     Problem,
@@ -91,6 +92,8 @@ class Ledger(Protocol):
     def forecast(self, filters: Filters, *, now: datetime) -> list[Forecast]: ...
 
     def problems(self, *, visible: frozenset[str] | None, now: datetime) -> list[Problem]: ...
+
+    def meters(self, *, now: datetime) -> Meters: ...
 
     def choices(self, *, visible: frozenset[str] | None, now: datetime) -> Choices: ...
 

@@ -11,7 +11,9 @@ from dataclasses import fields
 from typing import Any
 
 from collector.capture.native import event_schema
+from models.charges import MeterKind
 from models.ledger import Figures
+from models.meters import MappedKind
 from models.variance import Cause
 
 Shape = dict[str, Any]
@@ -377,6 +379,18 @@ def components() -> dict[str, Shape]:
             texts="subscriptions",
         ),
         "InvoiceStated": _shape(text="invoice_id currency", money="stated tax"),
+        "Meter": _shape(
+            {"route": _one_of("marketplace", "foundry", "compute"), "kind": _one_of(*MeterKind)},
+            text="meter unit currency",
+            text_or_null="offer mapping_id model problem",
+            flag="is_fine_tuned is_unit_known",
+            money="billed_cost",
+            count="rows",
+            day="first_on last_on",
+        ),
+        "MeterMapping": _shape(
+            {"kind": _one_of(*MappedKind)}, text="id meter note author", text_or_null="offer unit", at_or_null="valid_from valid_to", at="known_from"
+        ),
         "Lag": _shape(text="subscription route", day="billed_until", count="usual_lag_seconds landings", at_or_null="overdue_since"),
         # -- serverless against managed compute
         "ServerlessSide": _shape(
@@ -661,6 +675,8 @@ _PAGES: Mapping[str, str] = {
     "/v1/deployments": "Deployment",
     "/v1/invoices": "Invoice",
     "/v1/lags": "Lag",
+    "/v1/meters": "Meter",
+    "/v1/meters/mappings": "MeterMapping",
     "/v1/onboarding": "Finding",
     "/v1/prices": "Price",
     "/v1/prices/waiting": "WaitingPrice",
@@ -703,6 +719,7 @@ _ANSWERS: Mapping[str, str] = {
     "put /v1/deployments/{deployment_id}": "Deployment",
     "get /v1/intake": "Intake",
     "put /v1/invoices/{invoice_id}": "InvoiceStated",
+    "post /v1/meters/mappings": "MeterMapping",
     "post /v1/prices/preview": "Rerates",
     "post /v1/usage/void": "Voided",
     "post /v1/prices/waiting/{waiting_id}/{decision}": "WaitingPrice",

@@ -1,23 +1,24 @@
-"""Finance's workbench: the worklist, invoices, how late bills are, the price book and its review, the onboarding audit."""
+"""Finance's workbench: the worklist, invoices, how late bills are, the price book and its review, what meters count, the onboarding audit."""
 
 from __future__ import annotations
 
 from datetime import date, datetime
 from decimal import Decimal
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 from sqlmodel import col, select
 
-from collector import pricereview, pricing
+from collector import mappings, pricereview, pricing
 from collector.api.deps import Caller, Now, Reading, Writing
 from collector.api.reads import amount, documented, filters_of, instant, period_of, problem, refuse_unknown
 from collector.api.reconciliation import month_from
 from collector.auth import Principal
 from models import ledger, money
 from models.errors import Forbidden, InvalidInput
-from models.periods import month_period, utc_day
+from models.meters import MappedKind
+from models.periods import month_period, parse_bound, utc_day
 from models.prices import Price, WaitingPrice
 from models.worklist import InvoiceStatement, WorklistEntry
 
@@ -257,6 +258,76 @@ def _waiting(row: WaitingPrice) -> dict[str, Any]:
         "decision": row.decision,
         "decided_at": instant(row.decided_at),
         "decided_by": row.decided_by or None,
+    }
+
+
+# -- meters ---------------------------------------------------------------------------------------
+
+
+class Mapped(BaseModel):
+    """What ``POST /v1/meters/mappings`` takes: ``meter`` as the bill writes it (``*`` stands for any text), its kind, and the days it is of."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    meter: Annotated[str, Field(min_length=1, max_length=256)]
+    kind: Annotated[MappedKind, Field(strict=False)]
+    offer: Annotated[str, Field(max_length=256)] | None = None
+    unit: Literal["1K tokens", "1M tokens", "1 hour"] | None = None
+    valid_from: Annotated[str, Field(max_length=40)] | None = None
+    valid_to: Annotated[str, Field(max_length=40)] | None = None
+    note: _Text = ""
+
+    def row(self) -> mappings.MappingRow:
+        """The mapping as it is kept."""
+        begin, end = (parse_bound(at, what=what) if at else None for at, what in ((self.valid_from, "valid_from"), (self.valid_to, "valid_to")))
+        return mappings.MappingRow(self.meter.strip(), self.kind, (self.offer or "").strip(), self.unit or "", begin, end, self.note)
+
+
+@router.get("/v1/meters", summary="The meters of the bill: what each counts, who says so, and its money")
+def meters(request: Request, session: Reading, caller: Caller, now: Now) -> dict[str, Any]:
+    """Those of which nobody can tell what they count first, of all time; the others of the last 60 days."""
+    refuse_unknown(request, ())
+    _sees_all(caller, "meters are")
+    return {"items": [_meter(one) for one in ledger.meters(session, now=now).uses[:_MOST_PRICES]], "next_cursor": None}
+
+
+@router.get("/v1/meters/mappings", summary="What people say that meters count: the mappings in use")
+def meter_mappings(request: Request, session: Reading) -> dict[str, Any]:
+    """A mapping goes before the meter's own text; one that spells the meter out before a pattern, then one with an offer, then the later."""
+    refuse_unknown(request, ())
+    return {"items": [mappings.shown(row) for row in ledger.meter_mappings(session)], "next_cursor": None}
+
+
+@router.post("/v1/meters/mappings", status_code=201, summary="Say what a meter counts")
+def map_meter(session: Writing, caller: Caller, now: Now, *, said: Mapped) -> dict[str, Any]:
+    """Counts from now on for every charge of its days, landed ones too; closed months keep their rows and show it as an adjustment."""
+    return mappings.shown(mappings.put_mapping(session, said.row(), now=now, author=caller.name))
+
+
+@router.delete("/v1/meters/mappings/{mapping_id}", status_code=204, summary="Take back what was said of a meter")
+def unmap_meter(session: Writing, caller: Caller, now: Now, *, mapping_id: int) -> Response:
+    """The meter's own text, or a less specific mapping, counts again."""
+    mappings.end_mapping(session, mapping_id, now=now, author=caller.name)
+    return Response(status_code=204)
+
+
+def _meter(one: ledger.MeterUse) -> dict[str, Any]:
+    return {
+        "meter": one.meter,
+        "offer": one.offer,
+        "route": one.route.value,
+        "kind": one.kind.value,
+        "is_fine_tuned": one.is_fine_tuned,
+        "unit": one.unit,
+        "is_unit_known": one.is_unit_known,
+        "mapping_id": None if one.mapping is None else str(one.mapping),
+        "model": one.model,
+        "currency": one.currency,
+        "billed_cost": amount(one.amount),
+        "rows": one.rows,
+        "first_on": one.first_on.isoformat(),
+        "last_on": one.last_on.isoformat(),
+        "problem": None if one.problem is None else one.problem.kind,
     }
 
 

@@ -123,7 +123,7 @@ class Landing:
 
 _IN_WORDS = {
     "unknown_unit": "rows in a unit that is not known (their money counts, their quantity is unknown)",
-    "unmapped_meter": "rows of a meter that is not known (their money counts, their quantity is unknown)",
+    "unmapped_meter": "rows of a meter whose text does not say what it counts (their money counts, their quantity once somebody says it)",
     "out_of_scope": "rows that are not model spend (kept, never added)",
     "several_rates": "exchange rates besides the one in use",
 }

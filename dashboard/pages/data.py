@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from dash import dcc, html
 from dash.development.base_component import Component
 
-from dashboard import tables, text
+from dashboard import acts, tables, text
 from dashboard.pages import start
 from dashboard.shell import Failure, View, age_line, card, failure_panel
-from models.ledger import DataAge, Problem, SourceAge
+from models.ledger import DataAge, Meters, MeterUse, Problem, SourceAge
+from models.meters import MeterMapping
 
 PATH = "data"
 NAME = "Data"
@@ -19,7 +22,7 @@ _KINDS = {"usage": "Usage", "bill": "Bill"}
 
 
 def layout(view: View) -> list[Component]:
-    """Three questions to the ledger: the age of the data, the problems in it, what is not set up right."""
+    """Four questions to the ledger: the age of the data, the problems in it, the meters, what is not set up right."""
     age = view.ask("the age of the data", lambda: view.ledger.data_age(visible=view.visible, now=view.now))
     problems = view.ask("the list of problems", lambda: view.ledger.problems(visible=view.visible, now=view.now))
     head: list[Component] = [
@@ -34,10 +37,13 @@ def layout(view: View) -> list[Component]:
         sources = start.steps(view)
     else:
         sources = [_sources(view, age)]
+    # Meters are of the whole bill: who sees some workspaces only is told of none.
+    meters = view.ask("the meters of the bill", lambda: view.ledger.meters(now=view.now)) if view.visible is None else Meters((), ())
     audit = view.ask("the onboarding audit", lambda: view.ledger.onboarding(visible=view.visible, now=view.now))
     return [
         *head,
         failure_panel(problems, view.here) if isinstance(problems, Failure) else _problems(view, problems),
+        *([failure_panel(meters, view.here)] if isinstance(meters, Failure) else _meters(view, meters)),
         *sources,
         *([failure_panel(audit, view.here)] if isinstance(audit, Failure) else [_audit(view, audit)] if audit else []),
     ]
@@ -65,6 +71,96 @@ def _audit(view: View, found: list[Problem]) -> Component:
         note="Where bill, inventory, prices and usage do not fit together.",
         name="wide",
     )
+
+
+# -- meters -----------------------------------------------------------------------------------------
+
+_ALL_KINDS: tuple[tuple[str, str], ...] = (
+    ("", "choose"),
+    ("input", "input tokens"),
+    ("output", "output tokens"),
+    ("cached_input", "cached input tokens"),
+    ("fine_tuned_input", "input tokens of a fine-tuned model"),
+    ("fine_tuned_output", "output tokens of a fine-tuned model"),
+    ("training", "training tokens"),
+    ("hosting", "hosting hours of a fine-tuned model"),
+    ("compute", "hours of a machine"),
+    ("other", "nobody can say"),
+)
+_UNITS = (("", "as the bill says it"), ("1K tokens", "1K tokens"), ("1M tokens", "1M tokens"), ("1 hour", "1 hour"))
+
+
+def _meters(view: View, found: Meters) -> list[Component]:
+    """The meters that somebody has to say something of, and what was said already."""
+    open_ones = [(use, problem) for use in found.uses if (problem := use.problem) is not None]
+    parts: list[Component] = []
+    if open_ones:
+        note = "Their money is in every total as meter “other”, or without a quantity. What you say counts at once, for charges that have landed too; closed months keep their rows and show it as an adjustment."
+        columns = [
+            tables.Column("Meter"),
+            tables.Column("Why"),
+            tables.Column("Unit", title="as the bill has it"),
+            tables.Column("Last billed"),
+            tables.Column("Amount", is_number=True, title="billed since it was first seen"),
+            tables.Column("Rows", is_number=True),
+            *([tables.Column("What to do")] if view.may_act else []),
+        ]
+        rows = [_open_meter(view, use, problem) for use, problem in open_ones[:_MOST_PROBLEMS]]
+        parts.append(card("What does this meter count?", tables.table(columns, rows, caption="Meters that nobody can tell"), note=note, name="wide"))
+    if found.mappings:
+        parts.append(_mappings(view, found.mappings))
+    return parts
+
+
+def _open_meter(view: View, use: MeterUse, problem: Problem) -> list[tables.Cell]:
+    cells: list[tables.Cell] = [
+        html.Span([tables.named(use.meter or "(no name)", length=60), html.Span(tables.named(use.offer or use.route.value, length=40), className="where")]),
+        html.Span(text.words(problem.kind), className="pill provisional", title=problem.detail),
+        tables.named(use.unit or "none", length=24),
+        text.day(use.last_on),
+        _money(view, problem),
+        text.count(use.rows),
+    ]
+    if not view.may_act:
+        return cells
+    if not use.meter:
+        return [*cells, html.Span("The bill gives it no name: look at its rows", className="wrap")]
+    fields = [
+        acts.choice(
+            "It counts", "kind", _ALL_KINDS, note=f"every meter called {text.short(text.visible(use.meter), 60)}, of every day unless you say since when"
+        ),
+        acts.choice("One unit holds", "unit", _UNITS, note=f"the bill says {text.visible(use.unit) or 'nothing'}"),
+        acts.field("Since", "valid_from", hint="2026-11-01, or leave it empty"),
+        acts.field("Note", "note", hint="where you looked it up"),
+    ]
+    form = acts.form(view.prefix, "map-meter", "Say it", back=PATH, fields=fields, name="fields", meter=use.meter, offer=use.offer or "")
+    return [*cells, html.Span(acts.popped("Say", text.short(text.visible(use.meter), 60), form), className="acts")]
+
+
+def _mappings(view: View, found: Sequence[MeterMapping]) -> Component:
+    words = dict(_ALL_KINDS)
+    columns = [
+        tables.Column("Meter"),
+        tables.Column("Counts"),
+        tables.Column("Days"),
+        tables.Column("Said by"),
+        *([tables.Column("What to do")] if view.may_act else []),
+    ]
+
+    def cells(row: MeterMapping) -> list[tables.Cell]:
+        days = " ".join(f"{word} {text.day(at.date())}" for word, at in (("from", row.valid_from), ("before", row.valid_to)) if at is not None)
+        unit = f", in {row.unit}" if row.unit else ""
+        back = acts.form(view.prefix, "unmap-meter", "Take back", back=PATH, id=str(row.id), title="its own text counts again")
+        return [
+            html.Span([tables.named(row.meter, length=60), html.Span(tables.named(row.offer or "any offer", length=40), className="where")]),
+            f"{words[row.kind.value]}{unit}",
+            days or "always",
+            html.Span(f"{text.visible(row.author) or 'nobody named'}, {text.day(row.known_from.date())}", title=row.note, className="wrap"),
+            *([back] if view.may_act else []),
+        ]
+
+    table = tables.table(columns, [cells(row) for row in found[:_MOST_PROBLEMS]], caption="What was said of meters")
+    return card("What was said of meters", table, note="These go before what a meter's own text says.", name="wide")
 
 
 def _sources(view: View, age: DataAge) -> Component:

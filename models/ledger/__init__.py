@@ -19,6 +19,7 @@ from models.ledger.hours import instance_hours
 from models.ledger.insight import choices, data_age, forecast
 from models.ledger.invoices import Invoice, invoices
 from models.ledger.lags import Lag, lags
+from models.ledger.meters import Meters, MeterUse, meter_mappings, meters
 from models.ledger.onboarding import onboarding
 from models.ledger.quotas import Pool, Pressure, pool_place, pressure, quotas
 from models.ledger.reconciliation import Reconciliation, ReconciliationRow, ReconciliationTotal, invoiced_of, reconciliation
@@ -95,7 +96,9 @@ __all__ = [
     "Kind",
     "Lag",
     "Line",
+    "MeterUse",
     "MeteredLine",
+    "Meters",
     "Moved",
     "Pool",
     "PostingRecord",
@@ -156,6 +159,8 @@ __all__ = [
     "invoiced_of",
     "invoices",
     "lags",
+    "meter_mappings",
+    "meters",
     "moved_since",
     "onboarding",
     "periods_of",

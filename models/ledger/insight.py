@@ -13,6 +13,7 @@ from models.columns import EPOCH, from_microseconds, to_microseconds
 from models.ledger.billed import Reading
 from models.ledger.budgets import LOOKS_BACK, days_of, look_ahead
 from models.ledger.costs import costs, costs_together
+from models.ledger.meters import untold_meters
 from models.ledger.values import Choices, CostQuery, DataAge, Figures, Filters, Forecast, Problem, SourceAge
 from models.ledger.world import World
 from models.periods import DAY, Period, day_start, month_period, utc_day
@@ -125,6 +126,8 @@ def problems(session: Session, *, visible: frozenset[str] | None, now: datetime)
         for part in world.parts:
             for problem in part.problems:
                 kind = str(problem.get("kind", "bill"))
+                if kind in ("unmapped_meter", "unknown_unit"):
+                    continue  # the landing's word; what was said of the meter since is below
                 amount = problem.get("amount")
                 found.append(
                     Problem(
@@ -137,6 +140,7 @@ def problems(session: Session, *, visible: frozenset[str] | None, now: datetime)
                         problem.get("count"),
                     )
                 )
+        found += untold_meters(session, world)
     recent = CostQuery(Period(now - 30 * DAY, now), "none", ("workspace", "deployment", "model", "mode"), "best", Filters(visible=visible))
     untold: dict[str, int] = {}
     for row in costs(session, recent, now=now).rows:
@@ -203,8 +207,6 @@ def problems(session: Session, *, visible: frozenset[str] | None, now: datetime)
 
 _MOST_UNCONFIRMED = 100
 _REMEDY = {
-    "unknown_unit": "tell us the unit: until then the money counts and the quantity is not known",
-    "unmapped_meter": "its money counts under meter 'other', its quantity is not known; report the meter's name, so that a later version knows it",
     "out_of_scope": "nothing to do: other Azure charges are kept with the bill and never added",
     "several_rates": "the latest dated rate of the month is used for metered amounts",
     "unpriced_model": "add a price: meterbridge import prices FILE",

@@ -34,6 +34,7 @@ from models.ledger import (
     Forecast,
     Invoice,
     Lag,
+    Meters,
     Moved,
     Pool,
     Problem,
@@ -338,6 +339,10 @@ class FakeLedger:
         del month, now
         self._called("invoices")
         return []
+
+    def meters(self, *, now: datetime) -> Meters:
+        self._called("meters")
+        return Meters((), ())
 
     def lags(self, *, now: datetime) -> list[Lag]:
         del now

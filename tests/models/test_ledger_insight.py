@@ -6,7 +6,7 @@ from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 
 from models import ledger
-from models.charges import ChargeClass
+from models.charges import ChargeClass, MeterKind
 from models.ledger import Filters, budgets
 from models.periods import month_period
 from models.store import Store
@@ -84,8 +84,12 @@ def test_a_forecast_needs_five_complete_days(sqlite_store: Store) -> None:
 def test_problems_name_what_is_unpriced_unallocated_unknown_and_unconfirmed(store: Store) -> None:
     with store.write() as session:
         make.event(session, time=at(19), input_tokens=5, output_tokens=None)
-        part = make.bill_part(session, problems=[{"kind": "unmapped_meter", "subject": "m", "detail": "d", "currency": "USD", "amount": "1.5", "count": 2}])
-        make.charge(session, part, make.charge_item(session), "7")
+        # What the landing found of a meter is not told: somebody may have said since what it counts.
+        part = make.bill_part(session, problems=[{"kind": "unmapped_meter", "subject": "m", "detail": "d", "currency": "USD", "amount": "9", "count": 9}])
+        make.charge(session, part, make.charge_item(session), "5.5")
+        unmapped = make.charge_item(session, meter_kind=MeterKind.OTHER, meter_name="m")
+        for cost in ("1", "0.5"):
+            make.charge(session, part, unmapped, cost)
     with store.read() as session:
         found = {problem.kind: problem for problem in ledger.problems(session, visible=None, now=NOW)}
         limited = {problem.kind for problem in ledger.problems(session, visible=frozenset({"ws-east"}), now=NOW)}

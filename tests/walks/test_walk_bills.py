@@ -162,10 +162,25 @@ def land_what_is_not_known(service: Service, database_url: str, folder: Path) ->
     april = {"since": "2025-04-01", "to": "2025-05-01"}
     assert billed(service, **april) == {"USD": Decimal("3.750000000001"), "KRW": Decimal("9800000000001.5")}
     assert by(service, "meter", **april, currency="USD") == {("input", "USD"): Decimal("3.500000000001"), ("other", "USD"): Decimal("0.25")}
-    found = {one["kind"]: one for one in service.client.get("/v1/problems").json()["items"] if "2025-04" in one["subject"]}
+    found = {one["kind"]: one for one in service.client.get("/v1/problems").json()["items"] if "2025-04" in one["detail"]}
     assert (found["unknown_unit"]["amount"], found["unknown_unit"]["subject"].partition(" (")[0]) == ("2.5", "1 Barrel")
     assert (found["unmapped_meter"]["amount"], found["unmapped_meter"]["subject"].partition(" (")[0]) == ("0.25", "something new")
+    say_what_they_are(service, database_url, folder, april)
     assert set(totals(service.client, **april, basis="billed", currency="KRW")) == {"KRW"}
+
+
+def say_what_they_are(service: Service, database_url: str, folder: Path, april: dict[str, str]) -> None:
+    """A file and a request say what the new meter and the unit are: the landed charges are read anew, and the problems are gone."""
+    file = folder / "meters.csv"
+    file.write_text("meter,kind,unit\nsomething new,output,1K tokens\n", encoding="utf-8")
+    assert run(database_url, "import", "meters", str(file), folder=folder).out.splitlines() == ["meters: 1 added, 0 unchanged"]
+    barrel = next(one for one in service.client.get("/v1/meters").json()["items"] if one["problem"] == "unknown_unit" and one["unit"] == "1 Barrel")
+    said = {"meter": barrel["meter"], "offer": barrel["offer"], "kind": "input", "unit": "1M tokens", "valid_from": "2025-04-01", "valid_to": "2025-05-01"}
+    made = service.client.post("/v1/meters/mappings", json=said)
+    assert (made.status_code, made.json()["valid_from"]) == (201, "2025-04-01T00:00:00Z")
+    assert by(service, "meter", **april, currency="USD") == {("input", "USD"): Decimal("3.500000000001"), ("output", "USD"): Decimal("0.25")}
+    assert not [one for one in service.client.get("/v1/problems").json()["items"] if "2025-04" in one["detail"]]
+    assert {one["meter"] for one in service.client.get("/v1/meters/mappings").json()["items"]} == {"something new", barrel["meter"]}
 
 
 def read(path: Path) -> tuple[list[str], list[dict[str, str]]]:

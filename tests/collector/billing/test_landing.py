@@ -358,7 +358,7 @@ def test_the_summary_says_what_happened_in_a_few_lines(table: Desk) -> None:
         "  billed 300.267139 EUR, 4235.33373971 USD; of it model spend 300.267139 EUR, 4235.30877971 USD",
         "  replaces 2 earlier parts, which stay readable as of then",
         "  rows that are not model spend (kept, never added): 1",
-        "  rows of a meter that is not known (their money counts, their quantity is unknown): 1",
+        "  rows of a meter whose text does not say what it counts (their money counts, their quantity once somebody says it): 1",
     ]
 
 

@@ -35,6 +35,7 @@ from models import (  # noqa: F401
     intake,
     leases,
     limits,
+    meters,
     notices,
     prices,
     quotas,

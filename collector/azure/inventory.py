@@ -186,9 +186,12 @@ def _points(arm: Arm, resource_id: str, start: datetime, end: datetime, interval
     for metric in answer.get("value") or ():
         for series in metric.get("timeseries") or ():
             for point in series.get("data") or ():
-                if point.get("minimum") is not None and point.get("maximum") is not None:
+                highest = point.get("maximum")
+                # Of one minute the highest is enough, and some answers have nothing else.
+                lowest = point.get("minimum", highest if interval == "PT1M" else None)
+                if lowest is not None and highest is not None:
                     at = parse_instant(str(point["timeStamp"]), what="timeStamp")
-                    found.append((at, int(point["minimum"]), int(point["maximum"])))
+                    found.append((at, int(lowest), int(highest)))
     return sorted(found)
 
 

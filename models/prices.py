@@ -135,6 +135,26 @@ class Unpriced:
     reason: str
 
 
+_DAY_OF_REASON = re.compile(r" at (\d{4}-\d\d-\d\d)(?=; )")
+_MOST_REASONS = 3
+
+
+def in_one(reasons: Iterable[str]) -> str:
+    """Reasons in one line: a price that is missing on several days is missing once, with how many days those are."""
+    days: dict[tuple[str, str], set[str]] = {}
+    for reason in reasons:
+        before, *rest = _DAY_OF_REASON.split(reason, maxsplit=1)
+        day, after = rest or ("", "")
+        days.setdefault((before, after), set()).add(day)
+    said = [
+        f"{before} on {len(found)} days ({min(found)} to {max(found)}){after}"
+        if len(found) > 1
+        else f"{before}{f' at {day}' if (day := min(found)) else ''}{after}"
+        for (before, after), found in sorted(days.items())
+    ]
+    return "; ".join(said[:_MOST_REASONS])
+
+
 class PriceBook:
     """The prices known at one instant, ready to answer for any time."""
 

@@ -25,6 +25,7 @@ from models.ledger.values import CostQuery, Filters, share_of
 from models.ledger.views import Groups
 from models.money import ZERO
 from models.periods import DAY, Period, day_start, days, utc_day
+from models.prices import in_one
 from models.usage import UsageEvent
 from models.variance import Cause, Facing, State, causes, natural, net_timing
 
@@ -365,7 +366,7 @@ def _unknown_requests(inputs: Mapping[date, Sums], day: date) -> int:
 
 
 def _reasons(sums: Sums) -> Mapping[str, str]:
-    found = {"expected": "; ".join(sorted(sums.reasons)[:3])} if sums.reasons else {}
+    found = {"expected": in_one(sums.reasons)} if sums.reasons else {}
     if not sums.is_billed_unit_known:
         found["billed_units"] = "the bill's unit is not known"
     return found

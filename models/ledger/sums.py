@@ -14,6 +14,7 @@ from models.ledger.shares import BY_REQUESTS, BY_TIME, BY_TOKENS, Amounts, plus
 from models.ledger.values import Basis, Figures, Standing
 from models.matching import Identity
 from models.money import ZERO
+from models.prices import in_one
 
 # The exact sum of two without a call of ours around it: nothing runs oftener.
 _plus = money.EXACT.add
@@ -204,7 +205,7 @@ class Sums(msgspec.Struct, eq=False):
         billed = self.billed if self.is_billed else None
         reasons: dict[str, str] = {}
         if metered is None or self.unpriced_tokens or self.reasons:
-            reasons["metered_cost" if metered is None else "unpriced_tokens"] = "; ".join(sorted(self.reasons)[:3]) or (
+            reasons["metered_cost" if metered is None else "unpriced_tokens"] = in_one(self.reasons) or (
                 "the tokens of these requests are not known" if self.is_unknown else "there is no price for this usage"
             )
         if billed is None:

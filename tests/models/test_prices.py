@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.prices import Price, PriceBook, PriceMeter, UnitPrice, Unpriced, model_key, model_name
+from models.prices import Price, PriceBook, PriceMeter, UnitPrice, Unpriced, in_one, model_key, model_name
 
 AT = datetime(2026, 11, 20, 10, tzinfo=UTC)
 HOUR = timedelta(hours=1)
@@ -103,6 +103,17 @@ def test_a_price_is_per_single_token_or_hour_and_exact() -> None:
     )
     assert isinstance(hours, UnitPrice)
     assert hours.per_unit == Decimal("3.673")
+
+
+def test_a_price_that_is_missing_on_many_days_is_missing_once() -> None:
+    hours = [f"no instance_hours price for Standard_NC24ads_A100_v4 at 2026-11-{day:02}; add one with: meterbridge import prices FILE" for day in (3, 1, 2, 3)]
+    tokens = "no input_tokens price for llama at 2026-11-02; add one with: meterbridge import prices FILE"
+    assert in_one([*hours, tokens, "nobody said"]) == (
+        "no input_tokens price for llama at 2026-11-02; add one with: meterbridge import prices FILE; "
+        "no instance_hours price for Standard_NC24ads_A100_v4 on 3 days (2026-11-01 to 2026-11-03); add one with: meterbridge import prices FILE; "
+        "nobody said"
+    )
+    assert in_one([]) == ""
 
 
 def test_no_price_is_said_in_words() -> None:

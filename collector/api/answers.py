@@ -391,7 +391,7 @@ def components() -> dict[str, Shape]:
         "MeterMapping": _shape(
             {"kind": _one_of(*MappedKind)}, text="id meter note author", text_or_null="offer unit", at_or_null="valid_from valid_to", at="known_from"
         ),
-        "Lag": _shape(text="subscription route", day="billed_until", count="usual_lag_seconds landings", at_or_null="overdue_since"),
+        "Lag": _shape(text="subscription route", text_or_null="meter", day="billed_until", count="usual_lag_seconds landings", at_or_null="overdue_since"),
         # -- serverless against managed compute
         "ServerlessSide": _shape(
             {"list_price_per_1m": _shape(money_or_null="input output at_mix")},

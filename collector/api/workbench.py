@@ -159,7 +159,7 @@ def _invoice(one: ledger.Invoice) -> dict[str, Any]:
     }
 
 
-@router.get("/v1/lags", summary="How late each route's bill usually is, and whether it is overdue")
+@router.get("/v1/lags", summary="How late the bill of each route and meter usually is, and whether it is overdue")
 def lags(request: Request, session: Reading, caller: Caller, now: Now) -> dict[str, Any]:
     """Learnt from the landings of the last 90 days; a lag never closes a day."""
     refuse_unknown(request, ())
@@ -169,6 +169,7 @@ def lags(request: Request, session: Reading, caller: Caller, now: Now) -> dict[s
             {
                 "subscription": one.subscription,
                 "route": one.route,
+                "meter": one.meter,
                 "billed_until": one.reaches.isoformat(),
                 "usual_lag_seconds": int(one.usual.total_seconds()),
                 "landings": one.landings,

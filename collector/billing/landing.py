@@ -354,6 +354,7 @@ class _Staging:
                 "in_scope_totals": {},
                 "exchange_rates": {},
                 "reaches": {},
+                "meter_reaches": {},
                 "problems": [],
             },
         )
@@ -465,6 +466,7 @@ def _flip(connection: sa.Connection, bill: BillFile, staging: _Staging, *, now: 
                 in_scope_totals=_texts(facts.in_scope_totals),
                 exchange_rates=facts.exchange_rates,
                 reaches=facts.reaches,
+                meter_reaches=facts.meter_reaches,
                 problems=facts.problems,
                 landed_at=landed_at,
             )
@@ -561,6 +563,7 @@ class _Facts:
         self.totals: Totals = {}
         self.in_scope_totals: Totals = {}
         self.reaches: dict[str, str] = {}
+        self.meter_reaches: dict[str, str] = {}
         self.exchange_rates: dict[str, str] = {}
         self._problems: dict[tuple[str, str, str, str], Problem] = {}
         for key, total in part.days.items():
@@ -596,7 +599,8 @@ class _Facts:
         self.in_scope_totals[key.currency] = money.plus(self.in_scope_totals.get(key.currency, money.ZERO), total.billed_cost)
         route = _ROUTES.get(item.charge_class)
         if route is not None and key.charge_type.casefold() == "usage":
-            self.reaches[route.value] = max(self.reaches.get(route.value, ""), key.charged_on.isoformat())
+            for reaches, what in ((self.reaches, route.value), (self.meter_reaches, f"{route.value}/{item.meter_kind.value}")):
+                reaches[what] = max(reaches.get(what, ""), key.charged_on.isoformat())
         if item.meter_kind in _MEASURED and item.unit_size is None:
             detail = f"{item.meter_name or 'a meter without a name'}: what one unit holds is not known, so neither is the quantity"
             self._problem("unknown_unit", item.unit or "no unit", detail, currency=key.currency, amount=total.billed_cost, count=total.rows)

@@ -179,15 +179,24 @@ def _lags(view: View) -> Component:
         return failure_panel(found, view.here)
     if not found:
         return card("How late bills come", html.P("No bill has landed yet."), name="wide")
-    columns = [tables.Column("Subscription"), tables.Column("Route"), tables.Column("Reaches to"), tables.Column("Usually"), tables.Column("State")]
+    columns = [
+        tables.Column("Subscription"),
+        tables.Column("Route"),
+        tables.Column("Meter"),
+        tables.Column("Reaches to"),
+        tables.Column("Usually"),
+        tables.Column("State"),
+    ]
 
     def cells(one: Lag) -> list[tables.Cell]:
         hours = text.count(one.usual // timedelta(hours=1))
-        learnt = f"within {hours} h" + (f", from {one.landings} landings" if one.landings >= 5 else " (documented; too few landings to learn from)")
+        few = "as its route; too few landings to learn from" if one.meter else "documented; too few landings to learn from"
+        learnt = f"within {hours} h" + (f", from {one.landings} landings" if one.landings >= 5 else f" ({few})")
         late = one.overdue_since is not None
         return [
             tables.named(one.subscription, length=40),
             text.words(one.route),
+            text.words(one.meter) if one.meter else "all",
             text.day(one.reaches),
             learnt,
             html.Span(f"overdue since {text.instant(one.overdue_since)}" if late else "on time", className=f"pill {'provisional' if late else 'settled'}"),

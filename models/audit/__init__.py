@@ -22,7 +22,7 @@ import sqlalchemy as sa
 from sqlmodel import Session, col, select
 
 from models import money
-from models.audit.bills import Invoiced, Line, LineKey, add_invoices, lines_of, reaches_of
+from models.audit.bills import Invoiced, Line, LineKey, add_invoices, lines_of, meter_reaches_of, reaches_of
 from models.audit.bookkeeping import data_period, recompute
 from models.audit.books import Books, Figures, FiguresLike, Place, Question, Row, RowLike, Table, TableLike
 from models.charges import IN_SCOPE, BillPart, ChargeDay, ChargeItem
@@ -501,6 +501,10 @@ def _check_bills(session: Session, found: Verification) -> None:
         reaches = {route.value: day.isoformat() for route, day in reaches_of(lines, items).items()}
         for route in sorted(part.reaches.keys() | reaches.keys()):
             found.equal("reach of a bill part", f"{where} {route}", part.reaches.get(route), reaches.get(route))
+        by_meter = {what: day.isoformat() for what, day in meter_reaches_of(lines, items).items()}
+        # Empty of what landed before it was kept.
+        for what in sorted(part.meter_reaches.keys() | by_meter.keys()) if part.meter_reaches else ():
+            found.equal("reach of a bill part by meter", f"{where} {what}", part.meter_reaches.get(what), by_meter.get(what))
     for (subscription, month), bills in sorted(current.items()):
         # Several only where they are for other days each, as pay-as-you-go bills are.
         bills.sort()

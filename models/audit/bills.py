@@ -106,6 +106,15 @@ def reaches_of(lines: Mapping[LineKey, Line], items: Mapping[int, ChargeItem]) -
     return found
 
 
+def meter_reaches_of(lines: Mapping[LineKey, Line], items: Mapping[int, ChargeItem]) -> dict[str, date]:
+    """The same per route and kind of meter, as the meter's own text says it."""
+    of_kind: dict[str, dict[LineKey, Line]] = {}
+    for key, line in lines.items():
+        if key[1] in items:
+            of_kind.setdefault(items[key[1]].meter_kind.value, {})[key] = line
+    return {f"{route.value}/{kind}": day for kind, mine in of_kind.items() for route, day in reaches_of(mine, items).items()}
+
+
 class Bills:
     """The bill parts that count at a moment: their lines, how far they reach, their currencies and rates."""
 

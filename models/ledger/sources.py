@@ -33,7 +33,7 @@ def due(session: Session, *, now: datetime) -> list[Due]:
     """Which pulls and bills are late, of all that are expected.
 
     A pull on the schedule is late once its next run should have brought something; one that was asked for by hand only where it
-    failed and nobody asked again. A bill is late by the lag that its route usually has (``models.ledger.lags``). Exports are
+    failed and nobody asked again. A bill is late by the lag that its route, or one of its meters, usually has (``models.ledger.lags``). Exports are
     read by the pull of costs, and late with it.
     """
     found: list[Due] = []
@@ -52,9 +52,17 @@ def due(session: Session, *, now: datetime) -> list[Due]:
         name = f"{source} · {scope}" if scope else source
         said = f"its last run {run.state.value}" + (f": {run.message[:200]}" if run.message and run.state != PullState.DONE else "")
         found.append(Due(name, expected if expected < now else None, said, last))
+    late_routes = set[tuple[str, str]]()
     for lag in lags(session, now=now):
+        route = (lag.subscription, lag.route)
+        if lag.meter is None and lag.overdue_since is not None:
+            late_routes.add(route)
+        # A meter is late by itself only while the rest of its bill comes.
+        expected_at = None if lag.meter is not None and route in late_routes else lag.overdue_since
         said = f"the bill reaches {lag.reaches:%Y-%m-%d}"
-        found.append(Due(f"bill · {lag.route} · {lag.subscription}", lag.overdue_since, said, day_start(lag.reaches + DAY)))
+        found.append(
+            Due(" · ".join(["bill", lag.route, lag.subscription, *([lag.meter] if lag.meter else [])]), expected_at, said, day_start(lag.reaches + DAY))
+        )
     return sorted(found, key=lambda one: one.name)
 
 

@@ -431,7 +431,11 @@ def _run_service(
         telling=telling,
     )
     scheduler = (
-        jobs.create_scheduler(store, now=_now, more=[*vllm.jobs(settings), *azure_schedule.jobs(settings), *jobs.reporting(telling)]) if has_jobs else None
+        jobs.create_scheduler(
+            store, now=_now, more=[*vllm.jobs(settings), *azure_schedule.jobs(settings), *jobs.reporting(telling)], public_url=settings.public_url
+        )
+        if has_jobs
+        else None
     )
     dispatcher = telling.dispatcher(store, now=_now) if has_jobs else None
     stop = threading.Event()
@@ -547,7 +551,9 @@ def _url(host: str, listener: socket.socket) -> str:
 def _work(options: argparse.Namespace, settings: Settings) -> int:
     with _owned(settings) as (store, _):
         telling = Telling.of(settings)
-        scheduler = jobs.create_scheduler(store, now=_now, more=[*vllm.jobs(settings), *azure_schedule.jobs(settings), *jobs.reporting(telling)])
+        scheduler = jobs.create_scheduler(
+            store, now=_now, more=[*vllm.jobs(settings), *azure_schedule.jobs(settings), *jobs.reporting(telling)], public_url=settings.public_url
+        )
         dispatcher = telling.dispatcher(store, now=_now)
         ending: Ending = options.ending
         ending.remember()

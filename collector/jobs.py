@@ -50,9 +50,9 @@ class NotYet(Exception):
         self.until, self.why = until, why
 
 
-def standing() -> list[Job]:
+def standing(*, public_url: str = "") -> list[Job]:
     """Every job of this software."""
-    watcher = standing_watch()
+    watcher = standing_watch(public_url=public_url)
     learner = Learner()
     return [
         # An event is judged within 15 seconds of its arrival.
@@ -73,7 +73,7 @@ def reporting(telling: Telling) -> list[Job]:
     ]
 
 
-def create_scheduler(store: Store, *, now: Callable[[], datetime], more: Sequence[Job] = ()) -> BackgroundScheduler:
+def create_scheduler(store: Store, *, now: Callable[[], datetime], more: Sequence[Job] = (), public_url: str = "") -> BackgroundScheduler:
     """The schedule of a process, not started yet; ``more`` are the jobs that settings ask for."""
     scheduler = BackgroundScheduler(
         timezone=UTC,
@@ -86,7 +86,7 @@ def create_scheduler(store: Store, *, now: Callable[[], datetime], more: Sequenc
             leases.let_go(session, _is_gone, now=now())
     except DomainError as fault:
         logger.warning("the leases of processes that are gone were not ended: %s; they end by themselves", fault.message)
-    for job in (*standing(), *more):
+    for job in (*standing(public_url=public_url), *more):
         # Looked at more often than it runs: a slot that a restart has missed is not to wait for a whole interval.
         seconds = min(job.every, _LOOK).total_seconds()
         scheduler.add_job(run_slot, "interval", seconds=seconds, args=(job, store, now), kwargs={"holder": holder}, id=job.name)

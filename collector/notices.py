@@ -27,6 +27,7 @@ def post(
     type: Literal["alert.firing", "alert.resolved"],  # noqa: A002 - the word of the wire
     receivers: Sequence[str] | None,
     now: datetime,
+    public_url: str = "",
 ) -> None:
     """Tell ``receivers`` (None: those marked default) of ``alert``; delivered after the caller's commit.
 
@@ -35,13 +36,22 @@ def post(
     """
     every = session.exec(select(Receiver).where(col(Receiver.deleted_at).is_(None)).order_by(col(Receiver.id))).all()
     named = [one for one in every if receivers is not None and one.id in receivers]
-    notice = Notice(id=new_id("msg"), type=type, at=now, data=alert)
+    notice = Notice(id=new_id("msg"), type=type, at=now, data=_linked(alert, public_url))
     heard = _heard_of(session, str(alert.get("id", ""))) if type == "alert.resolved" else None
     for receiver in every:
         is_named = receiver in named
         is_meant = receiver.id in heard if heard else (is_named if named else receiver.is_default) and _is_for(receiver, alert, is_named=is_named)
         if is_meant and receiver.is_enabled:
             enqueue(session, receiver, notice, now=now)
+
+
+def _linked(alert: Mapping[str, object], public_url: str) -> Mapping[str, object]:
+    """The alert with links that lead somewhere from outside, where it is known how people come here."""
+    if not public_url:
+        return alert
+    asked = str(alert.get("explain_url") or "")
+    page = f"{public_url}/dashboard/"
+    return {**alert, "explain_url": f"{public_url}{asked}", "url": f"{page}alerts", "explain_page_url": page + asked.removeprefix("/v1/")}
 
 
 def _heard_of(session: Session, alert_id: str) -> frozenset[str]:

@@ -8,6 +8,8 @@ this one after a restart, goes on where it was left.
 
 from __future__ import annotations
 
+from functools import partial
+
 from collector import notices
 from collector.watch.backtest import Known, backtest, backtest_budget
 from collector.watch.judge import Post, Watcher, metrics_lines
@@ -17,6 +19,6 @@ from collector.watch.measures import MEASURES, Reading, Sight
 __all__ = ["MEASURES", "Known", "Learner", "Post", "Reading", "Sight", "Watcher", "backtest", "backtest_budget", "metrics_lines", "standing_watch"]
 
 
-def standing_watch() -> Watcher:
-    """The watch of a process, telling through the outbox."""
-    return Watcher(notices.post)
+def standing_watch(*, public_url: str = "") -> Watcher:
+    """The watch of a process, telling through the outbox; ``public_url`` is where people open the pages that a notice leads to."""
+    return Watcher(partial(notices.post, public_url=public_url))

@@ -384,7 +384,12 @@ def _untold(session: Session, rule: AlertRule, subject: str, episodes: Sequence[
 
 def _changed(rule: AlertRule, alert: Alert | None, state: State, reason: Reason, reading: Reading) -> list[Change]:
     """What a judgement changes about the row, if anything."""
-    why = f"{_said(reading)}: {reason.value}" + ("" if reason is Reason.NO_DATA else "; new usage" if rule.kind in RATE_KINDS and state.is_open else "")
+    # A heartbeat has nothing that could be above or below.
+    why = (
+        reading.said
+        if rule.kind is Kind.HEARTBEAT
+        else f"{_said(reading)}: {reason.value}" + ("" if reason is Reason.NO_DATA else "; new usage" if rule.kind in RATE_KINDS and state.is_open else "")
+    )
     if alert is None:
         return [Change("begin", rule, state, why, reading)] if state.is_open else []
     match state.phase:

@@ -510,7 +510,9 @@ def _unreached_receiver(sight: Sight, rule: AlertRule) -> list[Reading]:
             rule,
             {"receiver": row.id},
             Decimal(row.failures if row.is_enabled else max(row.failures, BREAKS_AFTER)),
-            f"attempts in a row did not reach {line(row.name, 80)}" + ("" if row.is_enabled else f", which is switched off: {row.disabled_reason}"),
+            f"attempts in a row did not reach {line(row.name, 80)}"
+            if row.is_enabled
+            else f"failures are counted for {line(row.name, 80)}, which is switched off: {row.disabled_reason}",
             receiver=row.name,
             disabled_reason=row.disabled_reason or None,
         )

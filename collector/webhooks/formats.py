@@ -27,6 +27,15 @@ _PAGERDUTY_SUMMARY = 1_024
 REPORT = "report.ready"
 _NEVER = "0001-01-01T00:00:00Z"  # how Alertmanager writes "no end yet"
 _TITLE, _WHY, _FACT, _FACTS = 150, 1_500, 300, 12
+_EXAMPLE: Mapping[str, Any] = {
+    "rule": "Tokens at 80 % of the limit",
+    "kind": "tokens_per_minute",
+    "severity": "warning",
+    "scope": {"workspace": "ws-example", "deployment": "llama-example"},
+    "value": 331_200,
+    "threshold": 320_000,
+    "why": "331,200 tokens a minute, threshold 320,000: the threshold is reached; new usage",
+}
 _COLOURS = {"critical": "Attention", "error": "Attention", "warning": "Warning", "info": "Accent"}
 
 
@@ -46,8 +55,13 @@ class Notice:
 
 
 def sample(notice_id: str, *, receiver_name: str, now: datetime) -> Notice:
-    """The notice that a test sends: nothing in it is an alert."""
-    said = {"id": notice_id, "message": "This is a test of the receiver; nothing is wrong and nothing needs to be done.", "receiver": receiver_name}
+    """The notice that a test sends: nothing in it is an alert, and an example in it says how one reads."""
+    said = {
+        "id": notice_id,
+        "message": "This is a test of the receiver; nothing is wrong and nothing needs to be done.",
+        "receiver": receiver_name,
+        "example": _EXAMPLE,
+    }
     return Notice(id=notice_id, type="webhook.test", at=now, data=said)
 
 
@@ -69,7 +83,7 @@ def render(form: Format, notice: Notice, *, receiver_name: str, routing_key: str
         case Format.PAGERDUTY:
             said = _pagerduty(notice, routing_key or "")
         case Format.EMAIL:
-            lines = [_why(notice, _WHY), "", *(f"{name}: {value}" for name, value in _facts(notice, _FACT)), ""]
+            lines = [_why(notice, _WHY), "", *(f"{name}: {value}" for name, value in [*_facts(notice, _FACT), *_links(notice)]), ""]
             said = {"subject": f"[meterbridge] {_title(notice, 180)}", "text": "\n".join(lines)}
             if notice.type == REPORT:
                 # The mail is written when it is sent: what it encloses is no part of the outbox.
@@ -111,7 +125,9 @@ def _why(notice: Notice, limit: int) -> str:
 def _facts(notice: Notice, limit: int) -> list[tuple[str, str]]:
     data = notice.data
     if notice.type == "webhook.test":
-        return [("Receiver", line(data.get("receiver", ""), limit))]
+        example = data.get("example", {})
+        shown = f"{example.get('severity')} {example.get('rule')}, ws-example/llama-example: {example.get('why')}"
+        return [("Receiver", line(data.get("receiver", ""), limit)), ("An alert would read", line(shown, limit))]
     if notice.type == REPORT:
         said = [("Schedule", data.get("rule")), ("Open it", _web(data.get("url"))), ("until", data.get("url_until")), ("Snapshot", data.get("snapshot"))]
         return [(name, line(value, 600 if name == "Open it" else limit)) for name, value in said if value]
@@ -131,6 +147,12 @@ def _facts(notice: Notice, limit: int) -> list[tuple[str, str]]:
         ("Alert", data.get("id")),
     ]
     return [(line(name, 40), line(value, limit)) for name, value in facts if value not in (None, "")]
+
+
+def _links(notice: Notice) -> list[tuple[str, str]]:
+    """Pages that a person may open next; none where it is not known how people come here."""
+    said = (("Open the alerts", notice.data.get("url")), ("Explain", notice.data.get("explain_page_url")))
+    return [(name, url) for name, url in ((name, _web(url)) for name, url in said) if url and notice.type != REPORT]
 
 
 def _figure(data: Mapping[str, Any], name: str) -> object:
@@ -161,7 +183,13 @@ def _slack(notice: Notice) -> dict[str, Any]:
     ]
     # A section has ten fields at most.
     blocks += [{"type": "section", "fields": facts[at : at + 10]} for at in range(0, len(facts), 10)]
+    if links := " · ".join(f"<{url.translate(_SLACK_URL)}|{name}>" for name, url in _links(notice)):
+        blocks.append({"type": "section", "text": {"type": "mrkdwn", "text": links, "verbatim": True}})
     return {"text": _slack_text(f"{_title(notice)} - {_why(notice, 500)}"), "mrkdwn": False, "unfurl_links": False, "unfurl_media": False, "blocks": blocks}
+
+
+# A link is the only text that Slack may interpret: what could end it early is written as a URL may write it.
+_SLACK_URL = str.maketrans({"&": "&amp;", "<": "%3C", ">": "%3E", "|": "%7C"})
 
 
 def _slack_text(text: str) -> str:
@@ -197,6 +225,8 @@ def _card(notice: Notice, why: int, fact: int) -> dict[str, Any]:
         "body": body,
         "msteams": {"width": "Full"},
     }
+    if links := _links(notice):
+        content["actions"] = [{"type": "Action.OpenUrl", "title": name, "url": url} for name, url in links]
     return {"type": "message", "attachments": [{"contentType": "application/vnd.microsoft.card.adaptive", "contentUrl": None, "content": content}]}
 
 
@@ -230,7 +260,7 @@ def _alertmanager_alert(notice: Notice) -> dict[str, Any]:
         "annotations": {name: line(value, _WHY) for name, value in notes.items() if value not in (None, "")},
         "startsAt": data.get("fired_at") or data.get("pending_at") or at,
         "endsAt": _NEVER if is_firing else data.get("resolved_at") or at,
-        "generatorURL": _web(data.get("explain_url")),
+        "generatorURL": _web(data.get("explain_page_url")),
         "fingerprint": hashlib.sha256(_json(labels).encode()).hexdigest()[:16],
     }
 
@@ -272,6 +302,7 @@ def _pagerduty(notice: Notice, routing_key: str) -> dict[str, Any]:
         "class": line(data.get("kind") or "test", 255),
         "custom_details": dict(_facts(notice, _FACT)),
     }
-    if link := _web(data.get("runbook_url")):
-        said["links"] = [{"href": link, "text": "Runbook"}]
+    links = [("Runbook", _web(data.get("runbook_url"))), *_links(notice)]
+    if any(url for _, url in links):
+        said["links"] = [{"href": url, "text": name} for name, url in links if url]
     return said

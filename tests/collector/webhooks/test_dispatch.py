@@ -373,7 +373,7 @@ def test_a_receiver_that_is_not_reached_is_an_alert_that_the_others_are_told(sto
         post(store, now=now, alert_id="alert_last")
         drain(store, now)
         now += timedelta(seconds=1)
-        assert of_receivers()[1:] == [("hook_night", "firing", "5 attempts in a row did not reach night")]
+        assert of_receivers()[1:] == [("hook_night", "firing", "5 failures are counted for night")]
 
 
 def test_a_receiver_that_fails_is_left_alone_and_probed_with_one_delivery(store: Store) -> None:

@@ -112,6 +112,33 @@ def test_a_subject_is_one_line() -> None:
     assert "\u202e" not in said["subject"]
 
 
+LINKS = {
+    "url": "https://costs.example.com/dashboard/alerts",
+    "explain_page_url": "https://costs.example.com/dashboard/explain?deployment=a%7Cb&workspace=ws-east",
+}
+
+
+def test_people_and_programs_get_links_that_open_the_pages_from_outside() -> None:
+    alerts, explain = LINKS.values()
+    slack = rendered(Format.SLACK, **LINKS)["blocks"][-1]["text"]
+    assert slack == {
+        "type": "mrkdwn", "verbatim": True, "text": f"<{alerts}|Open the alerts> · <{explain.replace('&', '&amp;')}|Explain>",
+    }  # fmt: skip
+    card = rendered(Format.TEAMS, **LINKS)["attachments"][0]["content"]
+    assert [(one["type"], one["title"], one["url"]) for one in card["actions"]] == [
+        ("Action.OpenUrl", "Open the alerts", alerts), ("Action.OpenUrl", "Explain", explain),
+    ]  # fmt: skip
+    assert [one["href"] for one in rendered(Format.PAGERDUTY, **LINKS)["links"]] == [ALERT["runbook_url"], alerts, explain]
+    assert rendered(Format.ALERTMANAGER, **LINKS)["alerts"][0]["generatorURL"] == explain
+    assert f"Explain: {explain}\n" in rendered(Format.EMAIL, **LINKS)["text"]
+    assert "dashboard" not in json.dumps([rendered(form) for form in Format])
+
+
+def test_what_could_end_a_link_early_does_not() -> None:
+    text = rendered(Format.SLACK, url="https://costs.example.com/a|b>c<d")["blocks"][-1]["text"]["text"]
+    assert text == "<https://costs.example.com/a%7Cb%3Ec%3Cd|Open the alerts>"
+
+
 def test_a_link_of_a_rule_is_a_web_page_or_none() -> None:
     assert "javascript" not in json.dumps([rendered(form, runbook_url="javascript:alert(1)") for form in Format if form is not Format.STANDARD])
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 from sqlmodel import Session, col, select
 
 from collector import notices
-from models.notices import Delivery
+from models.notices import Delivery, Format
 from models.store import Store
 from tests import factories
 
@@ -63,6 +64,19 @@ def test_the_end_is_told_to_whoever_was_told_the_beginning(store: Store) -> None
         session.add(was_told)
         factories.receiver(session, "hook_2", is_default=True)
         assert told(session, is_over=True) == ["hook_1"]
+
+
+def test_links_lead_to_the_address_at_which_people_come(sqlite_store: Store) -> None:
+    alert = ALERT | {"explain_url": "/v1/explain?workspace=ws-east"}
+    with sqlite_store.write() as session:
+        factories.receiver(session, "hook_1", is_default=True, format=Format.STANDARD)
+        notices.post(session, alert=alert, type="alert.firing", receivers=None, now=NOW, public_url="https://costs.example.com")
+        said = json.loads(session.exec(select(Delivery.body)).one())["data"]
+    assert {name: value for name, value in said.items() if name not in ALERT} == {
+        "explain_url": "https://costs.example.com/v1/explain?workspace=ws-east",
+        "url": "https://costs.example.com/dashboard/alerts",
+        "explain_page_url": "https://costs.example.com/dashboard/explain?workspace=ws-east",
+    }
 
 
 def test_where_no_named_receiver_is_left_the_defaults_are_told(sqlite_store: Store) -> None:

@@ -10,6 +10,7 @@ from dash.development.base_component import Component
 from dashboard import acts, tables, text
 from dashboard.pages import start
 from dashboard.shell import Failure, View, age_line, card, failure_panel
+from models.charges import MeterKind
 from models.ledger import DataAge, Meters, MeterUse, Problem, SourceAge
 from models.meters import MeterMapping
 
@@ -125,13 +126,18 @@ def _open_meter(view: View, use: MeterUse, problem: Problem) -> list[tables.Cell
         return cells
     if not use.meter:
         return [*cells, html.Span("The bill gives it no name: look at its rows", className="wrap")]
+    of = f" of {text.short(text.visible(use.offer), 60)}" if use.offer else ""
     fields = [
         acts.choice(
-            "It counts", "kind", _ALL_KINDS, note=f"every meter called {text.short(text.visible(use.meter), 60)}, of every day unless you say since when"
+            "It counts",
+            "kind",
+            _ALL_KINDS,
+            chosen="" if use.kind == MeterKind.OTHER else use.kind.value,
+            note=f"for every meter{of} called {text.short(text.visible(use.meter), 60)}",
         ),
         acts.choice("One unit holds", "unit", _UNITS, note=f"the bill says {text.visible(use.unit) or 'nothing'}"),
-        acts.field("Since", "valid_from", hint="2026-11-01, or leave it empty"),
-        acts.field("Note", "note", hint="where you looked it up"),
+        acts.field("Since", "valid_from", hint="2026-11-01", note="empty: always"),
+        acts.field("Note", "note", hint="who said so"),
     ]
     form = acts.form(view.prefix, "map-meter", "Say it", back=PATH, fields=fields, name="fields", meter=use.meter, offer=use.offer or "")
     return [*cells, html.Span(acts.popped("Say", text.short(text.visible(use.meter), 60), form), className="acts")]

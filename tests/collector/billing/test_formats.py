@@ -87,6 +87,7 @@ def test_a_part_knows_its_rates_reaches_and_problems(table: Desk) -> None:
     # The refund of 03-03 and the rounding of 03-31 reach nothing.
     assert us.reaches == {"marketplace": "2025-03-05", "compute": "2025-03-05", "foundry": "2025-03-04"}
     assert emea.reaches == {"marketplace": "2025-03-05"}
+    assert emea.meter_reaches == {"marketplace/input": "2025-03-05", "marketplace/output": "2025-03-05"}
     assert [(one["kind"], one["subject"], one["amount"], one["count"]) for one in us.problems] == [
         ("out_of_scope", "Storage", "0.02496", 1),
         ("unmapped_meter", "no meter name", "0.003", 1),

@@ -41,6 +41,8 @@ _HALVES: dict[Granularity, timedelta] = {"hour": timedelta(minutes=30), "day": t
 CHART = "chart"
 
 Figure = dict[str, Any]
+# By the name of a figure: the address of the drawer on it, for each period.
+Ways = Callable[[str], Callable[[Period], str] | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +52,32 @@ class Series:
     name: str
     colour: str
     points: list[tuple[Period, Decimal | int | None, str]]
+    why: Callable[[Period], str | None] | None = None  # the address of the drawer on what is drawn of a period
+
+
+def leading(trace: Figure, addresses: Sequence[str | None]) -> Figure:
+    """The trace, each of its marks the way to an address (None: to nowhere): the shell opens it where somebody clicks.
+
+    What the addresses have in common is said once: a month by the hour has thousands of them.
+    """
+    known = [address for address in addresses if address is not None]
+    if not known:
+        return trace
+    begin = _common(known)
+    ending = _common([address[len(begin) :][::-1] for address in known])[::-1]
+    own = [None if address is None else address[len(begin) : len(address) - len(ending)] for address in addresses]
+    return {**trace, "meta": {"why": f"{begin}{{}}{ending}", "of": own}}
+
+
+def _common(texts: Sequence[str]) -> str:
+    """What all of them begin with: what the first and the last of them in order do."""
+    first, last = min(texts), max(texts)
+    return first[: next((place for place, (one, other) in enumerate(zip(first, last, strict=False)) if one != other), len(first))]
 
 
 def graph(figure: Figure, *, name: str, describes: str, height: int = 300) -> Component:
     """A chart with its name for those who cannot see it; it never offers to send its data anywhere."""
+    leads = any("meta" in trace for trace in figure["data"])
     return html.Div(
         dcc.Graph(
             id={"type": CHART, "name": name},
@@ -72,7 +96,7 @@ def graph(figure: Figure, *, name: str, describes: str, height: int = 300) -> Co
             },
         ),
         id=name,
-        className="chart",
+        className="chart leads" if leads else "chart",
         role="img",
         **text.spoken(describes),
     )
@@ -99,8 +123,16 @@ def colours(names: Iterable[str]) -> dict[str, str]:
     return taken
 
 
-def spend_over_time(by_group: CostTable, by_period: CostTable, *, currency: str | None, naming: Callable[[CostRow], str], revision: str) -> Figure:
-    """Spend stacked by group, one bar for each bucket; ``by_period`` says which buckets are not settled yet."""
+def spend_over_time(
+    by_group: CostTable,
+    by_period: CostTable,
+    *,
+    currency: str | None,
+    naming: Callable[[CostRow], str],
+    revision: str,
+    why: Callable[[CostRow], Callable[[Period], str] | None] = lambda _row: None,
+) -> Figure:
+    """Spend stacked by group, one bar for each bucket; ``by_period`` says which buckets are not settled yet, ``why`` where a group's bars lead."""
     rows = [row for row in by_group.rows if row.figures.currency == currency and row.figures.cost is not None]
     grouped: dict[str, list[CostRow]] = {}
     for row in rows:
@@ -112,6 +144,7 @@ def spend_over_time(by_group: CostTable, by_period: CostTable, *, currency: str 
             name,
             palette[name],
             [(row.period, row.figures.cost, text.money(row.figures.cost, currency) + (" (estimate)" if row.figures.estimate else "")) for row in grouped[name]],
+            why(grouped[name][0]),
         )
         for name in order
     ]
@@ -121,33 +154,44 @@ def spend_over_time(by_group: CostTable, by_period: CostTable, *, currency: str 
     return figure
 
 
-def metered_and_billed(table: CostTable, *, currency: str | None, revision: str) -> Figure:
+def metered_and_billed(table: CostTable, *, currency: str | None, revision: str, why: Ways = lambda _name: None) -> Figure:
     """What our instruments metered beside what Azure billed; days that no bill reaches have no billed bar."""
     rows = [row for row in table.rows if row.figures.currency == currency]
     series = [
-        Series("metered", METERED, [(row.period, row.figures.metered_cost, text.money(row.figures.metered_cost, currency)) for row in rows]),
-        Series("billed", BILLED, [(row.period, row.figures.billed_cost, _billed_text(row, currency)) for row in rows]),
+        Series(
+            "metered", METERED, [(row.period, row.figures.metered_cost, text.money(row.figures.metered_cost, currency)) for row in rows], why("metered_cost")
+        ),
+        Series("billed", BILLED, [(row.period, row.figures.billed_cost, _billed_text(row, currency)) for row in rows], why("billed_cost")),
     ]
     return bars(series, table, currency=currency, unit=currency or "amount", revision=revision, mode="group")
 
 
-def tokens_over_time(table: CostTable, *, currency: str | None, revision: str) -> Figure:
+def tokens_over_time(table: CostTable, *, currency: str | None, revision: str, why: Ways = lambda _name: None) -> Figure:
     """Tokens in and out, stacked."""
     rows = [row for row in table.rows if row.figures.currency == currency]
     series = [
-        Series("input", PALETTE[2], [(row.period, row.figures.input_tokens, f"{text.count(row.figures.input_tokens)} tokens") for row in rows]),
-        Series("output", PALETTE[4], [(row.period, row.figures.output_tokens, f"{text.count(row.figures.output_tokens)} tokens") for row in rows]),
+        Series(
+            "input", PALETTE[2], [(row.period, row.figures.input_tokens, f"{text.count(row.figures.input_tokens)} tokens") for row in rows], why("input_tokens")
+        ),
+        Series(
+            "output",
+            PALETTE[4],
+            [(row.period, row.figures.output_tokens, f"{text.count(row.figures.output_tokens)} tokens") for row in rows],
+            why("output_tokens"),
+        ),
     ]
     return bars(series, table, currency=currency, unit="tokens", revision=revision, mode="relative")
 
 
-def requests_over_time(table: CostTable, *, currency: str | None, revision: str) -> Figure:
+def requests_over_time(table: CostTable, *, currency: str | None, revision: str, why: Ways = lambda _name: None) -> Figure:
     """Requests, and of them those whose tokens nobody said."""
     rows = [row for row in table.rows if row.figures.currency == currency]
-    series = [Series("requests", PALETTE[7], [(row.period, row.figures.requests, f"{text.count(row.figures.requests)} requests") for row in rows])]
+    series = [
+        Series("requests", PALETTE[7], [(row.period, row.figures.requests, f"{text.count(row.figures.requests)} requests") for row in rows], why("requests"))
+    ]
     if any(row.figures.unknown_token_requests for row in rows):
         said = [(row.period, row.figures.unknown_token_requests, f"{text.count(row.figures.unknown_token_requests)} requests") for row in rows]
-        series.append(Series("of them with unknown tokens", PALETTE[1], list(said)))
+        series.append(Series("of them with unknown tokens", PALETTE[1], list(said), why("unknown_token_requests")))
     return bars(series, table, currency=currency, unit="requests", revision=revision, mode="group" if len(series) > 1 else "relative")
 
 
@@ -157,19 +201,18 @@ def bars(series: Sequence[Series], standing: CostTable, *, currency: str | None,
     traces = []
     for one in series:
         points = [(span, value, said) for span, value, said in one.points if value is not None]
-        traces.append(
-            {
-                "type": "bar",
-                "name": label(one.name, 28),
-                "x": [_at(_centre(span, granularity)) for span, _, _ in points],
-                "y": [float(value) for _, value, _ in points],
-                "width": [_milliseconds(span.end - span.start) * (0.8 if mode == "relative" else 0.4) for span, _, _ in points],
-                "customdata": [f"{label(one.name, 40)}: {escape(said, quote=False)}" for _, _, said in points],
-                "hovertemplate": "%{customdata}<extra></extra>",
-                "marker": {"color": one.colour, "line": {"width": 0}},
-                "showlegend": True,
-            }
-        )
+        trace: Figure = {
+            "type": "bar",
+            "name": label(one.name, 28),
+            "x": [_at(_centre(span, granularity)) for span, _, _ in points],
+            "y": [float(value) for _, value, _ in points],
+            "width": [_milliseconds(span.end - span.start) * (0.8 if mode == "relative" else 0.4) for span, _, _ in points],
+            "customdata": [f"{label(one.name, 40)}: {escape(said, quote=False)}" for _, _, said in points],
+            "hovertemplate": "%{customdata}<extra></extra>",
+            "marker": {"color": one.colour, "line": {"width": 0}},
+            "showlegend": True,
+        }
+        traces.append(trace if one.why is None else leading(trace, [one.why(span) for span, _, _ in points]))
     shapes, notes = _shading(standing, currency)
     left, right = _edges(period, granularity)
     return {
@@ -232,8 +275,8 @@ def _plain(traces: list[Figure], revision: str, **layout: Any) -> Figure:
 _GRID = {"gridcolor": "rgba(128,140,160,0.25)", "zerolinecolor": "rgba(128,140,160,0.5)", "automargin": True}
 
 
-def waterfall(steps: Sequence[tuple[str, Decimal, bool]], *, currency: str | None, revision: str) -> Figure:
-    """From the first bar to the last by what lies between: (name, amount, whether it is a total)."""
+def waterfall(steps: Sequence[tuple[str, Decimal, bool]], *, currency: str | None, revision: str, why: Sequence[str | None] = ()) -> Figure:
+    """From the first bar to the last by what lies between: (name, amount, whether it is a total); ``why`` is where each leads."""
     # Bars that stand where the one before ended; Plotly's own waterfall does not draw inside a layout that adapts.
     level, bases, heights, tints = 0.0, list[float](), list[float](), list[str]()
     for _, amount, is_total in steps:
@@ -248,18 +291,17 @@ def waterfall(steps: Sequence[tuple[str, Decimal, bool]], *, currency: str | Non
     top = max((base + height for base, height in zip(bases, heights, strict=True)), default=0.0)
     is_cut = floor > 0.5 * top > 0
     cut = floor - 0.3 * (top - floor) if is_cut else None
+    trace: Figure = {
+        "type": "bar",
+        "x": [label(name, 24) for name, _, _ in steps],
+        "base": bases,
+        "y": heights,
+        "customdata": [f"{label(name, 40)}: {escape(text.money(amount, currency), quote=False)}" for name, amount, _ in steps],
+        "hovertemplate": "%{customdata}<extra></extra>",
+        "marker": {"color": tints},
+    }
     return _plain(
-        [
-            {
-                "type": "bar",
-                "x": [label(name, 24) for name, _, _ in steps],
-                "base": bases,
-                "y": heights,
-                "customdata": [f"{label(name, 40)}: {escape(text.money(amount, currency), quote=False)}" for name, amount, _ in steps],
-                "hovertemplate": "%{customdata}<extra></extra>",
-                "marker": {"color": tints},
-            }
-        ],
+        [leading(trace, why)],
         revision,
         showlegend=False,
         bargap=0.15,
@@ -277,15 +319,17 @@ def waterfall(steps: Sequence[tuple[str, Decimal, bool]], *, currency: str | Non
     )
 
 
-def levels(rows: Sequence[tuple[str, Decimal | None, Decimal | None, str]], *, revision: str) -> Figure:
-    """How full each of some pools is, in percent of its limit: (name, now, peak, words)."""
+def levels(
+    rows: Sequence[tuple[str, Decimal | None, Decimal | None, str]], *, revision: str, why: Callable[[str, int], str | None] = lambda _measure, _row: None
+) -> Figure:
+    """How full each of some pools is, in percent of its limit: (name, now, peak, words); ``why`` is where ``used`` and ``peak`` of a row lead."""
     ordered = list(reversed(rows))
     names = [label(name, 36) for name, _, _, _ in ordered]
     words = [escape(said, quote=False) for _, _, _, said in ordered]
 
-    def trace(title: str, place: int, colour: str) -> Figure:
+    def trace(title: str, measure: str, place: int, colour: str) -> Figure:
         values = [row[place] for row in ordered]
-        return {
+        drawn: Figure = {
             "type": "bar",
             "orientation": "h",
             "name": title,
@@ -295,9 +339,10 @@ def levels(rows: Sequence[tuple[str, Decimal | None, Decimal | None, str]], *, r
             "hovertemplate": "%{customdata}<extra></extra>",
             "marker": {"color": colour},
         }
+        return leading(drawn, [why(measure, index) for index in reversed(range(len(rows)))])
 
     return _plain(
-        [trace("highest of 7 days", 2, QUIET), trace("now", 1, METERED)],
+        [trace("highest of 7 days", "peak", 2, QUIET), trace("now", "used", 1, METERED)],
         revision,
         barmode="group",
         bargap=0.25,
@@ -309,25 +354,24 @@ def levels(rows: Sequence[tuple[str, Decimal | None, Decimal | None, str]], *, r
     )
 
 
-def spans(rows: Sequence[tuple[str, datetime, datetime, str, str]], *, period: Period, revision: str) -> Figure:
-    """What was so from when to when: (name, start, end, colour, words)."""
+def spans(rows: Sequence[tuple[str, datetime, datetime, str, str]], *, period: Period, revision: str, why: Sequence[str | None] = ()) -> Figure:
+    """What was so from when to when: (name, start, end, colour, words); ``why`` is where each leads."""
     ordered = list(reversed(rows))
     # What has only begun is to be seen, too.
     shortest = (period.end - period.start) / 80
     begun = [min(max(start, period.start), end - shortest) for _, start, end, _, _ in ordered]
+    trace: Figure = {
+        "type": "bar",
+        "orientation": "h",
+        "y": [label(name, 30) for name, *_ in ordered],
+        "base": [_at(start) for start in begun],
+        "x": [_milliseconds(end - start) for (_, _, end, _, _), start in zip(ordered, begun, strict=True)],
+        "marker": {"color": [colour for _, _, _, colour, _ in ordered]},
+        "customdata": [escape(said, quote=False) for _, _, _, _, said in ordered],
+        "hovertemplate": "%{customdata}<extra></extra>",
+    }
     return _plain(
-        [
-            {
-                "type": "bar",
-                "orientation": "h",
-                "y": [label(name, 30) for name, *_ in ordered],
-                "base": [_at(start) for start in begun],
-                "x": [_milliseconds(end - start) for (_, _, end, _, _), start in zip(ordered, begun, strict=True)],
-                "marker": {"color": [colour for _, _, _, colour, _ in ordered]},
-                "customdata": [escape(said, quote=False) for _, _, _, _, said in ordered],
-                "hovertemplate": "%{customdata}<extra></extra>",
-            }
-        ],
+        [leading(trace, list(reversed(why)))],
         revision,
         showlegend=False,
         xaxis={**_GRID, "type": "date", "range": [_at(period.start), _at(period.end)], "fixedrange": True},
@@ -335,32 +379,36 @@ def spans(rows: Sequence[tuple[str, datetime, datetime, str, str]], *, period: P
     )
 
 
-def arrivals(hours: Sequence[tuple[datetime, int]], door: Sequence[DoorHour], *, period: Period, revision: str) -> Figure:
+def arrivals(hours: Sequence[tuple[datetime, int]], door: Sequence[DoorHour], *, period: Period, revision: str, why: Ways = lambda _name: None) -> Figure:
     """How many events arrived in each hour: stored, and on top of them those that came again or were turned away."""
     told = {one.starts_at: one for one in door}
     stored = {**{one.starts_at: one.accepted for one in door}, **dict(hours)}
-    bars: tuple[tuple[str, str, dict[datetime, int]], ...] = (
-        ("stored", METERED, stored),
-        ("duplicates", QUIET, {at: one.duplicates for at, one in told.items()}),
-        ("conflicts", BILLED, {at: one.conflicts for at, one in told.items()}),
-        ("refused", _BAD, {at: one.rejected for at, one in told.items()}),
+    bars: tuple[tuple[str, str, str, dict[datetime, int]], ...] = (
+        ("stored", "arrived" if hours else "accepted", METERED, stored),
+        ("duplicates", "duplicates", QUIET, {at: one.duplicates for at, one in told.items()}),
+        ("conflicts", "conflicts", BILLED, {at: one.conflicts for at, one in told.items()}),
+        ("refused", "rejected", _BAD, {at: one.rejected for at, one in told.items()}),
     )
+    traces: list[Figure] = []
+    for name, measure, color, counts in bars:
+        if not any(counts.values()):
+            continue
+        starts = sorted(counts)
+        trace: Figure = {
+            "type": "bar",
+            "name": name,
+            "x": [_at(at) for at in starts],
+            "y": [counts[at] for at in starts],
+            "offset": 0,
+            "width": [_milliseconds(timedelta(hours=1))] * len(counts),
+            "customdata": [f"{text.count(counts[at])} {name}" for at in starts],
+            "hovertemplate": "%{x}: %{customdata}<extra></extra>",
+            "marker": {"color": color, "line": {"width": 0}},
+        }
+        way = why(measure)
+        traces.append(trace if way is None else leading(trace, [way(Period(at, at + timedelta(hours=1))) for at in starts]))
     return _plain(
-        [
-            {
-                "type": "bar",
-                "name": name,
-                "x": [_at(at) for at in sorted(counts)],
-                "y": [counts[at] for at in sorted(counts)],
-                "offset": 0,
-                "width": [_milliseconds(timedelta(hours=1))] * len(counts),
-                "customdata": [f"{text.count(counts[at])} {name}" for at in sorted(counts)],
-                "hovertemplate": "%{x}: %{customdata}<extra></extra>",
-                "marker": {"color": color, "line": {"width": 0}},
-            }
-            for name, color, counts in bars
-            if any(counts.values())
-        ],
+        traces,
         revision,
         barmode="stack",
         legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
@@ -379,16 +427,20 @@ def cost_lines(
     even: int | None,
     currency: str | None,
     revision: str,
+    why: Callable[[str], str | None] = lambda _name: None,
 ) -> Figure:
-    """Cost a day against tokens a day: serverless by the token, instances by the step, and where today is."""
+    """Cost a day against tokens a day: serverless by the token, instances by the step, and where today is.
+
+    ``why`` is where the figures lead that it is drawn from: the list price, the capacity cost, today's tokens and those of the break-even.
+    """
     most = max(seen, even or 0, 1) * 3 // 2
     points = [most * number // 60 for number in range(61)]
     instances = [max(1, -(-point // step_tokens)) if step_tokens else 1 for point in points]
     serverless = [float(per_token * point) for point in points]
     managed = [float(step_cost * number) for number in instances]
 
-    def trace(title: str, values: list[float], colour: str, shape: str) -> Figure:
-        return {
+    def trace(title: str, name: str, values: list[float], colour: str, shape: str) -> Figure:
+        line: Figure = {
             "type": "scatter",
             "mode": "lines",
             "name": title,
@@ -397,10 +449,25 @@ def cost_lines(
             "line": {"color": colour, "width": 3, "shape": shape},
             "hovertemplate": f"{title}: %{{y:,.2f}} {escape(currency or '', quote=False)} at %{{x:,.3s}} tokens a day<extra></extra>",
         }
+        return leading(line, [why(name)] * len(points))
 
     marks = [("today", seen, QUIET)] + ([("break-even", even, "#d0342c")] if even is not None else [])
+    dots: Figure = {
+        "type": "scatter",
+        "mode": "markers",
+        "x": [at for _, at, _ in marks],
+        "y": [float(per_token * at) for _, at, _ in marks],
+        "customdata": [f"{words}: {text.count(at)} tokens a day" for words, at, _ in marks],
+        "hovertemplate": "%{customdata}<extra></extra>",
+        "marker": {"color": [colour for _, _, colour in marks], "size": 9},
+        "showlegend": False,
+    }
     return _plain(
-        [trace("serverless", serverless, METERED, "linear"), trace("managed compute", managed, BILLED, "hv")],
+        [
+            trace("serverless", "serverless_list_per_1m", serverless, METERED, "linear"),
+            trace("managed compute", "capacity_cost", managed, BILLED, "hv"),
+            leading(dots, [why("tokens_per_day"), *([why("break_even_tokens_per_day")] if even is not None else [])]),
+        ],
         revision,
         margin={"l": 64, "r": 12, "t": 26, "b": 8},
         xaxis={**_GRID, "title": {"text": "tokens a day", "standoff": 4}, "tickformat": ",~s", "rangemode": "tozero", "fixedrange": True},

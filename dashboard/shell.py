@@ -18,7 +18,7 @@ from dash import dcc, html
 from dash.development.base_component import Component
 
 from dashboard import text
-from dashboard.filters import PRESETS, Selection, month_to_date, preset
+from dashboard.filters import PRESETS, Selection, month_to_date, preset, written_bound
 from models.alerts import Alert, AlertRule, Silence
 from models.errors import DomainError, Unavailable, told
 from models.ledger import (
@@ -234,6 +234,12 @@ class View:
             own=(),
         )
         return f"#why{whole.asking(figure=name, **own).search()}"
+
+    def ways(self, name: str, currency: str | None = None, *, selection: Selection | None = None, without: Sequence[str] = ()) -> Callable[[Period], str]:
+        """The same for every stretch of time that a chart draws of a figure: what they have in common is written once."""
+        said = self.why(name, currency, selection=selection, without=without).removeprefix("#why?").split("&")
+        rest = "&".join(part for part in said if not part.startswith(("from=", "to=", "granularity=")))
+        return lambda period: f"#why?from={written_bound(period.start)}&to={written_bound(period.end)}&{rest}"
 
     @property
     def here(self) -> str:

@@ -52,6 +52,51 @@
     });
 })();
 
+// Charts: a click on a bar, a point or a line opens the drawer on the figure that it draws. The tables below say the same to the keyboard.
+(function () {
+    "use strict";
+
+    function way(chart, mark) {
+        var meta = chart.data[mark.curveNumber].meta;
+        var own = meta && meta.why ? meta.of[mark.pointNumber] : null;
+        return own === null || own === undefined ? null : meta.why.replace("{}", function () { return own; });
+    }
+
+    // A hover over several bars at once tells all of them: the one under the pointer is meant, else the nearest.
+    function distance(chart, mark, at) {
+        var earlier = chart.data.slice(0, mark.curveNumber).filter(function (trace) { return trace.type === "bar" && trace.visible !== "legendonly"; });
+        var bars = chart.querySelectorAll(".barlayer > .trace")[earlier.length];
+        var shape = bars && bars.querySelectorAll(".point")[mark.pointNumber];
+        var box = shape && shape.getBoundingClientRect();
+        if (!box || !(box.width && box.height)) {
+            return Infinity;
+        }
+        return Math.max(0, box.left - at.clientX, at.clientX - box.right) + Math.max(0, box.top - at.clientY, at.clientY - box.bottom);
+    }
+
+    function clicked(chart, told) {
+        var nearest = null;
+        told.points.forEach(function (mark) {
+            var address = way(chart, mark);
+            var far = told.points.length > 1 ? distance(chart, mark, told.event) : 0;
+            if (address && far < Infinity && (nearest === null || far < nearest.far)) {
+                nearest = { address: address, far: far };
+            }
+        });
+        if (nearest !== null) {
+            window.location.hash = nearest.address;
+        }
+    }
+
+    document.addEventListener("pointerover", function (event) {
+        var chart = event.target.closest && event.target.closest(".chart.leads .js-plotly-plot");
+        if (chart && chart.on && !chart.meterbridgeLeads) {
+            chart.meterbridgeLeads = true;
+            chart.on("plotly_click", function (told) { clicked(chart, told); });
+        }
+    }, true);
+})();
+
 // Forms that change something: a fault stands at its field and what was typed stays; a new secret is shown once.
 (function () {
     "use strict";

@@ -89,7 +89,8 @@ def _timeline(view: View, found: list[Alert], since: datetime) -> list[Component
         for one in fired
     ]
     names = len({row[0] for row in rows})
-    figure = figures.spans(rows, period=period, revision=view.here)
+    ways = [view.why("alert_value", alert=one.id) if one.value is not None else None for one in fired]
+    figure = figures.spans(rows, period=period, revision=view.here, why=ways)
     return [card("The last 7 days", figures.graph(figure, name="spans", describes="; ".join(row[4] for row in rows), height=90 + 30 * names), name="wide")]
 
 

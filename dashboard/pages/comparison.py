@@ -161,6 +161,11 @@ def figure_of(view: View, row: ComparisonRow, name: str, value: Decimal | int | 
     return view.figure(name, value, row.currency, selection=replace(view.selection, models=(row.model,)), reason=reason, shown=shown, **own)
 
 
+def _way(view: View, row: ComparisonRow, name: str) -> str:
+    """Where a mark of a model's chart leads."""
+    return view.why(name, row.currency, selection=replace(view.selection, models=(row.model,)))
+
+
 def _advice(view: View, rows: list[ComparisonRow]) -> Component:
     tiles: list[Component] = []
     for row in rows:
@@ -202,7 +207,14 @@ def _chart(view: View, row: ComparisonRow) -> Component | None:
     step = managed.capacity_tokens_per_day // instances if managed.capacity_tokens_per_day else None
     seen = row.tokens_per_day or 0
     figure = figures.cost_lines(
-        per_token=per_token, step_cost=per_day / instances, step_tokens=step, seen=seen, even=even, currency=row.currency, revision=view.here
+        per_token=per_token,
+        step_cost=per_day / instances,
+        step_tokens=step,
+        seen=seen,
+        even=even,
+        currency=row.currency,
+        revision=view.here,
+        why=lambda name: _way(view, row, name),
     )
     said = f"break-even at {text.tokens(even)} tokens a day, today {text.tokens(seen)}; instances cost {text.money(per_day, row.currency)} a day"
     if row.break_even_reachable is False:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 from dash import dcc, html
 from dash.development.base_component import Component
@@ -139,13 +140,14 @@ def _capacity(view: View, kinds: CostTable | Failure) -> list[Component]:
 
 def _charts(view: View, by_period: CostTable, total: Figures) -> list[Component]:
     marker, revision = total.currency or "none", view.here
+    why = partial(view.ways, currency=total.currency)
     parts = []
     if total.metered_cost is not None or total.billed_cost is not None:
         parts.append(
             card(
                 "Metered beside billed",
                 figures.graph(
-                    figures.metered_and_billed(by_period, currency=total.currency, revision=revision),
+                    figures.metered_and_billed(by_period, currency=total.currency, revision=revision, why=why),
                     name=f"money-{marker}",
                     describes=f"Bars of metered and billed cost over time in {marker}",
                 ),
@@ -159,7 +161,7 @@ def _charts(view: View, by_period: CostTable, total: Figures) -> list[Component]
             card(
                 "Tokens",
                 figures.graph(
-                    figures.tokens_over_time(by_period, currency=total.currency, revision=revision),
+                    figures.tokens_over_time(by_period, currency=total.currency, revision=revision, why=why),
                     name=f"tokens-{marker}",
                     describes="Bars of input and output tokens over time",
                 ),
@@ -168,7 +170,7 @@ def _charts(view: View, by_period: CostTable, total: Figures) -> list[Component]
             card(
                 "Requests",
                 figures.graph(
-                    figures.requests_over_time(by_period, currency=total.currency, revision=revision),
+                    figures.requests_over_time(by_period, currency=total.currency, revision=revision, why=why),
                     name=f"requests-{marker}",
                     describes="Bars of requests over time",
                 ),

@@ -84,7 +84,7 @@ def _tiles(view: View, found: Intake) -> Component:
 
 
 def _rate(view: View, found: Intake) -> Component:
-    figure = figures.arrivals(found.arrivals or (), found.hours, period=found.period, revision=view.here)
+    figure = figures.arrivals(found.arrivals or (), found.hours, period=found.period, revision=view.here, why=lambda name: view.ways(f"intake_{name}"))
     sums = {name: sum(getattr(one, name) for one in found.lines) for name in ("accepted", "duplicates", "conflicts", "rejected")}
     said = [part for name, words in _CAME for part in (view.figure(f"intake_{name}", sums[name]), f" {words}")]
     return card(

@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from decimal import Decimal
+from functools import partial
 
 from dash import dcc, html
 from dash.development.base_component import Component
 
 from dashboard import figures, tables, text
+from dashboard.filters import Selection
 from dashboard.pages import start
 from dashboard.shell import Failure, View, age_line, card, empty_panel, failure_panel, switch, tile, together
 from models.ledger import CostQuery, CostRow, CostTable, DataAge, Forecast
 from models.ledger import Figures as Total
-from models.periods import month_period, utc_day
+from models.periods import Period, month_period, utc_day
+from models.resources import Mode
 
 PATH = ""
 NAME = "Overview"
@@ -24,6 +27,7 @@ _STACKS = (("workspace", "Workspace"), ("deployment", "Deployment"), ("mode", "M
 _TOP = 8
 _MOST_ROWS = 200
 
+_FILTERED = frozenset({"workspace", "deployment", "model", "application", "team"})
 _SAID = {"cost": "on the chosen basis", "metered_cost": "metered", "billed_cost": "billed"}
 
 
@@ -229,7 +233,7 @@ def _charts(view: View, by_period: CostTable, by_group: CostTable | Failure, gro
                 card(
                     f"Spend over time{unit}",
                     figures.graph(
-                        figures.spend_over_time(by_group, by_period, currency=currency, naming=_naming(by_group), revision=revision),
+                        figures.spend_over_time(by_group, by_period, currency=currency, naming=_naming(by_group), revision=revision, why=_leading(view)),
                         name=f"spend-{marker}",
                         describes=f"Bars of spend over time in {marker}, stacked by {chosen}",
                         height=340,
@@ -244,7 +248,7 @@ def _charts(view: View, by_period: CostTable, by_group: CostTable | Failure, gro
             card(
                 f"Metered beside billed{unit}",
                 figures.graph(
-                    figures.metered_and_billed(by_period, currency=currency, revision=revision),
+                    figures.metered_and_billed(by_period, currency=currency, revision=revision, why=partial(view.ways, currency=currency)),
                     name=f"billed-{marker}",
                     describes=f"Bars of metered and billed cost over time in {marker}",
                 ),
@@ -254,6 +258,41 @@ def _charts(view: View, by_period: CostTable, by_group: CostTable | Failure, gro
             )
         )
     return parts
+
+
+def _leading(view: View) -> Callable[[CostRow], Callable[[Period], str] | None]:
+    """Where the bars of a group lead: to its own spend; nowhere where no filter can name the group (a meter, a cost centre)."""
+
+    def way(row: CostRow) -> Callable[[Period], str] | None:
+        chosen = view.selection
+        for name, value in row.groups.items():
+            if value is None:
+                continue
+            if name == "mode":
+                chosen = replace(chosen, modes=(Mode(value),))
+            elif name.startswith("tag:"):
+                chosen = replace(chosen, tags=(*(tag for tag in chosen.tags if tag[0] != name[4:]), (name[4:], value)))
+            elif name in _FILTERED:
+                chosen = _narrowed(chosen, name, value)
+            else:
+                return None
+        return view.ways("cost", row.figures.currency, selection=chosen, without=[name for name, value in row.groups.items() if value is None])
+
+    return way
+
+
+def _narrowed(selection: Selection, name: str, value: str) -> Selection:
+    match name:
+        case "workspace":
+            return replace(selection, workspaces=(value,))
+        case "deployment":
+            return replace(selection, deployments=(value,))
+        case "model":
+            return replace(selection, models=(value,))
+        case "application":
+            return replace(selection, applications=(value,))
+        case _:
+            return replace(selection, teams=(value,))
 
 
 def _together(view: View, answer: CostTable, currency: str | None, *names: str) -> list[Component]:

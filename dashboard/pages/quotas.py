@@ -86,7 +86,12 @@ def _chart(view: View, pools: list[Pool], found: Pressure) -> Component:
     said = "; ".join(words for *_, words in rows)
     return card(
         "How full",
-        figures.graph(figures.levels(rows, revision=view.here), name="levels", describes=said, height=90 + 34 * len(rows)),
+        figures.graph(
+            figures.levels(rows, revision=view.here, why=lambda name, row: view.why(f"quota_{name}", pool=pools[row].id)),
+            name="levels",
+            describes=said,
+            height=90 + 34 * len(rows),
+        ),
         together(view.figure("pools_full", len(found.full)), f" of {found.limited} pools are above 80 %; each bar is a row below"),
         note="In percent of the limit, fullest first. The dotted line is the limit.",
         name="wide",

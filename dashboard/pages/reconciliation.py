@@ -163,10 +163,14 @@ def _tiles(view: View, whole: Selection, total: ReconciliationTotal, *, several:
 def _chart(view: View, whole: Selection, total: ReconciliationTotal, *, several: bool) -> Component:
     steps = [("expected", total.expected, True), *((_WORDS[cause], amount, False) for cause, amount in total.causes.items()), ("billed", total.billed, True)]
     unit = f" ({total.currency or 'no currency'})" if several else ""
+    asked: list[tuple[str, dict[str, str]]] = [("expected", {}), *(("cause", {"cause": cause.value}) for cause in total.causes), ("billed", {})]
+    ways = [view.why(name, total.currency, selection=whole, **own) for name, own in asked]
     said = "; ".join(f"{words} {text.money(amount, total.currency)}" for words, amount, _ in steps)
     return card(
         f"From expected to billed{unit}",
-        figures.graph(figures.waterfall(steps, currency=total.currency, revision=view.here), name=f"waterfall-{total.currency}", describes=said, height=380),
+        figures.graph(
+            figures.waterfall(steps, currency=total.currency, revision=view.here, why=ways), name=f"waterfall-{total.currency}", describes=said, height=380
+        ),
         together("Together the steps are ", view.figure("variance", total.variance, total.currency, selection=whole), "; each is a line of the causes below"),
         note="Each step is a named cause; together they are the whole difference, exactly.",
         name="wide",

@@ -10,8 +10,9 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from dash import dcc
 from dash.development.base_component import Component
-from playwright.sync_api import Browser, expect
+from playwright.sync_api import Browser, Locator, Page, expect
 
 from collector import witnessing
 from collector.capture.aggregates import REASON, Point, digest_of
@@ -207,6 +208,64 @@ def test_the_same_query_gives_the_figure_that_the_page_shows(store: Store) -> No
     assert set(FIGURES) == seen
 
 
+def charts_in(part: Any) -> Iterator[dict[str, Any]]:
+    """Every chart of a part of a page."""
+    if isinstance(part, (list, tuple)):
+        for one in part:
+            yield from charts_in(one)
+    elif isinstance(part, dcc.Graph):
+        yield vars(part)["figure"]
+    elif isinstance(part, Component):
+        yield from charts_in(getattr(part, "children", None))
+
+
+def marks(trace: dict[str, Any]) -> list[tuple[str, Any, Any, str]]:
+    """The first, the middle and the last mark of a trace that lead somewhere: (address, x, y, the words of its hover)."""
+    meta: dict[str, Any] = trace.get("meta") or {"of": []}
+    led = [place for place, own in enumerate(meta["of"]) if own is not None]
+    said = trace.get("customdata") or [""] * len(trace["x"])
+    return [
+        (meta["why"].replace("{}", meta["of"][place]), trace["x"][place], trace["y"][place], said[place])
+        for place in sorted({led[0], led[len(led) // 2], led[-1]} if led else ())
+    ]
+
+
+def test_every_mark_of_a_chart_leads_to_the_figure_that_it_draws(store: Store) -> None:
+    seen: set[str] = set()
+    for page, search in (
+        *SCREENS,
+        (overview, f"{WHOLE}&group_by=deployment"),
+        (overview, f"{WHOLE}&group_by=mode"),
+        (overview, "?granularity=week"),
+        (deployment, f"{WHOLE}&workspace=ws-lonely&deployment=secret"),
+    ):
+        with ledger_over(store.read)() as opened:
+            view = View(Selection.parse(search), opened, NOW, None, "/dashboard/", page.PATH, "http://x", is_open=True)
+            charts = list(charts_in(page.layout(view)))
+        with store.read() as session:
+            for trace in (trace for chart in charts for trace in chart["data"]):
+                for href, x, y, words in marks(trace):
+                    selection = Selection.parse(href.removeprefix(DRAWER))
+                    assert not selection.ignored
+                    query = selection.query(now=NOW, visible=None, granularity="none")
+                    answer = ledger.why(session, Ask(selection.asked("figure") or "", query, dict(selection.own)), now=NOW)
+                    assert answer.value is not None, href
+                    seen.add(answer.figure)
+                    if answer.figure.startswith("quota_"):  # drawn in percent of the limit
+                        assert f"{answer.value:,}" in words, href
+                    elif answer.figure in ("tokens_per_day", "break_even_tokens_per_day"):
+                        assert answer.value == x, href
+                    elif answer.figure not in ("alert_value", "serverless_list_per_1m", "capacity_cost"):  # what a span or a line is drawn from
+                        # What is below nought hangs from the step before it.
+                        assert abs(float(answer.value)) == y if answer.figure == "cause" else float(answer.value) == y, href
+    assert seen == {
+        *("cost", "metered_cost", "billed_cost", "input_tokens", "output_tokens", "requests", "unknown_token_requests"),
+        *("expected", "billed", "cause", "quota_used", "quota_peak", "alert_value"),
+        *("intake_arrived", "intake_duplicates", "intake_conflicts", "intake_rejected"),
+        *("serverless_list_per_1m", "capacity_cost", "tokens_per_day", "break_even_tokens_per_day"),
+    }
+
+
 def test_the_route_and_its_curl_line_say_the_same(store: Store) -> None:
     """``/v1/explain`` takes the drawer's query as it is, and what its curl line asks answers with the same digits."""
     differ: list[tuple[str, str]] = []
@@ -277,3 +336,51 @@ def test_a_click_on_each_kind_of_figure_opens_the_drawer_with_that_figure(browse
         expect(page.locator("#drawer .why-value")).to_be_visible()
     assert set(FIGURES) == clicked
     assert {page.PATH for page, _ in SCREENS} < {page.PATH for page in PAGES}
+
+
+_BAR = "#{chart} .barlayer > .trace:nth-of-type({trace}) .point:nth-of-type({mark}) path"
+# A chart of each kind, a mark of it in the browser's terms, and the trace and mark that it is.
+_CLICKED: tuple[tuple[ModuleType, str, str, str, int, int], ...] = (
+    # The second group stacked on the first: a click on it must not take the one below.
+    (overview, f"{WHOLE}&group_by=deployment", "spend-USD", _BAR.format(chart="spend-USD", trace=2, mark=12), 1, 11),
+    (reconciliation, WHOLE, "waterfall-USD", _BAR.format(chart="waterfall-USD", trace=1, mark=2), 0, 1),
+    (quotas, "", "levels", _BAR.format(chart="levels", trace=1, mark=-1), 0, -1),
+    (comparison, WHOLE, f"lines-{make.MODEL}-USD", ".scatterlayer .points path:last-of-type", 2, -1),
+)
+
+
+def _point_at(page: Page, shape: Locator) -> None:
+    """Move the mouse to the middle of a mark until its chart has found it: a chart that is still being laid out has no marks."""
+    for frame in range(600):
+        box = shape.bounding_box()
+        assert box is not None
+        page.mouse.move(box["x"] + box["width"] / 2 + frame % 2, box["y"] + box["height"] / 2)
+        page.evaluate("() => new Promise(requestAnimationFrame)")
+        if page.locator(".hoverlayer > *").count():
+            return
+    pytest.fail("no mark of the chart is under the pointer")
+
+
+@pytest.mark.browser
+def test_a_click_on_a_mark_of_a_chart_opens_the_drawer_on_its_figure(browser: Browser, origin: str) -> None:
+    with watched(browser, origin) as page:
+        for module, search, chart, mark, trace, number in _CLICKED:
+            page.goto(f"{origin}/dashboard/{module.PATH}{search}")
+            shape = page.locator(mark.replace(":nth-of-type(-1)", ":last-of-type"))
+            shape.scroll_into_view_if_needed()
+            address = page.evaluate(
+                """([name, curve, place]) => {
+                    const trace = document.getElementById(name).querySelector('.js-plotly-plot').data[curve];
+                    const own = trace.meta.of;
+                    return trace.meta.why.replace('{}', own[place < 0 ? own.length + place : place]);
+                }""",
+                [chart, trace, number],
+            )
+            for _ in range(2 if module is overview else 1):  # again after it was closed
+                _point_at(page, shape)
+                page.mouse.down()
+                page.mouse.up()
+                expect(page.locator("#drawer")).to_have_attribute("data-of", address)
+                expect(page.locator("#drawer .why-value")).to_be_visible()
+                page.keyboard.press("Escape")
+                expect(page.locator("#drawer > *")).to_have_count(0)

@@ -10,7 +10,7 @@ import csv
 import io
 import json
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
@@ -19,7 +19,7 @@ from typing import IO, Any, Literal, get_args
 from models import money
 from models.cells import cell
 from models.errors import InvalidInput
-from models.ledger import CostTable, ReconciliationRow, UsageRecord
+from models.ledger import CostTable, ReconciliationRow, ReconciliationTotal, UsageRecord
 from models.variance import Cause
 
 Form = Literal["csv", "parquet"]
@@ -96,12 +96,13 @@ _MATCH: Mapping[str, Kind] = {
 
 @dataclass(frozen=True, slots=True)
 class Extract:
-    """A file on its way out; ``content`` stands at its beginning and is closed by whoever sends it."""
+    """A file on its way out; ``content`` stands at its beginning and is closed by whoever sends it. ``control_total`` is what its rows add up to."""
 
     content: IO[bytes]
     size: int
     rows: int
     media_type: str
+    control_total: str
 
 
 def form_asked(said: str | None) -> Form | None:
@@ -124,10 +125,12 @@ def of_costs(table: CostTable, form: Form) -> Extract:
         for row in table.rows:
             yield (row.period.start, row.period.end, *row.groups.values(), *(getattr(row.figures, name) for name in _FIGURES))
 
-    return _spooled(kinds, rows(), form)
+    # The cost of the answer by currency.
+    total = "; ".join(f"{one.currency or 'none'} {'unknown' if one.cost is None else money.text(one.cost)}" for one in table.totals)
+    return _spooled(kinds, rows(), form, lambda: total)
 
 
-def of_reconciliation(rows: Sequence[ReconciliationRow], form: Form) -> Extract:
+def of_reconciliation(rows: Sequence[ReconciliationRow], totals: Sequence[ReconciliationTotal], form: Form) -> Extract:
     """Every row of the three-way match, with a column for each cause; a cause that takes nothing of a row is 0 in it."""
     kinds: dict[str, Kind] = {**_MATCH, **dict.fromkeys((f"cause_{cause}" for cause in Cause), "decimal")}
 
@@ -140,17 +143,30 @@ def of_reconciliation(rows: Sequence[ReconciliationRow], form: Form) -> Extract:
                 *(row.causes.get(cause, money.ZERO) for cause in Cause),
             )
 
-    return _spooled(kinds, said(), form)
+    return _spooled(kinds, said(), form, lambda: "; ".join(f"{one.currency or 'none'} {money.text(one.billed)}" for one in totals))
 
 
 def of_usage(records: Iterable[UsageRecord], form: Form) -> Extract:
-    """Every event, in the order it is handed in."""
-    return _spooled(_EVENTS, (_event(record) for record in records), form)
+    """Every event, in the order it is handed in.
 
+    An event carries no money, so its file adds up to what ``/v1/costs`` counts of the same question: the requests that
+    count, and of those that are billable the tokens by type. Cached tokens are part of the input, never more than it.
+    """
+    counts = dict.fromkeys(("requests", "input_tokens", "output_tokens", "cached_input_tokens", "reasoning_output_tokens"), 0)
 
-def control_total(table: CostTable) -> str:
-    """The cost of the answer per currency, as the header says it."""
-    return "; ".join(f"{one.currency or 'none'} {'unknown' if one.cost is None else money.text(one.cost)}" for one in table.totals)
+    def rows() -> Iterable[Sequence[Cell]]:
+        for record in records:
+            if record.counted:
+                counts["requests"] += 1
+                if record.fields["billable"]:
+                    fields: Mapping[str, Any] = record.fields
+                    said: dict[str, int] = {name: fields[name] or 0 for name in counts if name != "requests"}
+                    said["cached_input_tokens"] = min(said["cached_input_tokens"], said["input_tokens"])
+                    for name, count in said.items():
+                        counts[name] += count
+            yield _event(record)
+
+    return _spooled(_EVENTS, rows(), form, lambda: "; ".join(f"{name} {count}" for name, count in counts.items()))
 
 
 def _event(record: UsageRecord) -> list[Cell]:
@@ -167,7 +183,8 @@ def _event(record: UsageRecord) -> list[Cell]:
     return cells
 
 
-def _spooled(kinds: Mapping[str, Kind], rows: Iterable[Sequence[Cell]], form: Form) -> Extract:
+def _spooled(kinds: Mapping[str, Kind], rows: Iterable[Sequence[Cell]], form: Form, control_total: Callable[[], str]) -> Extract:
+    """Write the rows; ``control_total`` is asked for once all of them are written."""
     content = tempfile.TemporaryFile(prefix="meterbridge-extract-")  # noqa: SIM115 - closed by whoever sends it
     try:
         count = (_csv if form == "csv" else _parquet)(kinds, rows, content)
@@ -176,7 +193,7 @@ def _spooled(kinds: Mapping[str, Kind], rows: Iterable[Sequence[Cell]], form: Fo
     except BaseException:
         content.close()
         raise
-    return Extract(content, size, count, MEDIA_TYPES[form])
+    return Extract(content, size, count, MEDIA_TYPES[form], control_total())
 
 
 def _csv(kinds: Mapping[str, Kind], rows: Iterable[Sequence[Cell]], stream: IO[bytes]) -> int:

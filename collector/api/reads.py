@@ -106,7 +106,7 @@ def costs(request: Request, session: Reading, caller: Caller, now: Now) -> dict[
     query = cost_query(request, caller, now=now)
     table = ledger.costs(session, query, now=now)
     if form is not None:
-        return file_of(extracts.of_costs(table, form), f"costs.{form}", {"X-Control-Total": extracts.control_total(table)})
+        return file_of(extracts.of_costs(table, form), f"costs.{form}")
     size = whole_number(request, "limit", default=1000, low=1, high=10_000)
     cursor = request.query_params.get("cursor")
     start = _after(table.rows, cursor, groups=len(query.group_by)) if cursor else 0
@@ -131,8 +131,7 @@ def usage(request: Request, session: Reading, caller: Caller, now: Now) -> dict[
     refuse_unknown(request, _USAGE)
     form = file_asked(request)
     if form is not None:
-        made = extracts.of_usage(_every_event(request, session, caller, now=now), form)
-        return file_of(made, f"usage.{form}", {"X-Control-Total": f"rows {made.rows}"})
+        return file_of(extracts.of_usage(_every_event(request, session, caller, now=now), form), f"usage.{form}")
     size = whole_number(request, "limit", default=100, low=1, high=1000)
     cursor = request.query_params.get("cursor") or None
     page = ledger.usage_list(session, period=period_of(request, now=now), filters=filters_of(request, caller), limit=size, cursor=cursor, now=now)
@@ -402,9 +401,14 @@ def _after(rows: Sequence[CostRow], cursor: str, *, groups: int) -> int:
     return len(rows)
 
 
-def file_of(made: extracts.Extract, name: str, headers: Mapping[str, str]) -> Response:
+def file_of(made: extracts.Extract, name: str) -> Response:
     """An extract as an answer, sent in pieces."""
-    about = {**headers, "X-Rows": str(made.rows), "Content-Length": str(made.size), "Content-Disposition": f'attachment; filename="meterbridge-{name}"'}
+    about = {
+        "X-Control-Total": made.control_total,
+        "X-Rows": str(made.rows),
+        "Content-Length": str(made.size),
+        "Content-Disposition": f'attachment; filename="meterbridge-{name}"',
+    }
 
     def pieces() -> Iterator[bytes]:
         with made.content as content:

@@ -13,7 +13,7 @@ from fastapi import APIRouter, Request, Response
 from collector import extracts
 from collector.api.deps import Caller, Now, Reading
 from collector.api.reads import FILTERS, amount, documented, file_asked, file_of, filters_of, instant, instant_of, period_of, refuse_unknown, whole_number
-from models import ledger, money
+from models import ledger
 from models.errors import Forbidden, InvalidInput
 from models.ledger import ClosedTotal, ComparisonRow, ReconciliationRow, ReconciliationTotal, WhatIfAnswer
 from models.periods import Period, month_period, rfc3339, utc_day
@@ -38,15 +38,15 @@ def reconciliation(request: Request, session: Reading, caller: Caller, now: Now)
     as_of = instant_of(said["as_of"], what="as_of") if said.get("as_of") else None
     found = ledger.reconciliation(session, period, filters_of(request, caller), now=now, as_of=as_of)
     rows = [row for row in found.rows if said.get("currency") in (None, "", row.currency)]
+    totals = [total for total in found.totals if said.get("currency") in (None, "", total.currency)]
     if form is not None:
-        billed = "; ".join(f"{one.currency or 'none'} {money.text(one.billed)}" for one in found.totals if said.get("currency") in (None, "", one.currency))
-        return file_of(extracts.of_reconciliation(rows, form), f"reconciliation.{form}", {"X-Control-Total": billed})
+        return file_of(extracts.of_reconciliation(rows, totals, form), f"reconciliation.{form}")
     size = whole_number(request, "limit", default=1000, low=1, high=10_000)
     start = _start_of(said.get("cursor"), len(rows))
     page = rows[start : start + size]
     return {
         "rows": [_row(row) for row in page],
-        "totals": [_total(total) for total in found.totals if said.get("currency") in (None, "", total.currency)],
+        "totals": [_total(total) for total in totals],
         "next_cursor": base64.urlsafe_b64encode(str(start + size).encode()).decode().rstrip("=") if start + size < len(rows) else None,
         "from": rfc3339(period.start),
         "to": rfc3339(period.end),

@@ -51,5 +51,5 @@ def complete(schema: dict[str, Any]) -> None:
                 for media_type in _FILES.get(path, ()):
                     content[media_type] = {"schema": {"type": "string"} if media_type == "text/plain" else dict(_BYTES)}
                 if path.startswith("/v1/") and path in _FILES:
-                    about = "the sum of the file's amounts by currency, as `USD 12.5; EUR 3`; of usage, its rows"
+                    about = "the sum of the file's amounts by currency, as `USD 12.5; EUR 3`; of usage, what counts of it, as `requests 2; input_tokens 500; …`"
                     answers["200"].setdefault("headers", {})["X-Control-Total"] = {"description": about, "schema": {"type": "string"}}

@@ -7,7 +7,7 @@ are written from the same blocks, so that neither says what the other does not. 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from decimal import Decimal
 from html import escape
@@ -17,9 +17,12 @@ from zoneinfo import ZoneInfo
 from collector.reports import closepack, context, words
 from collector.reports.charts import FIRM, INK, LINE, OPEN, QUIET
 
-_MOST_ROWS = 12
+# Of a long table so many rows; fewer where the mail would be longer than Gmail shows of one (102 kB).
+_MOST_ROWS = (12, 6, 3)
+_LARGEST = 98_000
 _MOST_MOVERS = 5
-_MOST_CURRENCIES, _MOST_DETAILED = 6, 2
+_MOST_CURRENCIES, _MOST_DETAILED = 6, 3
+_MOST_FIGURES = 2
 _NAME = 60
 _FONT = "font-family:Arial,Helvetica,sans-serif"
 
@@ -37,12 +40,17 @@ class Said:
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """A table; the first column is of names (a second line in small after a line end), the others of numbers."""
+    """A table; the first column is of names (a second line in small after a line end), the others of numbers.
+
+    One that ``is_long`` may be cut to its first rows, and the last where it is the sum of all (``has_sum``).
+    """
 
     title: str
     heads: Sequence[str]
     rows: Sequence[Sequence[str]]
     note: str = ""
+    is_long: bool = False
+    has_sum: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +81,12 @@ def letter(body: Mapping[str, Any], *, notes: Sequence[tuple[str, str]] = ()) ->
     snapshot = body["snapshot"]
     blocks.append(Said(f"Snapshot {snapshot['id'] or '(not kept)'}, sha256 {snapshot['sha256']}. Sent by meterbridge.", 11, is_quiet=True))
     totals = [words.amount(total["cost"], total["currency"]) for total in body["totals"] if total["cost"] is not None][:3]
-    return Letter(f"{title}: {'; '.join(totals)}" if totals else title, "\n".join(_text(blocks)) + "\n", _html(title, blocks))
+    for most in _MOST_ROWS:
+        shown = [_cut(block, most) if isinstance(block, Rows) else block for block in blocks]
+        html = _html(title, shown)
+        if len(html.encode()) <= _LARGEST:
+            break
+    return Letter(f"{title}: {'; '.join(totals)}" if totals else title, "\n".join(_text(shown)) + "\n", html)
 
 
 def title_of(body: Mapping[str, Any]) -> str:
@@ -103,6 +116,8 @@ def _cost(body: Mapping[str, Any], title: str) -> Iterator[Block]:
     for total, one in shown[:_MOST_DETAILED]:
         if total["cost"] is not None:
             yield from _currency(body, total, one)
+    for table in context.tables(body):
+        yield _folded(table)
     age = body["data_age"]
     until = f"Metered until {words.instant(age['metered_until'], zone)}, billed until {words.instant(age['billed_until'], zone)}."
     yield Said(f"Billed where the bill reaches, metered after it. {until}", 12, is_quiet=True)
@@ -125,8 +140,17 @@ def _currency(body: Mapping[str, Any], total: Mapping[str, Any], one: Mapping[st
     yield Rows(f"In {code}", [f"Cost of the {unit}", words.amount(total["cost"], code)], facts)
     if said := words.not_certain(total):
         yield Said(said, 13)
+    heads, steps = words.steps_of(body, one)
+    if steps:
+        named = [[head.removeprefix("#"), step] for head, step in zip(heads, steps, strict=True)]
+        yield Rows(f"From last {unit} to this one", named[0], named[1:])
     yield from _days(body, one)
-    for title, key, absent in (("By workspace", "workspaces", "unallocated"), ("By team", "teams", "no team"), ("By deployment", "deployments", "unallocated")):
+    for title, key, absent in (
+        ("By mode", "modes", "unknown"),
+        ("By workspace", "workspaces", "unallocated"),
+        ("By team", "teams", "no team"),
+        ("By deployment", "deployments", "unallocated"),
+    ):
         rows = [
             [
                 _place(line) if key == "deployments" else words.name(line[key.removesuffix("s")], absent),
@@ -193,18 +217,40 @@ def _close(body: Mapping[str, Any], title: str) -> Iterator[Block]:
         )
 
 
+def _folded(table: closepack.Table) -> Rows:
+    """A table of many columns as one that a telephone has room for: a name and two figures, and all else in small below the name."""
+    if not table.rows:
+        return Rows(table.title, [], [], table.note)
+    figures = [at for at, head in enumerate(table.heads) if head.startswith("#")]
+    shown = figures[:_MOST_FIGURES]
+    # Whoever has a workspace is known by what stands after it.
+    lead = 1 if table.heads[0] == "Workspace" else 0
+    below = [at for at in range(len(table.heads)) if at != lead and at not in shown]
+    rows = []
+    for row in table.rows:
+        said = [f"{table.heads[at].removeprefix('#')} {words.cut(row[at], _NAME)}" for at in below if row[at] not in ("", "–")]
+        rows.append([f"{words.cut(row[lead], _NAME)}\n{' · '.join(said)}", *(row[at] for at in shown)])
+    heads = [table.heads[lead], *(table.heads[at].removeprefix("#") for at in shown)]
+    return _listed(table.title, heads, rows, note=table.note)
+
+
 def _place(line: Mapping[str, Any]) -> str:
     below = " · ".join(words.cut(words.name(line[key]), _NAME) for key in ("workspace", "model") if line.get(key))
     return f"{words.cut(words.name(line['deployment']), _NAME)}\n{below}" if below else words.name(line["deployment"])
 
 
 def _listed(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]], *, note: str = "", has_sum: bool = False) -> Rows:
+    return Rows(title, heads, rows, note, is_long=True, has_sum=has_sum)
+
+
+def _cut(block: Rows, most: int) -> Rows:
     """The first rows, and the last where it is the sum of all."""
-    if len(rows) <= _MOST_ROWS + 1:  # to say that one is left out takes as much room as the one
-        return Rows(title, heads, rows, note)
-    shown = [*rows[: _MOST_ROWS - 1], rows[-1]] if has_sum else rows[:_MOST_ROWS]
+    rows = block.rows
+    if not block.is_long or len(rows) <= most + 1:  # to say that one is left out takes as much room as the one
+        return block
+    shown = [*rows[: most - 1], rows[-1]] if block.has_sum else rows[:most]
     rest = f"{len(rows) - len(shown):,} more are in the PDF and CSV of this report."
-    return Rows(title, heads, shown, " ".join(one for one in (note, rest) if one))
+    return replace(block, rows=shown, note=" ".join(one for one in (block.note, rest) if one))
 
 
 # -- text -----------------------------------------------------------------------------------------
@@ -221,6 +267,8 @@ def _text(blocks: Sequence[Block]) -> Iterator[str]:
             case Rows():
                 if block.rows:
                     yield from _text_table(block.title, [block.heads, *block.rows], block.note)
+                elif block.note:
+                    yield from (block.title.upper(), block.note, "")
             case Lengths():
                 yield from _text_table(block.title, [(name, figure) for name, _, figure, _ in block.bars], block.note)
 
@@ -257,7 +305,7 @@ def _block(block: Block) -> str:
         case Said():
             return _said(block)
         case Rows():
-            return _table(block) if block.rows else ""
+            return _table(block) if block.rows else _titled(block.title, "", block.note) if block.note else ""
         case Lengths():
             return _bars(block)
 
@@ -276,7 +324,12 @@ def _titled(title: str, inner: str, note: str) -> str:
     below = f'<p style="margin:4px 0 0;font-size:12px;color:{QUIET}">{escape(note)}</p>' if note else ""
     return (
         f'<h2 style="margin:20px 0 4px;font-size:14px;color:{QUIET}">{escape(title)}</h2>'
-        f'<table width="100%" cellpadding="0" cellspacing="0" border="0" style="border-collapse:collapse;font-size:13px;line-height:1.35">{inner}</table>{below}'
+        + (
+            f'<table width="100%" cellpadding="0" cellspacing="0" border="0" style="border-collapse:collapse;font-size:13px;line-height:1.35">{inner}</table>'
+            if inner
+            else ""
+        )
+        + below
     )
 
 

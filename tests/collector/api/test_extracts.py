@@ -6,7 +6,7 @@ import csv
 import io
 import json
 from collections.abc import Iterator
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -94,9 +94,35 @@ def test_usage_has_every_event_however_many_are_read_at_once(world: Service, mon
         ("b", "2026-11-11T08:00:00Z", "1000000", '{"env": "prod"}', "true"),
         ("'+1", "2026-11-10T08:00:00Z", "3000000", '{"env": "prod"}', "true"),
     ]
-    assert headers["x-control-total"] == "rows 2"
+    assert headers["x-control-total"] == "requests 2; input_tokens 4000000; output_tokens 0; cached_input_tokens 0; reasoning_output_tokens 0"
     table = pq.read_table(io.BytesIO(asked(world, "/v1/usage", format="parquet")[0]))
     assert [(row["id"], row["input_tokens"], row["mode"]) for row in table.to_pylist()] == [("b", 1_000_000, "serverless"), ("+1", 3_000_000, "serverless")]
+
+
+@pytest.mark.parametrize("form", ["csv", "parquet"])
+def test_usage_adds_up_to_the_tokens_of_costs(sqlite_store: Store, form: str) -> None:
+    # One event is taken back, one is not billable, one says more cached than input tokens, and of one no tokens are known.
+    with sqlite_store.write() as session:
+        of = factories.series(session)
+        at = datetime(2026, 11, 10, 8, tzinfo=UTC)
+        factories.event(session, of, time=at, event_id="plain", input_tokens=1000, output_tokens=200, cached_input_tokens=300, reasoning_output_tokens=50)
+        factories.event(session, of, time=at + timedelta(hours=1), event_id="odd", input_tokens=10, output_tokens=1, cached_input_tokens=25)
+        factories.event(session, of, time=at, event_id="free", input_tokens=70_000, output_tokens=7000, billable=False)
+        factories.event(session, of, time=at, event_id="silent", input_tokens=None, output_tokens=None)
+        factories.event(session, of, time=at, event_id="gone", input_tokens=900_000, output_tokens=90_000)
+    with serving(sqlite_store) as service:
+        taken = service.client.post("/v1/usage/void", json={"ids": ["gone"], "workspace": "ws-east"})
+        assert taken.status_code == 200, taken.text
+        content, headers = asked(service, "/v1/usage", format=form)
+        (total,) = json.loads(asked(service, "/v1/costs", granularity="none")[0])["totals"]
+    said = "requests 4; input_tokens 1010; output_tokens 201; cached_input_tokens 310; reasoning_output_tokens 50"
+    assert (headers["x-control-total"], headers["x-rows"]) == (said, "5")
+    assert said == "; ".join(
+        f"{name} {total[name]}" for name in ("requests", "input_tokens", "output_tokens", "cached_input_tokens", "reasoning_output_tokens")
+    )
+    rows = list(csv.DictReader(io.StringIO(content.decode()))) if form == "csv" else pq.read_table(io.BytesIO(content)).to_pylist()
+    counted = [row for row in rows if row["counted"] in (True, "true") and row["billable"] in (True, "true")]
+    assert sum(int(row["input_tokens"] or 0) for row in counted) == 1010
 
 
 def test_a_file_of_nothing_has_its_columns(world: Service) -> None:

@@ -22,7 +22,7 @@ from playwright.sync_api import sync_playwright
 from sqlmodel import Session, select
 
 from collector import auth, reports, rulebook
-from collector.reports import delivery
+from collector.reports import context, delivery
 from collector.reports.letter import letter
 from collector.settings import Settings
 from collector.webhooks import sending
@@ -30,10 +30,12 @@ from collector.webhooks.setup import Telling
 from models import ledger
 from models.notices import Delivery, DeliveryStatus, Format, Receiver
 from models.store import Store
+from models.usage import Status
 from tests import factories as make
 from tests.collector.api.serving import serving
 from tests.collector.reports.test_delivery import NOW, go, places, schedule, the_row
 from tests.collector.webhooks.test_mail import Inbox, OnFreePort
+from tests.models.test_ledger_context import budget
 
 EVIL = '<script>alert(1)</script>\r\nBcc: evil@example.com"'
 
@@ -171,6 +173,24 @@ def test_a_long_table_of_a_mail_keeps_its_sum(sqlite_store: Store) -> None:
     said = letter(body).text
     assert re.search(r"^Together\s+20\.00 USD\s+20\.00 USD$", said, re.MULTILINE)
     assert "10 more are in the PDF and CSV" in said
+
+
+def test_a_mail_has_the_tables_of_the_pdf(sqlite_store: Store) -> None:
+    with sqlite_store.write() as session:
+        world(session)
+        make.event(session, make.series(session, deployment="shared", team="risk"), time=datetime(2026, 11, 12, 8, tzinfo=UTC), status=Status.THROTTLED)
+        budget(session, "all of search", "5", scope={"team": "search"})
+        body = reports.keep(session, reports.weekly_draft(session, ledger.week_of("2026-W46", now=NOW), ledger.Filters(), now=NOW), now=NOW)
+    made = letter(body)
+    tables = {table.title for table in context.tables(body)}
+    assert tables == {"Budgets", "Limits that were close"}
+    # The week before three million tokens, this week ten million, at one dollar a million.
+    for said in (made.text, re.sub(r"<[^>]+>", "\n", made.html)):
+        flat = re.sub(r"\s+", " ", said).casefold()
+        assert "from last week to this one last week 4.00 usd volume +6.00 usd" in flat
+        assert "budget spent budget all of search" in flat
+        assert "deployment or pool highest limit shared" in flat
+        assert all(title.casefold() in flat for title in tables)
 
 
 def test_it_fits_a_telephone(sqlite_store: Store, chromium: str, tmp_path: Path) -> None:

@@ -21,6 +21,8 @@ _ROW = 5.2
 _MOST_ROWS = 400
 # Of several currencies fewer have room on the first page.
 _FIRST_MOVERS, _FEWER_MOVERS = 5, 3
+# So many currencies have their boxes on the first page; of more each has a line in its tables, up to what a page holds.
+_MOST_IN_BOXES, _MOST_IN_FRONT = 2, 5
 # A table of so few rows stands on one page.
 _TOGETHER_ROWS = 8
 _TILE = 15.0
@@ -76,14 +78,20 @@ def pdf(body: Mapping[str, Any]) -> bytes:
     paper.line_of(words.age(body), 8.5, color=QUIET, gap=3)
     if not body["totals"]:
         paper.line_of(f"Nothing was used and nothing was billed in this {words.unit(body)} or the one before.", 11)
-    for total in body["totals"]:
-        paper.line_of(words.headline(body, total), 11.5, gap=2)
+    both = list(zip(body["totals"], body["currencies"], strict=True))
+    is_tabled = len(both) > _MOST_IN_BOXES
+    for total in body["totals"][:_MOST_IN_FRONT]:
+        paper.line_of(words.headline(body, total), 10 if is_tabled else 11.5, gap=1 if is_tabled else 2)
+    if len(both) > _MOST_IN_FRONT:
+        paper.line_of(f"{words.count_of(len(both) - _MOST_IN_FRONT, 'more currency', 'more currencies')}: see the detail.", 9, color=QUIET, gap=1)
     for said in (words.restated(body), words.missing_days(body), words.alike(body), *context.sentences(body)):
         if said:
             paper.line_of(f"\N{BULLET} {said}", 9, gap=0.5)
-    both = list(zip(body["totals"], body["currencies"], strict=True))
-    for total, one in both:
-        _first(paper, body, total, one, has_charts=len(both) == 1, movers=_FIRST_MOVERS if len(both) == 1 else _FEWER_MOVERS)
+    if is_tabled:
+        _front(paper, body, [pair for pair in both[:_MOST_IN_FRONT] if pair[0]["cost"] is not None])
+    else:
+        for total, one in both:
+            _first(paper, body, total, one, has_charts=len(both) == 1, movers=_FIRST_MOVERS if len(both) == 1 else _FEWER_MOVERS)
     paper.add_page()
     paper.line_of("Detail", 15, style="B", gap=1)
     restated = [
@@ -96,7 +104,7 @@ def pdf(body: Mapping[str, Any]) -> bytes:
     ]
     _table(paper, "What this restatement changes", ["Workspace", "Deployment", "#Was", "#Is", "#Difference"], restated)
     for total, one in both:
-        _detail(paper, body, total, one, has_charts=len(both) > 1)
+        _detail(paper, body, total, one, has_charts=len(both) > 1, has_movers=is_tabled)
     _tables(paper, context.tables(body))
     paper.ln(3)
     paper.line_of("Basis best: billed where the bill reaches, metered after it.", 8, color=QUIET)
@@ -152,17 +160,81 @@ def _first(paper: _Paper, body: Mapping[str, Any], total: Mapping[str, Any], one
         paper.line_of(f"Bill against metering. {said}", 8, color=QUIET)
 
 
-def _movers(paper: _Paper, one: Mapping[str, Any], *, most: int | None = None) -> None:
+def _front(paper: _Paper, body: Mapping[str, Any], both: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> None:
+    """What stands on the first page of several currencies: the same figures, a line of each table for each."""
+    unit = words.unit(body)
+    figures: list[Sequence[str]] = []
+    falls: dict[str, dict[str, str]] = {}
+    heads_of_falls: dict[str, None] = {}
+    moved: list[Sequence[str]] = []
+    matched: list[Sequence[str]] = []
+    for total, one in both:
+        code = one["currency"]
+        ahead, of = one["forecast"], one["reconciliation"]
+        figures.append(
+            [
+                words.name(code),
+                words.amount(total["cost"], code),
+                words.percent(total["change_percent"]),
+                words.amount(total["billed_cost"], code),
+                words.count(total["input_tokens"] + total["output_tokens"]),
+                words.hours(total["core_hours"]) if total["core_hours"] is not None else "–",
+                words.amount(ahead["month_end"], code) if ahead is not None and ahead["month_end"] is not None else "–",
+            ]
+        )
+        heads, steps = words.steps_of(body, one)
+        falls[code] = dict(zip(heads, steps, strict=True))
+        heads_of_falls |= dict.fromkeys(heads)
+        moved += _moved(one, most=_FEWER_MOVERS if len(both) <= _FEWER_MOVERS else 1)
+        if of is not None:
+            matched.append(
+                [
+                    words.name(code),
+                    *(words.amount(of[key], code) for key in ("expected", "billed")),
+                    words.signed(of["variance"], code),
+                    words.amount(of["unexplained"], code),
+                    words.share(total["coverage"]),
+                ]
+            )
+    _table(paper, "By currency", ["", f"#This {unit}", "#Change", "#Billed", "#Tokens", "#Core-hours", "#Expected this month"], figures)
+    paper.ln(1)
+    for total, one in both:
+        if said := words.not_certain(total):
+            paper.line_of(f"{one['currency']}: {said}", 7.5, color=QUIET, gap=0.5)
+    # This period's cost comes last, whichever steps a currency has between.
+    order = sorted(heads_of_falls, key=lambda head: (head == f"#This {unit}", list(heads_of_falls).index(head)))
+    _table(
+        paper,
+        f"From last {unit} to this one",
+        ["", *order],
+        [[words.name(code), *(fall.get(head, "–") for head in order)] for code, fall in falls.items() if fall],
+    )
+    for title, columns, rows in (
+        ("Bill against metering", ("", "#Expected", "#Billed", "#Gap", "#Unexplained", "#Of the bill metered"), matched),
+        ("What moved most", _MOVED, moved),
+    ):
+        # What has no room here is in the detail.
+        if not paper.will_page_break(_ROW * (len(rows) + 1) + 8):
+            _table(paper, title, columns, rows)
+
+
+_MOVED = ("Workspace", "Deployment", "#Change", "#Now", "Why")
+
+
+def _moved(one: Mapping[str, Any], *, most: int | None = None) -> list[Sequence[str]]:
     code = one["currency"]
-    rows = [
+    return [
         [words.name(line["workspace"]), words.name(line["deployment"]), words.signed(line["change"], code), words.amount(line["cost"], code), line["reason"]]
         for line in one["movers"][:most]
     ]
-    _table(paper, "What moved most", ["Workspace", "Deployment", "#Change", "#Now", "Why"], rows)
 
 
-def _detail(paper: _Paper, body: Mapping[str, Any], total: Mapping[str, Any], one: Mapping[str, Any], *, has_charts: bool) -> None:
-    """Everything of one currency."""
+def _movers(paper: _Paper, one: Mapping[str, Any], *, most: int | None = None) -> None:
+    _table(paper, "What moved most", _MOVED, _moved(one, most=most))
+
+
+def _detail(paper: _Paper, body: Mapping[str, Any], total: Mapping[str, Any], one: Mapping[str, Any], *, has_charts: bool, has_movers: bool) -> None:
+    """Everything of one currency; ``has_movers`` where the first page has no room for all that it would have."""
     code, unit = one["currency"], words.unit(body)
     if paper.will_page_break(HEIGHT * _SCALE + 20 if has_charts else 30):
         paper.add_page()
@@ -195,7 +267,7 @@ def _detail(paper: _Paper, body: Mapping[str, Any], total: Mapping[str, Any], on
             for line in one[key]
         ]
         _table(paper, title, [*(name.capitalize() for name in columns), f"#This {unit}", f"#Last {unit}", "#Change", "Standing"], rows)
-    if len(one["movers"]) > _FIRST_MOVERS:
+    if has_movers or len(one["movers"]) > _FIRST_MOVERS:
         _movers(paper, one)
     matched = one["reconciliation"]
     if matched is not None and matched["causes"]:

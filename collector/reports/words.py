@@ -198,9 +198,9 @@ def tiles_of(body: Mapping[str, Any], total: Mapping[str, Any], one: Mapping[str
     return found
 
 
-def count_of(number: int, what: str) -> str:
+def count_of(number: int, what: str, many: str = "") -> str:
     """``1 day``, ``2 days``."""
-    return f"{count(number)} {what if number == 1 else what + 's'}"
+    return f"{count(number)} {what if number == 1 else many or what + 's'}"
 
 
 def of_requests(part: int, total: Mapping[str, Any], key: str) -> str:

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from sqlmodel import Session, select
 
 from collector import reports
+from collector.reports import words
 from collector.reports.letter import letter
 from models import ledger, money
 from models.cells import plain
@@ -135,6 +136,31 @@ def test_no_page_of_a_pdf_holds_a_tile_or_a_heading_alone(sqlite_store: Store) -
         # Without its figures a page would hold little more than its foot.
         assert all(len(page) > 300 for page in pages[:-1]), [len(page) for page in pages]
         assert len(pages) <= 2 + 2 * count
+
+
+@pytest.mark.parametrize("count", range(1, 8))
+def test_what_a_director_reads_is_one_page_whatever_the_currencies(sqlite_store: Store, count: int) -> None:
+    with sqlite_store.write() as session:
+        world(session)
+        body = body_of(session)
+    total, one = next((total, one) for total, one in zip(body["totals"], body["currencies"], strict=True) if total["cost"] is not None)
+    codes = ["USD", "EUR", "GBP", "JPY", "CHF", "SEK", "AUD"][:count]
+    movers = [{**one["movers"][0], "deployment": f"a-deployment-with-a-long-name-{number}"} for number in range(10)]
+    many = {
+        **body,
+        "totals": [{**total, "currency": code, "unknown_token_requests": 3} for code in codes],
+        "currencies": [{**one, "currency": code, "movers": movers} for code in codes],
+    }
+    first, second, *_ = sheets(reports.written(many, "pdf").content)
+    assert second.startswith("Detail")
+    for code in codes[:5]:
+        assert f"{words.amount(total['cost'], code)} in week 2026-W46" in first
+        # In the sentence and in the figures; of several currencies in the steps as well, which else are a chart.
+        assert first.count(words.amount(total["cost"], code)) >= (2 if count == 1 else 3)
+    # Beside charts and five movers it may stand in the detail only.
+    assert "Bill against metering" in first or count == 1
+    assert ("more currenc" in first) == (count > 5)
+    assert ("2 more currencies: see the detail." in first) == (count == 7)
 
 
 def test_pdf_is_a_function_of_the_snapshot(sqlite_store: Store) -> None:

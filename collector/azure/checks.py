@@ -113,7 +113,7 @@ def examine(
         if deploy_permissions:
             for subscription in subscriptions:
                 yield from _deployer(azure, subscription)
-    yield from _pulls(store, now=now)
+    yield from _pulls(store, scopes, now=now)
     yield from _headroom(store, now=now)
 
 
@@ -370,8 +370,8 @@ def _assign(role: str, scope: str) -> str:
 # -- what was pulled ------------------------------------------------------------------------------
 
 
-def _pulls(store: Store, *, now: datetime) -> Iterator[Finding]:
-    """How old the newest pull of each source is, and what the last one said where it failed."""
+def _pulls(store: Store, scopes: Sequence[str], *, now: datetime) -> Iterator[Finding]:
+    """How old the newest pull of each source is, and what the last one said where it failed; of bills those that are asked for now."""
     with store.read() as session:
         runs = list(sources.last_runs(session))
         newest: dict[tuple[str, str], datetime] = {}
@@ -382,9 +382,12 @@ def _pulls(store: Store, *, now: datetime) -> Iterator[Finding]:
         last = {(run.source, run.scope): run for run in sorted(runs, key=lambda run: run.started_at)}
         told = {key: (run.state, run.message) for key, run in last.items()}
     for source, stale in _STALE.items():
-        places = sorted(scope for name, scope in told if name == source)
+        places = sorted(scope for name, scope in told if name == source and (source != "costs" or scope in scopes))
         if not places:
             yield Finding("warning", f"{source}: nothing was pulled yet", f"meterbridge sync {source}")
+        if places and source == "costs":
+            for scope in sorted(set(scopes).difference(places)):
+                yield Finding("warning", f"costs of {scope}: nothing was pulled yet", "meterbridge sync costs")
         for scope in places:
             state, message = told[source, scope]
             at = newest.get((source, scope))

@@ -512,6 +512,11 @@ def _refusal(response: Any, url: str) -> Exception:
                 else "/" + "/".join(_place(url).strip("/").split("/")[:2])
             )
             return Forbidden(f"{what}; {_ROLES['cost' if is_cost else 'list'].format(scope=scope)}")
+        case 404 if code.casefold() in ("subscriptionnotfound", "invalidsubscriptionid"):
+            return NotFound(
+                f"{what} Correct METERBRIDGE_AZURE_SUBSCRIPTIONS and METERBRIDGE_AZURE_SCOPES (az account list names those that this identity sees), "
+                "or give this identity a role there"
+            )
         case 404:
             return NotFound(what)
         case status:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shlex
 import shutil
 import signal
 import subprocess
@@ -208,6 +209,8 @@ def test_the_simulator_runs_on_its_own(tmp_path: Path) -> None:
         lines = [child.stdout.readline() for _ in range(5)]
         child.terminate()
         assert child.wait(10) == 0
-    said = dict(line.removeprefix("export ").strip().split("=", 1) for line in lines)
+    # As a shell reads them: the credential holds a semicolon.
+    said = dict(shlex.split(line)[1].split("=", 1) for line in lines)
+    assert said["METERBRIDGE_AZURE_CREDENTIAL"] == "static:simulated;for-storage"
     assert set(said) == {f"METERBRIDGE_AZURE_{name}" for name in ("ARM_URL", "RETAIL_PRICES_URL", "CREDENTIAL", "SUBSCRIPTIONS", "SCOPES")}
     assert len(json.dumps(said["METERBRIDGE_AZURE_SUBSCRIPTIONS"].split(","))) > 100

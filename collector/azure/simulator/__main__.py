@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 from datetime import UTC, date, datetime, timedelta
@@ -39,7 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with Ending() as ending, azure:
         ending.remember()
         for name, value in azure.environment().items():
-            print(f"export {name}={value}", flush=True)  # noqa: T201 (what it is for)
+            # Quoted: the credential holds a semicolon, which a shell would end the command at.
+            print(f"export {name}={shlex.quote(value)}", flush=True)  # noqa: T201 (what it is for)
         ending.wait()
     return 0
 

@@ -242,9 +242,9 @@ def test_wildcards_and_what_is_left_out(blocks: list[dict[str, Any]], action: st
 # -- what was pulled ------------------------------------------------------------------------------
 
 
-def ran(store: Store, source: str, state: PullState, at: datetime, *, message: str = "", calls: int = 0, throttles: int = 0) -> None:
+def ran(store: Store, source: str, state: PullState, at: datetime, *, scope: str = "", message: str = "", calls: int = 0, throttles: int = 0) -> None:
     with store.write() as session:
-        row = sources.begin(session, source, "", now=at)
+        row = sources.begin(session, source, scope, now=at)
         sources.finish(session, row.id or 0, state, now=at, message=message, calls=calls, throttles=throttles)
 
 
@@ -257,6 +257,16 @@ def test_the_age_of_the_newest_pull_and_its_failure(store: Store) -> None:
     assert of(findings, "inventory: pulled").level == "ok"
     assert of(findings, "quotas: pulled").what == "quotas: pulled whole last on 2026-10-03T05:00:00Z"
     assert of(findings, "prices: ").what == "prices: the last pull failed (status 503); the one of 2026-10-04T06:00:00Z stands"
+
+
+def test_of_bills_those_are_looked_at_that_are_asked_for(store: Store) -> None:
+    ran(store, "costs", PullState.FAILED, NOW, scope="subscriptions/misspelt", message="404 SubscriptionNotFound")
+    ran(store, "costs", PullState.DONE, NOW - timedelta(hours=1), scope="subscriptions/a")
+    asked = checks.examine(store, Told({}), subscriptions=(), scopes=("subscriptions/a", "subscriptions/new"), now=NOW)
+    assert [(each.level, each.what) for each in asked if each.what.startswith("costs")] == [
+        ("warning", "costs of subscriptions/new: nothing was pulled yet"),
+        ("ok", "costs of subscriptions/a: pulled 2026-10-05T05:00:00Z"),
+    ]
 
 
 def test_headroom_is_what_the_last_hour_left(store: Store) -> None:

@@ -189,7 +189,7 @@ def test_a_refusal_that_stays_is_told_with_what_to_do(store: Store, azure: Recor
         "401_expired_token": "sign in again (az login)",
         "403_ao_view_charges_off": "'AO view charges'",
         "403_rbac": role,
-        "404_scope": f"SubscriptionNotFound: The subscription '{A}' could not be found.",
+        "404_scope": f"SubscriptionNotFound: The subscription '{A}' could not be found. Correct METERBRIDGE_AZURE_SUBSCRIPTIONS and METERBRIDGE_AZURE_SCOPES",
     }
     for name, told in words.items():
         azure.answers.pop(("POST", QUERY.casefold()))

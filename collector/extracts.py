@@ -91,6 +91,7 @@ _MATCH: Mapping[str, Kind] = {
     "metered_quantity": "decimal",
     "billed_quantity": "decimal",
     "unknown_token_requests": "whole",
+    "overdue_since": "time",
 }
 
 
@@ -139,7 +140,7 @@ def of_reconciliation(rows: Sequence[ReconciliationRow], totals: Sequence[Reconc
             yield (
                 *(row.day.isoformat(), row.workspace, row.deployment, row.meter, row.currency),
                 *(row.expected, row.billed, row.invoiced, row.not_invoiced, row.variance, row.state, row.estimate),
-                *(row.metered_units, row.billed_units, row.unknown_token_requests),
+                *(row.metered_units, row.billed_units, row.unknown_token_requests, row.overdue_since),
                 *(row.causes.get(cause, money.ZERO) for cause in Cause),
             )
 

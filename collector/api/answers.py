@@ -343,6 +343,7 @@ def components() -> dict[str, Shape]:
             money_or_null="expected billed invoiced variance metered_quantity billed_quantity",
             count="unknown_token_requests",
             flag="estimate",
+            at_or_null="overdue_since",
             words="reasons",
         ),
         "ReconciliationTotal": _shape(

@@ -246,6 +246,7 @@ def _row(row: ReconciliationRow) -> dict[str, Any]:
         "variance": amount(row.variance),
         "causes": {cause.value: amount(share) for cause, share in row.causes.items()},
         "state": row.state,
+        "overdue_since": instant(row.overdue_since),
         "estimate": row.estimate,
         "invoiced": amount(row.invoiced),
         "metered_quantity": amount(row.metered_units),

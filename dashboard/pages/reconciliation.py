@@ -275,7 +275,9 @@ def _lines(view: View, whole: Selection, found: list[ReconciliationRow], cause: 
             _invoiced(view, row.invoiced, row.not_invoiced, row.currency, selection=monthly.narrowed(whole, row.workspace, row.deployment), **_own(row)),
             view.figure("variance", row.variance, row.currency, selection=monthly.narrowed(whole, row.workspace, row.deployment), **_own(row)),
             html.Span(_told(view, row.causes, row.currency, selection=monthly.narrowed(whole, row.workspace, row.deployment), **_own(row)), className="wrap"),
-            html.Span(row.state, className=f"pill {_PILLS[row.state]}"),
+            html.Span(row.state, className=f"pill {_PILLS[row.state]}")
+            if row.overdue_since is None
+            else html.Span("overdue", className="pill provisional", title=f"{row.state}; the bill of it should have come by {text.instant(row.overdue_since)}"),
         ]
         for row in rows[:_MOST_ROWS]
     ]

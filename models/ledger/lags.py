@@ -23,7 +23,8 @@ _LEARNT_FROM = timedelta(days=90)
 _LEAST_LANDINGS = 5
 # Documented: cost data shows within 8 to 24 h of the meter, Marketplace usage up to a day later.
 UNLEARNT = timedelta(hours=72)
-_SPARE = DAY
+SPARE = DAY
+_NONE = timedelta()
 
 
 # What calls tell of. Hosting and machine hours have no call of their own: they go by their route.
@@ -46,6 +47,29 @@ class Lag:
 
 def lags(session: Session, *, now: datetime) -> list[Lag]:
     """Every route of every subscription that has a bill, each followed by its meters, in order of name."""
+    reached, usual, learnt = _learnt(session, now=now)
+    overdue = _overdue(session, reached, usual, now=now)
+    return [Lag(key[0], key[1], day, usual[key], learnt[key], overdue.get(key), key[2] or None) for key, day in sorted(reached.items())]
+
+
+class Lags:
+    """How late each route's and meter's bill usually is, ready to answer for any day."""
+
+    def __init__(self, session: Session, *, now: datetime) -> None:
+        _, self._usual, _ = _learnt(session, now=now)
+
+    def due(self, day: date, *, subscription: str, route: str, meter: str) -> datetime | None:
+        """When the bill of a day should have come at the latest; None where no bill of that subscription and route ever came."""
+        lag = self._usual.get((subscription, route, meter), self._usual.get((subscription, route, "")))
+        return None if lag is None else _due(day, lag)
+
+
+def _due(awaited: date, lag: timedelta) -> datetime:
+    return day_start(awaited + DAY) + max(lag, _NONE) + SPARE
+
+
+def _learnt(session: Session, *, now: datetime) -> tuple[Mapping[_Key, date], Mapping[_Key, timedelta], Mapping[_Key, int]]:
+    """How far each reaches, how late it usually is, and from how many landings that was learnt."""
     row = BillPart
     reached: dict[_Key, date] = {}
     learnt: dict[_Key, list[timedelta]] = {}
@@ -69,26 +93,21 @@ def lags(session: Session, *, now: datetime) -> list[Lag]:
         samples = sorted(learnt.get(key, []))
         fallback = usual.get((*key[:2], ""), UNLEARNT)
         usual[key] = samples[-(-9 * len(samples) // 10) - 1] if len(samples) >= _LEAST_LANDINGS else fallback
-    overdue = _overdue(session, reached, usual, now=now)
-    return [Lag(key[0], key[1], day, usual[key], len(learnt.get(key, [])), overdue.get(key), key[2] or None) for key, day in sorted(reached.items())]
+    return reached, usual, {key: len(learnt.get(key, [])) for key in reached}
 
 
 def _overdue(session: Session, reached: Mapping[_Key, date], usual: Mapping[_Key, timedelta], *, now: datetime) -> Mapping[_Key, datetime]:
     """Since when they are overdue; those that are not are left out."""
-
-    def due(key: _Key, awaited: date) -> datetime:
-        return day_start(awaited + DAY) + max(usual[key], timedelta()) + _SPARE
-
     # The first day that a bill does not reach is due before any later one: mostly nothing is left to look at.
-    late = {key: day for key, day in reached.items() if now >= due(key, day + DAY)}
+    late = {key: day for key, day in reached.items() if now >= _due(day + DAY, usual[key])}
     if not late:
         return {}
     last_usage = _last_usage(session)
-    found = {key: due(key, day + DAY) for key, day in late.items() if not key[2] and last_usage is not None and last_usage >= day_start(day + DAY)}
+    found = {key: _due(day + DAY, usual[key]) for key, day in late.items() if not key[2] and last_usage is not None and last_usage >= day_start(day + DAY)}
     meters = {key: day for key, day in late.items() if key[2]}
     for key, awaited in _first_called(session, meters, now=now).items():
-        if now >= due(key, awaited):
-            found[key] = due(key, awaited)
+        if now >= _due(awaited, usual[key]):
+            found[key] = _due(awaited, usual[key])
     return found
 
 

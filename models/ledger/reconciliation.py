@@ -20,9 +20,11 @@ from models.charges import MeterKind
 from models.errors import InvalidInput
 from models.ledger.billed import Reading
 from models.ledger.costs import Answer
+from models.ledger.lags import SPARE, Lags
 from models.ledger.sums import Sums, covered
 from models.ledger.values import CostQuery, Filters, share_of
 from models.ledger.views import Groups
+from models.ledger.world import World
 from models.money import ZERO
 from models.periods import DAY, Period, day_start, days, utc_day
 from models.prices import in_one
@@ -62,6 +64,7 @@ class ReconciliationRow(msgspec.Struct, frozen=True):
     invoiced: Decimal | None = None  # what of billed is on an invoice
     charges: int = 0  # the billed lines of it, and how many of them name an invoice
     invoiced_charges: int = 0
+    overdue_since: datetime | None = None  # when the bill of it should have come, by the lag of its meter; None where it is not awaited
 
     @property
     def not_invoiced(self) -> str | None:
@@ -137,7 +140,29 @@ def reconciliation(
     query = CostQuery(wide, "day", _GROUPS, "billed", filters, as_of=as_of)
     answer = Answer(session, query, now=now, usage_as_of=usage_as_of, reading=reading)
     answer.gather()
-    return _Reconciler(session, answer, period).reconciled()
+    found = _Reconciler(session, answer, period).reconciled()
+    _raise_overdue(session, answer.world, found.rows, now=as_of or now)
+    return found
+
+
+def _raise_overdue(session: Session, world: World, rows: list[ReconciliationRow], *, now: datetime) -> None:
+    """Say of rows that are metered and not billed since when their bill should have come, by the lag of their meter."""
+    waiting = [
+        index for index, row in enumerate(rows) if row.expected > 0 and not row.charges and row.state != "closed" and day_start(row.day + DAY) + SPARE <= now
+    ]
+    if not waiting:
+        return
+    lags = Lags(session, now=now)
+    for index in waiting:
+        row = rows[index]
+        if row.workspace is None or row.deployment is None:
+            continue
+        whose = world.registry.identity(row.workspace, row.deployment, model=None, at=day_start(row.day))
+        if whose.subscription is None or whose.route is None:
+            continue
+        due = lags.due(row.day, subscription=whose.subscription, route=whose.route.value, meter=row.meter)
+        if due is not None and due <= now:
+            rows[index] = msgspec.structs.replace(row, overdue_since=due)
 
 
 _Place = tuple[str | None, str | None]  # workspace, deployment

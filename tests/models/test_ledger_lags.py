@@ -7,8 +7,9 @@ from datetime import UTC, date, datetime, timedelta
 from sqlmodel import Session
 
 from models import ledger
+from models.charges import ChargeClass
 from models.ledger.sources import due
-from models.periods import HOUR
+from models.periods import HOUR, Period
 from models.store import Store
 from models.usage import Operation
 from tests import factories as make
@@ -121,3 +122,24 @@ def test_where_the_whole_route_is_late_its_meters_are_no_news(sqlite_store: Stor
         assert {meter: since for meter, (*_, since) in told(session).items()} == dict.fromkeys((None, "input", "output"), end(11) + SHORT + SPARE)
         assert late_sources(session) == {"bill · foundry · s": end(11) + SHORT + SPARE}
         assert late_sources(session, now=end(11) + SHORT + SPARE - HOUR) == {}
+
+
+def test_a_row_that_is_metered_and_not_billed_is_overdue_by_the_lag_of_its_meter(sqlite_store: Store) -> None:
+    with sqlite_store.write() as session:
+        known(session)
+        make.token_prices(session, "1.00", "2.00")
+        called(session, *range(14, 20), input_tokens=1_000_000, output_tokens=1_000_000)
+        for day in range(5, 15):
+            landed(session, day, input=day, output=day - 1)
+        part = make.bill_part(session, landed_at=NOW)
+        make.charge(session, part, make.charge_item(session, ChargeClass.FOUNDRY), "1.00", charged_on=date(2026, 11, 14))
+    with sqlite_store.read() as session:
+        period = Period(datetime(2026, 11, 14, tzinfo=UTC), datetime(2026, 11, 20, tzinfo=UTC))
+        rows = ledger.reconciliation(session, period, now=NOW).rows
+        earlier = ledger.reconciliation(session, period, now=NOW, as_of=end(15) + SHORT + SPARE - HOUR).rows
+    # Input comes within 10 hours, output within 34; a day is spared. What was billed is not waited for.
+    assert {(row.meter, row.day.day): row.overdue_since for row in rows if row.overdue_since is not None} == {
+        **{("input", day): end(day) + SHORT + SPARE for day in (15, 16, 17, 18)},
+        **{("output", day): end(day) + LONG + SPARE for day in (14, 15, 16, 17)},
+    }
+    assert [row.day.day for row in earlier if row.overdue_since is not None and row.meter == "output"] == []

@@ -11,6 +11,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from typing import Any
 
 from dash import html
 from dash.development.base_component import Component
@@ -50,17 +51,33 @@ class Column:
     title: str | None = None
 
 
-def table(columns: Sequence[Column], rows: Sequence[Sequence[Cell]], *, caption: str) -> Component:
-    """A table that scrolls sideways inside its card rather than widening the page."""
+def table(columns: Sequence[Column], rows: Sequence[Sequence[Cell]], *, caption: str, stacks: bool = False) -> Component:
+    """A table that scrolls sideways inside its card rather than widening the page.
+
+    One that ``stacks`` becomes a list on a telephone: each row a heading, its first cell, with every other cell named by its column.
+    """
     head = html.Tr([html.Th(column.heading, scope="col", className="number" if column.is_number else "", title=column.title or "") for column in columns])
-    body = [html.Tr([html.Td(cell, className="number" if column.is_number else "") for column, cell in zip(columns, row, strict=True)]) for row in rows]
+    body = [
+        html.Tr(
+            [
+                # A named cell is one part beside its name, whatever it is made of.
+                html.Td(html.Div(cell) if stacks and cell != "" else cell, className="number" if column.is_number else "", **_labelled(column))
+                for column, cell in zip(columns, row, strict=True)
+            ]
+        )
+        for row in rows
+    ]
     return html.Div(
         html.Table([html.Caption(caption, className="hidden"), html.Thead(head), html.Tbody(body)]),
-        className="table",
+        className="table stacks" if stacks else "table",
         tabIndex="0",
         role="region",
         **text.spoken(caption),
     )
+
+
+def _labelled(column: Column) -> dict[str, Any]:
+    return {"data-label": column.heading}
 
 
 def amount(value: Decimal | None, currency: str | None, reason: str | None = None) -> Component:

@@ -8,13 +8,13 @@ the wrong one. A number that is not known is a word, never a zero. Names come fr
 from __future__ import annotations
 
 import unicodedata
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta, tzinfo
 from decimal import Decimal
 from typing import Any
 
 from models import money as exact
 from models.ledger import Kind
-from models.periods import DAY, Granularity, Period, day_start, rfc3339
+from models.periods import DAY, Granularity, Period, day_start, floor, rfc3339
 
 UNKNOWN = "unknown"
 UNALLOCATED = "unallocated"
@@ -76,7 +76,7 @@ def percent(share: Decimal | None) -> str:
         return ">99.9 %"
     if value == 0 and share > 0:
         return "<0.1 %"
-    return f"{exact.text(value)} %"
+    return f"{Decimal(exact.text(value)):,} %"
 
 
 def figure(value: Decimal | int | None, kind: Kind, unit: str | None = None) -> str:
@@ -142,10 +142,10 @@ def ago(at: datetime | None, now: datetime) -> str:
     return "just now"
 
 
-def span(period: Period) -> str:
-    """``22 Oct to 20 Nov 2026``: days as people say them, the last one included; instants where days do not fit."""
-    start, end = period.start.astimezone(UTC), period.end.astimezone(UTC)
-    if start == end or any(at != day_start(at.date()) for at in (start, end)):
+def span(period: Period, zone: tzinfo = UTC) -> str:
+    """``22 Oct to 20 Nov 2026``: days of the zone as people say them, the last one included; instants where days do not fit."""
+    start, end = period.start.astimezone(zone), period.end.astimezone(zone)
+    if start == end or any(at != floor(at, "day", zone) for at in (start, end)):
         return f"{instant(start)} to {instant(end)}"
     last = (end - DAY).date()
     if last == start.date():

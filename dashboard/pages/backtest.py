@@ -95,7 +95,12 @@ def _table(trial: Trial) -> list[Component]:
 
     note = f"The first {_MOST_ROWS} of {len(trial.firings)}." if len(trial.firings) > _MOST_ROWS else ""
     return [
-        card("When it would have fired", tables.table(columns, [cells(one) for one in trial.firings[:_MOST_ROWS]], caption="Firings"), note=note, name="wide")
+        card(
+            "When it would have fired",
+            tables.table(columns, [cells(one) for one in trial.firings[:_MOST_ROWS]], caption="Firings", stacks=True),
+            note=note,
+            name="wide",
+        )
     ]
 
 

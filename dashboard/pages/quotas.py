@@ -120,7 +120,7 @@ def _room(view: View, pressed: Pressure) -> Component:
     note = "By model, most tokens left first: where a call can go now. Instances of one's own are not here, as nobody limits them."
     if not rows:
         return card("Room now", html.P("No deployment with a known limit has room now.", className="note"), note=note)
-    return card("Room now", tables.table(columns, rows, caption="Deployments with room now"), note=note)
+    return card("Room now", tables.table(columns, rows, caption="Deployments with room now", stacks=True), note=note)
 
 
 def _rates(view: View, pools: list[Pool]) -> Component:
@@ -147,7 +147,7 @@ def _rates(view: View, pools: list[Pool]) -> Component:
         aside = f"{text.count(pool.readings[other]['60s'])} {other}" if pool.measure == "tokens_per_minute" and other in pool.readings else ""
         left = f"{text.count(pool.left_said[0])} says Azure" if pool.left_said else ""
         return [
-            _under(tables.named(_name(pool), length=60), *(html.Div(end, className="warn") for end in ends)),
+            _under(html.Span(tables.named(_name(pool), length=60), className="wrap short"), *(html.Div(end, className="warn") for end in ends)),
             _limit(view, pool),
             _under(_figure(view, pool, "used"), html.Div(aside, className="absent") if aside else None),
             _figure(view, pool, "recent") if pool.recent is not None else "",
@@ -156,8 +156,10 @@ def _rates(view: View, pools: list[Pool]) -> Component:
                 html.Div(left, className="absent", title=text.exact_instant(pool.left_said[1])) if pool.left_said else None,
             ),
             _under(_figure(view, pool, "peak") if pool.peak is not None else "", _admitted_peak(pool)),
-            text.instant(pool.saturation_at) if pool.saturation_at else "",
-            html.Span(", ".join(f"{text.visible(who)} {text.tokens(count)}" for who, count in list(pool.users)[:3]), className="wrap"),
+            html.Span(text.day(pool.saturation_at.date()), title=text.exact_instant(pool.saturation_at)) if pool.saturation_at else "",
+            html.Span(", ".join(f"{text.visible(who)} {text.tokens(count)}" for who, count in list(pool.users)[:3]), className="wrap short")
+            if pool.users
+            else "",
             *([_set_limit(view, pool)] if view.may_act else []),
         ]
 
@@ -165,7 +167,10 @@ def _rates(view: View, pools: list[Pool]) -> Component:
     shown = [pool for pool in pools if pool.kind != "foundry" or len(pool.deployments) > 1]
     note = "Fullest first. An admin sets a limit here or with PUT /v1/quotas/{id}; point at a limit's source to see from what it was learnt."
     return card(
-        "Tokens and requests a minute", tables.table(columns, [cells(pool) for pool in shown[:60]], caption="Pools and their headroom"), note=note, name="wide"
+        "Tokens and requests a minute",
+        tables.table(columns, [cells(pool) for pool in shown[:60]], caption="Pools and their headroom", stacks=True),
+        note=note,
+        name="wide",
     )
 
 
@@ -217,7 +222,9 @@ def _says(pool: Pool) -> Component:
         words = {"default": "documented default", "deployments": "sum of its deployments'"}.get(pool.limit_source or "", pool.limit_source or "")
         return html.Div(words, className="absent")
     title = "; ".join(part for part in (first.evidence, f"set by {first.author}" if first.author else "") if part)
-    parts: list[str | Component] = [html.Div(f"{_SOURCES.get(first.source, first.source)}, {text.instant(first.said_at)}", className="absent", title=title)]
+    title = "; ".join(part for part in (text.instant(first.said_at), title) if part)
+    day = text.day(first.said_at.date())
+    parts: list[str | Component] = [html.Div(f"{_SOURCES.get(first.source, first.source)}, {day}", className="absent", title=title)]
     others = [one for one in pool.limits_said if not one.counts and one.value != first.value]
     parts += [
         html.Div(f"{_SOURCES.get(one.source, one.source)} says {text.count(one.value)}, {text.instant(one.said_at)}", className="warn wrap", title=one.evidence)
@@ -245,7 +252,7 @@ def _throttled(view: View, found: Pressure) -> Component:
     note = "429s of the last hour. Azure's mean that the limit is met; a gateway's or the client's own are rules of yours."
     if not rows:
         return card("Throttled in the last hour", html.P("No call was answered 429 in the last hour.", className="note"), note=note)
-    return card("Throttled in the last hour", tables.table(columns, rows[:40], caption="Throttled calls by who threw and who called"), note=note)
+    return card("Throttled in the last hour", tables.table(columns, rows[:40], caption="Throttled calls by who threw and who called", stacks=True), note=note)
 
 
 def _cores(view: View, pools: list[Pool]) -> Component:
@@ -264,7 +271,7 @@ def _cores(view: View, pools: list[Pool]) -> Component:
     def cells(pool: Pool) -> list[tables.Cell]:
         left = pool.upgrade_left
         return [
-            tables.named(pool.family, length=50),
+            html.Span(tables.named(pool.family, length=60), className="wrap short"),
             text.visible(pool.region or ""),
             {"ml": "Machine Learning", "compute": "Compute"}.get(pool.source or "", pool.source or ""),
             _figure(view, pool, "limit") if pool.limit is not None else "no limit",
@@ -276,4 +283,4 @@ def _cores(view: View, pools: list[Pool]) -> Component:
         ]
 
     fullest = sorted(pools, key=lambda pool: (-_share(pool.used, pool), pool.id))
-    return card("vCPUs", tables.table(columns, [cells(pool) for pool in fullest[:40]], caption="vCPU quotas by family"), name="wide")
+    return card("vCPUs", tables.table(columns, [cells(pool) for pool in fullest[:40]], caption="vCPU quotas by family", stacks=True), name="wide")

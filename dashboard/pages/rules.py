@@ -14,6 +14,7 @@ from dashboard.shell import Failure, View, age_line, card, failure_panel
 from dashboard.trail import changes
 from models.alerts import RATE_KINDS, AlertRule, Kind, Severity
 from models.ledger import BudgetStanding
+from models.periods import zone_from
 from models.silences import WEEKDAYS
 
 PATH = "rules"
@@ -76,8 +77,7 @@ def _budgets(view: View, found: Sequence[BudgetStanding]) -> Component:
         tables.Column("Spent", is_number=True),
         tables.Column("Amount", is_number=True),
         tables.Column("Used", title="spent, the likely end (P10 to P90) as a band, the amount as a mark"),
-        tables.Column("Likely end", is_number=True, title="P10 to P90"),
-        tables.Column("Accuracy", title="mean error of the forecast when tried on the past"),
+        tables.Column("Likely end", is_number=True, title="P10 to P90, and half of the forecasts missed by at most so much when tried on the past"),
         *([tables.Column("What to do")] if view.may_act else []),
     ]
 
@@ -89,7 +89,9 @@ def _budgets(view: View, found: Sequence[BudgetStanding]) -> Component:
 
         band: list[str | Component] = []
         if outlook.low is not None and outlook.high is not None:
-            band = [figure("budget_low", outlook.low), " – ", figure("budget_high", outlook.high)]
+            band = [figure("budget_low", outlook.low), " –", html.Br(), figure("budget_high", outlook.high)]
+            if outlook.error_percent is not None:
+                band += [html.Br(), html.Span(f"±{outlook.error_percent:.0f} % in {outlook.trials} tries", className="where-is")]
         return [
             [
                 tables.named(budget.name),
@@ -97,16 +99,15 @@ def _budgets(view: View, found: Sequence[BudgetStanding]) -> Component:
                 html.Br(),
                 html.Span(f"{_covers(budget.scope)}; tells at {', '.join(f'{step} %' for step in budget.steps)}", className="where-is"),
             ],
-            text.span(one.spend.period),
+            tables.beneath(text.span(one.spend.period, zone_from(budget.time_zone)), "" if budget.time_zone == "UTC" else budget.time_zone),
             tables.beneath(figure("budget_spent", one.spend.amount), _untold(one)),
             figure("budget_amount", budget.amount),
             [_bar(one), " ", figure("budget_share", one.share, None)],
-            band or (outlook.reason or text.UNKNOWN),
-            f"±{outlook.error_percent:.0f} % in {outlook.trials} tries" if outlook.error_percent is not None else "",
+            band or html.Span(outlook.reason or text.UNKNOWN, className="wrap absent"),
             *([html.Span(_budget_acts(view, one), className="acts")] if view.may_act else []),
         ]
 
-    return card("Budgets", tables.table(columns, [cells(one) for one in found], caption="Budgets"), name="wide")
+    return card("Budgets", tables.table(columns, [cells(one) for one in found], caption="Budgets", stacks=True), name="wide")
 
 
 def _untold(one: BudgetStanding) -> str:
@@ -213,7 +214,7 @@ def _rules(view: View, found: Sequence[AlertRule]) -> Component:
         ]
 
     note = f"The first {_MOST_RULES} of {len(found)}." if len(found) > _MOST_RULES else ""
-    return card("Rules", tables.table(columns, [cells(rule) for rule in found[:_MOST_RULES]], caption="Rules"), note=note, name="wide")
+    return card("Rules", tables.table(columns, [cells(rule) for rule in found[:_MOST_RULES]], caption="Rules", stacks=True), note=note, name="wide")
 
 
 def _rule_acts(view: View, rule: AlertRule) -> list[Component]:

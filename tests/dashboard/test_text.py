@@ -1,5 +1,6 @@
 from datetime import UTC, date, datetime
 from decimal import Decimal
+from zoneinfo import ZoneInfo
 
 import pytest
 
@@ -33,7 +34,7 @@ def test_titles_hold_every_digit() -> None:
 
 @pytest.mark.parametrize(
     ("share", "shown"),
-    [("1", "100 %"), ("0.9996", ">99.9 %"), ("0.984", "98.4 %"), ("0.0003", "<0.1 %"), ("0", "0 %"), (None, "unknown")],
+    [("1", "100 %"), ("1378.762", "137,876.2 %"), ("0.9996", ">99.9 %"), ("0.984", "98.4 %"), ("0.0003", "<0.1 %"), ("0", "0 %"), (None, "unknown")],
 )
 def test_a_share_is_whole_only_when_it_is(share: str | None, shown: str) -> None:
     assert text.percent(None if share is None else Decimal(share)) == shown
@@ -59,6 +60,9 @@ def test_periods_are_said_with_their_last_day_included() -> None:
     assert text.span(Period(day, datetime(2026, 11, 8, tzinfo=UTC))) == "1 Nov to 7 Nov 2026"
     assert text.span(Period(day, datetime(2026, 11, 2, tzinfo=UTC))) == "1 Nov 2026"
     assert text.span(Period(datetime(2025, 12, 30, tzinfo=UTC), datetime(2026, 1, 2, tzinfo=UTC))) == "30 Dec 2025 to 1 Jan 2026"
+    zurich = Period(datetime(2026, 10, 31, 23, tzinfo=UTC), datetime(2026, 11, 30, 23, tzinfo=UTC))
+    assert text.span(zurich, ZoneInfo("Europe/Zurich")) == "1 Nov to 30 Nov 2026"
+    assert text.span(zurich) == "31 Oct 2026, 23:00 UTC to 30 Nov 2026, 23:00 UTC"
     assert text.span(Period(day, datetime(2026, 11, 1, 6, tzinfo=UTC))) == "1 Nov 2026, 00:00 UTC to 1 Nov 2026, 06:00 UTC"
     assert text.day(date(2026, 2, 3)) == "3 Feb 2026"
 

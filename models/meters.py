@@ -129,7 +129,10 @@ class MeterBook:
 
 
 def _pattern(meter: str) -> re.Pattern[str]:
-    return re.compile(".*".join(re.escape(piece) for piece in meter.split("*")), re.IGNORECASE | re.DOTALL)
+    first, *others = [re.escape(piece) for piece in meter.split("*")]
+    # Each piece where it is first found, for good: tries of all places would grow with every star.
+    text = first + "".join(f"(?>.*?{piece})" for piece in others[:-1]) + (f".*{others[-1]}" if others else "")
+    return re.compile(text, re.IGNORECASE | re.DOTALL)
 
 
 def _size(item: ChargeItem, kind: MeterKind, row: MeterMapping) -> Decimal | None:

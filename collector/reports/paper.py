@@ -165,7 +165,6 @@ def _front(paper: _Paper, body: Mapping[str, Any], both: Sequence[tuple[Mapping[
     unit = words.unit(body)
     figures: list[Sequence[str]] = []
     falls: dict[str, dict[str, str]] = {}
-    heads_of_falls: dict[str, None] = {}
     moved: list[Sequence[str]] = []
     matched: list[Sequence[str]] = []
     for total, one in both:
@@ -184,7 +183,6 @@ def _front(paper: _Paper, body: Mapping[str, Any], both: Sequence[tuple[Mapping[
         )
         heads, steps = words.steps_of(body, one)
         falls[code] = dict(zip(heads, steps, strict=True))
-        heads_of_falls |= dict.fromkeys(heads)
         moved += _moved(one, most=_FEWER_MOVERS if len(both) <= _FEWER_MOVERS else 1)
         if of is not None:
             matched.append(
@@ -201,8 +199,9 @@ def _front(paper: _Paper, body: Mapping[str, Any], both: Sequence[tuple[Mapping[
     for total, one in both:
         if said := words.not_certain(total):
             paper.line_of(f"{one['currency']}: {said}", 7.5, color=QUIET, gap=0.5)
-    # This period's cost comes last, whichever steps a currency has between.
-    order = sorted(heads_of_falls, key=lambda head: (head == f"#This {unit}", list(heads_of_falls).index(head)))
+    # In the order of the steps: what one currency has not, another may.
+    every = [f"#Last {unit}", *(f"#{label.capitalize()}" for label in words.STEPS.values()), f"#This {unit}"]
+    order = [head for head in every if any(head in fall for fall in falls.values())]
     _table(
         paper,
         f"From last {unit} to this one",
@@ -381,28 +380,28 @@ def _row(paper: _Paper, cells: Sequence[str], widths: Sequence[float], numeric: 
     """A row as high as its longest cell, never cut by a page's end."""
     paper.ink(color, size, style)
     # Nearly every cell is one line: measured once and written as it is, which laying out costs ten times.
-    lines = [1 if _fits(paper, cell, width) else _lines_of(paper, cell, width) for cell, width in zip(cells, widths, strict=True)]
+    long = [paper.get_string_width(cell) for cell in cells]
+    lines = [
+        1 if "\n" not in cell and own <= width - 1 - 2 * paper.c_margin else _lines_of(paper, cell, width)
+        for cell, own, width in zip(cells, long, widths, strict=True)
+    ]
     height = max(_ROW, 3.6 * max(lines) + 1.4)
     if paper.will_page_break(height):
         paper.add_page()
         paper.ink(color, size, style)
     left, top = _LEFT, paper.get_y()
-    for cell, width, is_number, count in zip(cells, widths, numeric, lines, strict=True):
-        paper.set_xy(left, top + 0.7)
-        align = "R" if is_number else "L"
-        if count == 1:
-            paper.cell(width - 1, 3.6, cell, align=align, new_x=XPos.RIGHT, new_y=YPos.TOP)
-        else:
-            paper.multi_cell(width - 1, 3.6, cell, align=align, new_x=XPos.RIGHT, new_y=YPos.TOP)
+    base = top + 0.7 + 1.8 + 0.3 * paper.font_size  # of letters in the middle of a line, as the library sets them
+    for cell, own, width, is_number, count in zip(cells, long, widths, numeric, lines, strict=True):
+        if count == 1 and cell:
+            paper.text(left + (width - 1 - paper.c_margin - own if is_number else paper.c_margin), base, cell)
+        elif count > 1:
+            paper.set_xy(left, top + 0.7)
+            paper.multi_cell(width - 1, 3.6, cell, align="R" if is_number else "L", new_x=XPos.RIGHT, new_y=YPos.TOP)
         left += width
     paper.set_draw_color(*_rgb(LINE))
     paper.set_line_width(0.1)
     paper.line(_LEFT, top + height, _LEFT + _PAGE_WIDTH, top + height)
     paper.set_xy(_LEFT, top + height)
-
-
-def _fits(paper: _Paper, cell: str, width: float) -> bool:
-    return "\n" not in cell and paper.get_string_width(cell) <= width - 1 - 2 * paper.c_margin
 
 
 def _lines_of(paper: _Paper, cell: str, width: float) -> int:

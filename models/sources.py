@@ -148,6 +148,15 @@ def last_runs(session: Session) -> Sequence[SourcePull]:
     return session.exec(select(row).where(col(row.id).in_(newest)).order_by(col(row.source), col(row.scope), col(row.month))).all()
 
 
+def reached(session: Session) -> dict[tuple[str, str], datetime]:
+    """Until when each source and scope has data: what the last good run of its newest month with any said."""
+    row = SourcePull
+    good = (col(row.state) == PullState.DONE, col(row.data_until).is_not(None))
+    newest = sa.select(sa.func.max(col(row.id))).where(*good).group_by(col(row.source), col(row.scope), col(row.month))
+    runs = session.exec(select(row).where(col(row.id).in_(newest))).all()
+    return {(run.source, run.scope): run.data_until for run in sorted(runs, key=lambda run: run.month or date.min) if run.data_until is not None}
+
+
 def last_success(session: Session, source: str, scope: str, *, month: date | None = None) -> SourcePull | None:
     """The last run that went well."""
     row = SourcePull

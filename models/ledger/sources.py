@@ -111,8 +111,9 @@ def sources(session: Session, *, visible: frozenset[str] | None, now: datetime) 
 
 
 def _pulled(session: Session, now: datetime) -> list[Source]:
-    """The last run of each source and scope; of bills that of the newest month."""
+    """The last run of each source and scope, and how far its data reach, whatever month that run was of: settled months are looked at now and then."""
     last = _last_pulls(session)
+    reached = pulls.reached(session)
     leases = {lease.name: lease for lease in session.exec(select(JobLease))}
     found: list[Source] = []
     for (source, scope), run in last.items():
@@ -129,7 +130,7 @@ def _pulled(session: Session, now: datetime) -> list[Source]:
                 state,
                 last_success=None if success is None else success.finished_at,
                 last_attempt=run.started_at,
-                data_until=None if success is None else success.data_until,
+                data_until=reached.get((source, scope)),
                 rows=run.rows,
                 calls=run.calls,
                 throttles=run.throttles,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from datetime import timedelta
+from datetime import UTC, date, datetime, timedelta
 
 import pytest
 
@@ -55,6 +55,17 @@ def test_every_source_says_its_last_word(sqlite_store: Store) -> None:
     # The schedule's own word, where Azure has said nothing: the next UTC day.
     assert found["job", "twins"]["next_run"] == "2026-11-21T00:00:00Z"
     assert {kind for kind, _ in found} == {"azure", "bill", "usage", "job"}
+
+
+def test_a_look_at_a_settled_month_does_not_take_back_how_far_the_bill_reaches(sqlite_store: Store) -> None:
+    filled(sqlite_store)
+    with sqlite_store.write() as session:
+        for month, until in ((date(2026, 11, 1), NOW - timedelta(hours=12)), (date(2026, 3, 1), datetime(2026, 4, 1, tzinfo=UTC)), (date(2020, 1, 1), None)):
+            run = sources.begin(session, "costs", "subscriptions/s2", month=month, now=NOW - timedelta(minutes=5))
+            sources.finish(session, run.id or 0, PullState.DONE, now=NOW, rows=7, calls=3, data_until=until, message="as it was")
+    with serving(sqlite_store) as service:
+        (costs,) = [one for one in service.client.get("/v1/sources").json()["items"] if "subscriptions/s2" in one["name"]]
+    assert (costs["name"], costs["data_until"], costs["state"]) == ("costs · subscriptions/s2 2020-01", "2026-11-19T22:00:00Z", "ok")
 
 
 def test_metrics_are_prometheus_metrics(sqlite_store: Store) -> None:

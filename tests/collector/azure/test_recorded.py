@@ -15,7 +15,8 @@ import httpx
 import pytest
 from sqlmodel import col, select
 
-from collector.billing import land, read_bill
+from collector.billing import amortized, land, read_bill
+from models.errors import Conflict
 from models.quotas import AzureQuota
 from models.resources import DeploymentFact
 from models.store import Store
@@ -321,3 +322,76 @@ def test_every_recorded_file_is_named_by_a_test() -> None:
     assert len(names) > 40
     unspoken = [name for name in names if name.rpartition("/")[2].partition(".")[0] not in said]
     assert unspoken == []
+
+
+def test_the_recorded_bill_as_one_of_pay_as_you_go_is_refused_beside_the_calendars(store: Store, api: httpx.Client, tmp_path: Path) -> None:
+    """cost_details.csv for 17 February to 16 March: the same money, and no day of it twice."""
+    calendar = DATA / "azure" / "cost_details.csv"
+    with calendar.open(encoding="utf-8-sig", newline="") as file:
+        rows = list(csv.DictReader(file))
+    path = tmp_path / "pay-as-you-go.csv"
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(row | {"billingPeriodStartDate": "02/17/2025", "billingPeriodEndDate": "03/16/2025"} for row in rows)
+    landed = land(store, read_bill(path, name=path.name), now=FIRST, author="ana")
+    assert {str(part.billed) for part in landed.parts} == {"2025-02-17 to 2025-03-16"}
+    assert amounts(api, **MARCH) == decimals(BEFORE["in_scope"])
+    with pytest.raises(Conflict) as refused:
+        land(store, read_bill(calendar, name=calendar.name), now=RESTATED, author="ana")
+    assert (
+        f"subscription {A}: its bill for 2025-03 and the one for 2025-02-17 to 2025-03-16 (pay-as-you-go.csv) both hold 2025-03-01 to 2025-03-16"
+        in refused.value.message
+    )
+    assert amounts(api, **MARCH) == decimals(BEFORE["in_scope"])
+    land(store, read_bill(calendar, name=calendar.name), now=RESTATED, author="ana", replace=True)
+    assert amounts(api, **MARCH) == decimals(BEFORE["in_scope"])
+    # Each route is billed to a day of its own.
+    reached = {one["name"]: one["data_until"] for one in api.get("/v1/sources").json()["items"] if one["kind"] == "bill"}
+    assert reached == {
+        f"marketplace · subscription {A}": "2025-03-06T00:00:00Z",
+        f"foundry · subscription {A}": "2025-03-05T00:00:00Z",
+        f"compute · subscription {A}": "2025-03-06T00:00:00Z",
+        f"marketplace · subscription {B}": "2025-03-06T00:00:00Z",
+        f"compute · subscription {B}": "2025-03-05T00:00:00Z",
+    }
+
+
+def test_what_the_recorded_bill_has_of_everything_at_once(store: Store, api: httpx.Client, tmp_path: Path) -> None:
+    """cost_details.csv: a refund beside its usage, a purchase of nothing, meters without a name; and with one unit nobody knows."""
+    with (DATA / "azure" / "cost_details.csv").open(encoding="utf-8-sig", newline="") as file:
+        rows = list(csv.DictReader(file))
+    # The day's output tokens of the 405b, in a unit of which nobody knows what it holds.
+    unknown = next(row for row in rows if row["date"] == "03/01/2025" and "405b" in row["meterName"] and row["meterName"].endswith("output-tokens"))
+    unknown["unitOfMeasure"] = "1 Barrel"
+    path = tmp_path / "cost_details.csv"
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    landed = land(store, read_bill(path, name=path.name), now=FIRST, author="ana")
+    assert landed.rows == 69
+    assert amounts(api, **MARCH) == decimals(BEFORE["in_scope"])
+    told = {(one["kind"], one["amount"], one["count"]) for one in api.get("/v1/problems").json()["items"] if one["kind"] in {"unknown_unit", "unmapped_meter"}}
+    assert told == {("unknown_unit", "145.604", 1), ("unmapped_meter", "0.003", 1)}
+
+
+def test_a_reservation_beside_the_recorded_bill_is_bought_once_and_spread_over_its_days(store: Store, api: httpx.Client, tmp_path: Path) -> None:
+    """cost_details.csv with a reservation of 100 USD bought on the first day, of which each of five days takes 3."""
+    with (DATA / "azure" / "cost_details.csv").open(encoding="utf-8-sig", newline="") as file:
+        rows = list(csv.DictReader(file))
+    vm = next(row for row in rows if "llama-8b-managed" in row["tags"] and row["chargeType"] == "Usage")
+    of_plan = {"reservationId": "/providers/Microsoft.Capacity/reservationOrders/o/reservations/r", "reservationName": "nc24"}
+    bought = vm | of_plan | {"date": "03/01/2025", "chargeType": "Purchase", "quantity": "1", "costInBillingCurrency": "100", "tags": ""}
+    spread = [vm | of_plan | {"date": f"03/0{day}/2025", "quantity": "1", "costInBillingCurrency": "3"} for day in range(1, 6)]
+    bills = []
+    for name, more in (("actual.csv", [bought]), ("amortized.csv", spread)):
+        path = tmp_path / name
+        with path.open("w", encoding="utf-8", newline="") as out:
+            writer = csv.DictWriter(out, list(rows[0]))
+            writer.writeheader()
+            writer.writerows([*rows, *more])
+        bills.append(read_bill(path, name=name))
+    land(store, amortized(*bills), now=FIRST, author="ana")
+    assert amounts(api, **MARCH) == {"USD": Decimal("3733.90843083"), "EUR": Decimal("210.534939")}
+    assert amounts(api, **MARCH | {"basis": "amortized"}) == {"USD": Decimal("3648.90843083"), "EUR": Decimal("210.534939")}

@@ -24,7 +24,7 @@ class MonthClose(SQLModel, table=True):
     closed_at: datetime = Field(sa_column=Column(Instant, nullable=False))
     closed_by: str = Field(sa_column=Column(Text, nullable=False))
     software: str = Field(sa_column=Column(Text, nullable=False))
-    # What the rows came from: {"bill_parts": [ids], "last_price": id of the last price known, "invoices": [ids that their charges name]}
+    # What the rows came from: {"bill_parts": [ids], "last_price": id of the last price known, "meter_mappings": [ids in use], "invoices": [ids that their charges name]}
     versions: dict[str, Any] = Field(sa_column=Column(JsonText, nullable=False))
     reopened_at: datetime | None = Field(default=None, sa_column=Column(Instant))
     reopened_by: str = Field(default="", sa_column=Column(Text, nullable=False))

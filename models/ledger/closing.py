@@ -16,6 +16,7 @@ from models.charges import BillPart
 from models.closing import ClosedRow, MonthClose, closes_known
 from models.errors import Conflict, NotFound
 from models.ledger.invoices import invoices_of
+from models.ledger.meters import meter_mappings
 from models.ledger.reconciliation import ReconciliationRow, reconciliation
 from models.ledger.values import Filters
 from models.money import ZERO
@@ -148,6 +149,7 @@ def close_month(session: Session, month: date, *, author: str, software: str, no
         versions={
             "bill_parts": sorted(part.id or 0 for part in parts),
             "last_price": session.scalar(sa.select(sa.func.max(col(Price.id)))),
+            "meter_mappings": [row.id for row in meter_mappings(session)],
             INVOICES: sorted({name for part in parts for name in invoices_of(session, part.id or 0)}),
         },
     )

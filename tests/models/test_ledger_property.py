@@ -20,6 +20,7 @@ from models.charges import BillPart, ChargeClass, MeterKind
 from models.ledger import CostQuery, CostTable, Figures
 from models.ledger.billed import Reading
 from models.ledger.costs import costs_together
+from models.meters import MappedKind
 from models.periods import Period
 from models.prices import PriceMeter
 from models.resources import Mode
@@ -94,6 +95,10 @@ def add_facts(session: Session, random: Random, known: datetime = make.LONG_AGO)
             )
     make.owner(session, deployment="one", team="t1", valid_to=moment(random), known_from=known)
     make.owner(session, deployment=None, workspace=None, application="a", team="t2", known_from=known, valid_from=moment(random))
+    second = datetime(2026, 11, 2, tzinfo=UTC)
+    for _ in range(random.randrange(3)):
+        said = {"valid_from": random.choice([None, second]), "unit": random.choice(["", "1K tokens"])}
+        make.meter_mapping(session, random.choice(["*", "", "*x"]), random.choice(list(MappedKind)), known_from=known, **said)
 
 
 def add_bill(session: Session, random: Random, landed: datetime) -> None:

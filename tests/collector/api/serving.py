@@ -75,6 +75,8 @@ def serving(
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     with httpx.Client(base_url=url, trust_env=False, timeout=30) as client:
         service = Service(url, store, ingest, keys, client)
+        # As when it has run for a while: whether the first request finds the keys read would be a matter of luck.
+        keys.refresh()
         ingest.start()
         thread.start()
         try:

@@ -103,17 +103,18 @@ class Reading:
         found = self._session.execute(asked).all()
         self._know_items({one[1] for one in found})
         # Whom a charge belongs to and what its meter counts change with the registry and the mappings only, at the start or in the middle of a day.
-        stamps = {day: (bisect_right(self._changes, day_start(day)), bisect_right(self._changes, day_start(day + DAY))) for day in into}
         tagged: dict[Place, Decimal] = {}
         times = money.EXACT.multiply
-        written = {day.isoformat(): day for day in into}
+        day, stamp, bills, last = min(into), (0, 0), into[min(into)], None
         for on, item_id, currency, told, cost, effect, part_id, charge_type, lines, invoiced_lines, invoiced in found:
-            day = written[on] if isinstance(on, str) else on
+            if on != last:
+                day, last = date.fromisoformat(on) if isinstance(on, str) else on, on
+                stamp, bills = (bisect_right(self._changes, day_start(day)), bisect_right(self._changes, day_start(day + DAY))), into[day]
             quantity = None if told is None else Decimal(told)
             billed = Decimal(cost)
             effective = billed if effect == cost else Decimal(effect)
-            item, stamp = self._items.get(item_id), stamps.get(day)
-            if item is None or stamp is None:
+            item = self._items.get(item_id)
+            if item is None:
                 continue
             key = (item_id, *stamp, self._subscriptions[part_id])
             target = self._targets.get(key)
@@ -128,7 +129,7 @@ class Reading:
                     tagged[place] = money.plus(tagged.get(place, ZERO), units)
             is_credit = charge_type != "Usage" and charge_type.casefold() != "usage"
             amounts = Amounts(billed, effective, core_hours, units, None if invoiced is None else billed if invoiced == cost else Decimal(invoiced))
-            into[day].append(Bill(day, target, currency, amounts, is_credit, lines, invoiced_lines, part_id, charge_type))
+            bills.append(Bill(day, target, currency, amounts, is_credit, lines, invoiced_lines, part_id, charge_type))
         for bills in into.values():
             if any(bill.target.kind == MeterKind.COMPUTE for bill in bills):
                 bills[:] = _with_untagged(self.world, bills, tagged)

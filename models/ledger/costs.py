@@ -520,6 +520,7 @@ class Answer:
         # Charges that no cut divides are added up together: of one row, or of one item that is in the same rows of several views.
         whole: dict[tuple[object, ...], tuple[int, Target, Share | None, list[Bill]]] = {}
         alone = self.views[0] if len(self.views) == 1 and not fine else None
+        rows_of: dict[int, Groups | None] = {}  # by target, of that one view
         for bill in bills:
             day, target = self._days[bill.day], bill.target
             if len(target.identities) == 1 and not day.is_cut:
@@ -528,7 +529,9 @@ class Answer:
                 only: Share | None = None
                 if self._evidence is None:
                     if alone is not None:
-                        key: tuple[object, ...] = self._targeted_by(alone, target), day.bucket, bill.currency
+                        if id(target) not in rows_of:
+                            rows_of[id(target)] = self._targeted_by(alone, target)
+                        key: tuple[object, ...] = rows_of[id(target)], day.bucket, bill.currency
                     else:
                         # Only input is weighed by whether cached input is billed apart.
                         is_split = target.kind == MeterKind.INPUT and (bill.day, *target.place) in cached

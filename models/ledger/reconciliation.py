@@ -165,6 +165,7 @@ def _raise_overdue(session: Session, world: World, rows: list[ReconciliationRow]
             rows[index] = msgspec.structs.replace(row, overdue_since=due)
 
 
+_NO_REASONS: Mapping[str, str] = {}
 _Place = tuple[str | None, str | None]  # workspace, deployment
 _Line = tuple[_Place, MeterKind, str | None]  # place, meter, currency
 
@@ -181,7 +182,7 @@ class _Reconciler:
         self._currencies: dict[tuple[_Place, MeterKind], set[str | None]] = {}
         self._requests: dict[_Place, set[date]] = {}
         # What is billed and metered of the reached days of each currency's deployments.
-        self._covers: dict[str | None, dict[tuple[_Place, date], tuple[Decimal, Decimal]]] = {}
+        self._covers: dict[str | None, dict[_Place, dict[date, tuple[Decimal, Decimal]]]] = {}
         self._calls: dict[str | None, tuple[int, int]] = {}  # of each currency: all, and those of unknown tokens
         self._ceilings: dict[tuple[_Place, date], tuple[Decimal, Decimal]] = {}
         self._series: dict[tuple[_Place, date], list[int]] | None = None
@@ -227,7 +228,7 @@ class _Reconciler:
         self._last_digit = min(0, exponent if isinstance(exponent, int) else 0)
 
     def _cover(self, place: _Place, currency: str | None, cells: Mapping[date, Sums]) -> None:
-        cover = self._covers.setdefault(currency, {})
+        cover = self._covers.setdefault(currency, {}).setdefault(place, {})
         calls, unknown = self._calls.get(currency, (0, 0))
         self._calls[currency] = (
             calls + sum(sums.requests for sums in cells.values()),
@@ -235,8 +236,8 @@ class _Reconciler:
         )
         for day, sums in cells.items():
             for pair in sums.cover.values():
-                before = cover.get((place, day))
-                cover[place, day] = pair if before is None else (money.plus(before[0], pair[0]), money.plus(before[1], pair[1]))
+                before = cover.get(day)
+                cover[day] = pair if before is None else (money.plus(before[0], pair[0]), money.plus(before[1], pair[1]))
 
     def _is_instrumented(self, place: _Place, day: date) -> bool:
         used = self._requests.get(place, ())
@@ -282,7 +283,9 @@ class _Reconciler:
     def _line(self, line: _Line, by_day: Mapping[date, Sums]) -> Iterable[ReconciliationRow]:
         place, meter, currency = line
         name = meter.value
+        # Calls without tokens of the deployment's day: they stand in the input's row and concern the output's as well.
         inputs = self._cells.get((place, MeterKind.INPUT, currency), {})
+        unknown = {day: sums.unknown_requests for day, sums in inputs.items() if sums.unknown_requests}
         has_others = len(self._currencies[(place, meter)]) > 1
         metered = [day for day, sums in by_day.items() if sums.units > 0 and sums.metered]
         wholes = natural(meter, is_metered=False), natural(meter, is_metered=True)
@@ -305,7 +308,7 @@ class _Reconciler:
                     credits=sums.credits,
                     unpriced_units=Decimal(sums.unpriced_tokens),
                     price=_price_near(by_day, metered, day),
-                    ceiling_units=self._ceiling(place, day, meter, _unknown_requests(inputs, day)),
+                    ceiling_units=self._ceiling(place, day, meter, unknown.get(day, 0)),
                     is_instrumented=self._is_instrumented(place, day),
                     is_other_currency=has_others and self._is_other_currency(line, day, sums),
                     state=_STATES[sums.standing],
@@ -316,6 +319,7 @@ class _Reconciler:
         net_timing(found)
         for day, split in found.items():
             sums = by_day[day]
+            is_unit_known = sums.is_billed_unit_known
             yield ReconciliationRow(
                 workspace=place[0],
                 deployment=place[1],
@@ -325,12 +329,12 @@ class _Reconciler:
                 expected=sums.metered,
                 billed=sums.billed,
                 metered_units=sums.units,
-                billed_units=sums.billed_units if sums.is_billed_unit_known else None,
+                billed_units=sums.billed_units if is_unit_known else None,
                 causes=split if len(split) < 2 else {cause: split[cause] for cause in _CAUSES if cause in split},
                 state=_STATES[sums.standing],
                 estimate=sums.estimate,
-                unknown_token_requests=_unknown_requests(inputs, day),
-                reasons=_reasons(sums),
+                unknown_token_requests=unknown.get(day, 0),
+                reasons=_NO_REASONS if is_unit_known and not sums.reasons else _reasons(sums),
                 invoiced=sums.invoiced if sums.invoiced_lines else None,
                 charges=sums.lines,
                 invoiced_charges=sums.invoiced_lines,
@@ -359,7 +363,7 @@ class _Reconciler:
                 money.add(row.expected for row in of),
                 money.add(row.billed for row in of),
                 causes_of(of),
-                covered(self._covers[currency].values()) if currency in self._covers else None,
+                covered(pair for cover in self._covers[currency].values() for pair in cover.values()) if currency in self._covers else None,
                 len(of),
                 *self._calls.get(currency, (0, 0)),
                 *invoiced_of(of),
@@ -382,12 +386,6 @@ def _together(one: Sums, other: Sums) -> Sums:
 def _is_empty(sums: Sums) -> bool:
     """Whether there is no money in it, known or not: tokens of managed compute cost nothing by themselves."""
     return not (sums.metered or sums.billed or sums.lines or sums.unpriced_tokens or (sums.billed_units and sums.is_billed_unit_known))
-
-
-def _unknown_requests(inputs: Mapping[date, Sums], day: date) -> int:
-    """Calls without tokens of the deployment's day: they stand in the input's row and concern the output's as well."""
-    sums = inputs.get(day)
-    return 0 if sums is None else sums.unknown_requests
 
 
 def _reasons(sums: Sums) -> Mapping[str, str]:

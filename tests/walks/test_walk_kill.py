@@ -28,6 +28,8 @@ WRITERS = 4
 CYCLES = {"sqlite": 5, "postgresql": 3}
 MORE_CYCLES = int(os.environ.get("KILL_CYCLES", "0"))
 LONGEST_LOAD_SECONDS = 1.2
+# What is acknowledged before a life of the service may end, on a machine however slow: in all lives before it together.
+LEAST_A_LIFE = 600
 RESENT_SHARE = 0.25
 STARTS_AT = datetime(2026, 11, 19, 6, tzinfo=UTC)
 
@@ -157,6 +159,8 @@ def test_killed_under_load_it_keeps_every_promise(durable_url: str, tmp_path: Pa
             ]
             for writer in writers:
                 writer.start()
+            least = cycle * LEAST_A_LIFE
+            until(lambda: len(history.acked) >= least or history.faults, within=120, what=f"a load of {least} events")  # noqa: B023 - asked within the cycle
             end.wait(chance.uniform(0.05, LONGEST_LOAD_SECONDS))
             service.kill()
             end.set()

@@ -21,7 +21,8 @@ from models.resources import Route
 # Thousands of tokens a minute. An ordinary day stays below; the incident's surge does not. A world that used more than its
 # limit in many a minute, with no 429, would be none.
 _CAPACITY = {"llama-33-70b": 650, "llama-33-70b-batch": 650, "llama-4-maverick": 650}
-_LIMITS = {"standardNCADSA100v4Family": 192, "standardNVADSA10v5Family": 72}
+# vCPUs by family: room for every Llama on A100s that the comparison may ask for, and too little for a second A10.
+_LIMITS = {"standardNCADSA100v4Family": 480, "standardNVADSA10v5Family": 72}
 _MINUTE_MS = 60_000
 
 
@@ -119,7 +120,7 @@ class Contoso:
                 used[size.family] += size.cores * instances_at(self.capacity(each.resource_id), at)
         if source == "compute":
             families = [shapes.compute_usage(family, used=used[family], limit=limit) for family, limit in _LIMITS.items()]
-            return [shapes.compute_usage("cores", used=used.total(), limit=350, shown="Total Regional vCPUs"), *families]
+            return [shapes.compute_usage("cores", used=used.total(), limit=700, shown="Total Regional vCPUs"), *families]
         subscription = f"/subscriptions/{subscription_id}"
         names = {family: f"Standard {family.removeprefix('standard').removesuffix('Family')} Family Cluster Dedicated vCPUs" for family in _LIMITS}
         return [shapes.ml_usage(subscription, "vmFamily", names[family], used=used[family], limit=limit) for family, limit in _LIMITS.items()]

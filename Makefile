@@ -37,7 +37,7 @@ test: .venv/.installed-dev ## run the tests; names what this machine cannot run,
 	@exec $(BIN)/python -m pytest -m "not walk" --numprocesses $(WORKERS) --dist worksteal $(ARGS)
 
 .PHONY: walks
-walks: .venv/.installed-dev ## run the long ones: kills, faults and virtual days through started services, published clients
+walks: .venv/.installed-dev ## run the long ones: kills, faults and virtual days through started services, pages in a browser, published clients
 	@exec $(BIN)/python -m pytest -m walk --numprocesses $(WORKERS) --dist worksteal $(ARGS)
 
 .PHONY: check

@@ -51,17 +51,17 @@ class Column:
     title: str | None = None
 
 
-def table(columns: Sequence[Column], rows: Sequence[Sequence[Cell]], *, caption: str, stacks: bool = False) -> Component:
+def table(columns: Sequence[Column], rows: Sequence[Sequence[Cell]], *, caption: str) -> Component:
     """A table that scrolls sideways inside its card rather than widening the page.
 
-    One that ``stacks`` becomes a list on a telephone: each row a heading, its first cell, with every other cell named by its column.
+    On a telephone it becomes a list: each row a heading, its first cell, with every other cell named by its column.
     """
     head = html.Tr([html.Th(column.heading, scope="col", className="number" if column.is_number else "", title=column.title or "") for column in columns])
     body = [
         html.Tr(
             [
                 # A named cell is one part beside its name, whatever it is made of.
-                html.Td(html.Div(cell) if stacks and cell != "" else cell, className="number" if column.is_number else "", **_labelled(column))
+                html.Td(html.Div(cell) if cell != "" else cell, className="number" if column.is_number else "", **_labelled(column))
                 for column, cell in zip(columns, row, strict=True)
             ]
         )
@@ -69,7 +69,7 @@ def table(columns: Sequence[Column], rows: Sequence[Sequence[Cell]], *, caption:
     ]
     return html.Div(
         html.Table([html.Caption(caption, className="hidden"), html.Thead(head), html.Tbody(body)]),
-        className="table stacks" if stacks else "table",
+        className="table",
         tabIndex="0",
         role="region",
         **text.spoken(caption),

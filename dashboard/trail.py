@@ -37,7 +37,7 @@ def changes(view: View, *kinds: str) -> Component:
         for one in found
     ]
     note = "The newest first; all of them: GET /v1/audit-trail"
-    return card("Changes", tables.table(columns, rows, caption="Changes", stacks=True), note=note, name="wide")
+    return card("Changes", tables.table(columns, rows, caption="Changes"), note=note, name="wide")
 
 
 def _differences(entry: TrailEntry) -> Sequence[str]:

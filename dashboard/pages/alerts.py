@@ -168,7 +168,7 @@ def _table(view: View, found: list[Alert], quiets: Mapping[str, Silence]) -> Com
     note = "A silenced alert goes on, and is told again when the silence ends." if view.may_act else "Sign in with an admin key to acknowledge or silence."
     if len(found) > _MOST_ROWS:
         note = f"The first {_MOST_ROWS} of {len(found)}. {note}"
-    return card("Alerts", tables.table(columns, [cells(one) for one in ordered[:_MOST_ROWS]], caption="Alerts", stacks=True), note=note, name="wide")
+    return card("Alerts", tables.table(columns, [cells(one) for one in ordered[:_MOST_ROWS]], caption="Alerts"), note=note, name="wide")
 
 
 def _sample(alert: Alert) -> list[Component]:
@@ -234,7 +234,7 @@ def _silences(view: View, found: Sequence[Silence]) -> Component:
 
     order = sorted(found, key=lambda one: (one.ends_at <= view.now, one.starts_at > view.now, one.ends_at))
     note = "They keep alerts from being told; the alerts are still judged and listed. Those that are over stay here for 7 days."
-    table = tables.table(columns, [cells(one) for one in order[:_MOST_ROWS]], caption="Silences and maintenance windows", stacks=True)
+    table = tables.table(columns, [cells(one) for one in order[:_MOST_ROWS]], caption="Silences and maintenance windows")
     return card("Silences and maintenance windows", table, note=note, name="wide")
 
 

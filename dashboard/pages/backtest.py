@@ -97,7 +97,7 @@ def _table(trial: Trial) -> list[Component]:
     return [
         card(
             "When it would have fired",
-            tables.table(columns, [cells(one) for one in trial.firings[:_MOST_ROWS]], caption="Firings", stacks=True),
+            tables.table(columns, [cells(one) for one in trial.firings[:_MOST_ROWS]], caption="Firings"),
             note=note,
             name="wide",
         )

@@ -120,7 +120,7 @@ def _room(view: View, pressed: Pressure) -> Component:
     note = "By model, most tokens left first: where a call can go now. Instances of one's own are not here, as nobody limits them."
     if not rows:
         return card("Room now", html.P("No deployment with a known limit has room now.", className="note"), note=note)
-    return card("Room now", tables.table(columns, rows, caption="Deployments with room now", stacks=True), note=note)
+    return card("Room now", tables.table(columns, rows, caption="Deployments with room now"), note=note)
 
 
 def _rates(view: View, pools: list[Pool]) -> Component:
@@ -168,7 +168,7 @@ def _rates(view: View, pools: list[Pool]) -> Component:
     note = "Fullest first. An admin sets a limit here or with PUT /v1/quotas/{id}; point at a limit's source to see from what it was learnt."
     return card(
         "Tokens and requests a minute",
-        tables.table(columns, [cells(pool) for pool in shown[:60]], caption="Pools and their headroom", stacks=True),
+        tables.table(columns, [cells(pool) for pool in shown[:60]], caption="Pools and their headroom"),
         note=note,
         name="wide",
     )
@@ -252,7 +252,7 @@ def _throttled(view: View, found: Pressure) -> Component:
     note = "429s of the last hour. Azure's mean that the limit is met; a gateway's or the client's own are rules of yours."
     if not rows:
         return card("Throttled in the last hour", html.P("No call was answered 429 in the last hour.", className="note"), note=note)
-    return card("Throttled in the last hour", tables.table(columns, rows[:40], caption="Throttled calls by who threw and who called", stacks=True), note=note)
+    return card("Throttled in the last hour", tables.table(columns, rows[:40], caption="Throttled calls by who threw and who called"), note=note)
 
 
 def _cores(view: View, pools: list[Pool]) -> Component:
@@ -283,4 +283,4 @@ def _cores(view: View, pools: list[Pool]) -> Component:
         ]
 
     fullest = sorted(pools, key=lambda pool: (-_share(pool.used, pool), pool.id))
-    return card("vCPUs", tables.table(columns, [cells(pool) for pool in fullest[:40]], caption="vCPU quotas by family", stacks=True), name="wide")
+    return card("vCPUs", tables.table(columns, [cells(pool) for pool in fullest[:40]], caption="vCPU quotas by family"), name="wide")

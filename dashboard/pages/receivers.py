@@ -93,7 +93,7 @@ def _table(view: View, found: Sequence[ReceiverStanding]) -> Component:
             *([html.Span(_buttons(view, one), className="acts")] if view.may_act else []),
         ]
 
-    return card("Receivers", tables.table(columns, [cells(one) for one in found], caption="Receivers", stacks=True), name="wide")
+    return card("Receivers", tables.table(columns, [cells(one) for one in found], caption="Receivers"), name="wide")
 
 
 def _state(one: ReceiverStanding) -> str:
@@ -232,9 +232,7 @@ def _deliveries(view: View, one: ReceiverStanding) -> Component:
         ]
 
     name = text.visible(one.receiver.name)
-    return card(
-        f"Last told to {name}", tables.table(columns, [cells(row) for row in one.deliveries], caption=f"Last deliveries to {name}", stacks=True), name="wide"
-    )
+    return card(f"Last told to {name}", tables.table(columns, [cells(row) for row in one.deliveries], caption=f"Last deliveries to {name}"), name="wide")
 
 
 def _attempts(tried: Sequence[DeliveryAttempt]) -> list[Component]:

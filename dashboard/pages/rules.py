@@ -107,7 +107,7 @@ def _budgets(view: View, found: Sequence[BudgetStanding]) -> Component:
             *([html.Span(_budget_acts(view, one), className="acts")] if view.may_act else []),
         ]
 
-    return card("Budgets", tables.table(columns, [cells(one) for one in found], caption="Budgets", stacks=True), name="wide")
+    return card("Budgets", tables.table(columns, [cells(one) for one in found], caption="Budgets"), name="wide")
 
 
 def _untold(one: BudgetStanding) -> str:
@@ -214,7 +214,7 @@ def _rules(view: View, found: Sequence[AlertRule]) -> Component:
         ]
 
     note = f"The first {_MOST_RULES} of {len(found)}." if len(found) > _MOST_RULES else ""
-    return card("Rules", tables.table(columns, [cells(rule) for rule in found[:_MOST_RULES]], caption="Rules", stacks=True), note=note, name="wide")
+    return card("Rules", tables.table(columns, [cells(rule) for rule in found[:_MOST_RULES]], caption="Rules"), note=note, name="wide")
 
 
 def _rule_acts(view: View, rule: AlertRule) -> list[Component]:

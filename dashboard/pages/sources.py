@@ -137,7 +137,7 @@ def _table(view: View, facts: Sequence[Source]) -> Component:
             _KINDS.get(one.kind, one.kind),
             tables.named(one.name, length=44),
             _pill(one),
-            html.Span(text.visible(one.message), className="wrap"),
+            html.Span(text.visible(one.message), className="wrap long"),
             html.Span(_until(one) if one.data_until else "", title=text.exact_instant(one.data_until)),
             _when(one.last_success, view.now, absent="never"),
             _when(one.last_attempt, view.now, absent="never"),

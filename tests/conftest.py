@@ -199,6 +199,19 @@ def _opened(url: str) -> Iterator[Store]:
         opened.close()
 
 
+@pytest.fixture(params=["sqlite", "postgresql"])
+def unmigrated(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
+    """An empty database of each kind, for what an upgrade makes of an earlier version."""
+    with ExitStack() as open_ones:
+        url = f"sqlite:///{tmp_path}/old.db"
+        if request.param == "postgresql":
+            server: PostgreSQL = request.getfixturevalue("postgresql")
+            url = open_ones.enter_context(server.database(migrated=False))
+        opened = Store(url)
+        open_ones.callback(opened.close)
+        yield opened
+
+
 # -- time and browser ---------------------------------------------------------------------------
 
 

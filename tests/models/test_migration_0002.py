@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -18,7 +16,6 @@ from models.columns import to_microseconds
 from models.ledger import Filters
 from models.periods import Period
 from models.store import Store, _alembic_config
-from tests.databases import PostgreSQL
 
 NOW = datetime(2026, 11, 20, 10, tzinfo=UTC)
 UUID = "0123abcd-0000-4000-8000-00000000000f"
@@ -29,18 +26,11 @@ _EVENT = (
 )
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def old(request: pytest.FixtureRequest) -> Iterator[Store]:
+@pytest.fixture
+def old(unmigrated: Store) -> Store:
     """A database of the first schema with three events and a conflict."""
-    with ExitStack() as open_ones:
-        if request.param == "sqlite":
-            store = Store(f"sqlite:///{request.getfixturevalue('tmp_path')}/old.db")
-        else:
-            server: PostgreSQL = request.getfixturevalue("postgresql")
-            store = Store(open_ones.enter_context(server.database(migrated=False)))
-        open_ones.callback(store.close)
-        _fill(store)
-        yield store
+    _fill(unmigrated)
+    return unmigrated
 
 
 def _fill(store: Store) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack
 from datetime import date
 from decimal import Decimal
 
@@ -16,7 +14,6 @@ from models import ledger
 from models.charges import ChargeDay
 from models.store import Store, _alembic_config
 from tests import factories as make
-from tests.databases import PostgreSQL
 
 NOW = make.NOW
 _CHARGE = (
@@ -29,54 +26,48 @@ _DAY = (
 )
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def old(request: pytest.FixtureRequest) -> Iterator[Store]:
+@pytest.fixture
+def old(unmigrated: Store) -> Store:
     """Three bills of the version before: one on an invoice, one on none, and one of which a part is; and a closed month."""
-    with ExitStack() as open_ones:
-        if request.param == "sqlite":
-            store = Store(f"sqlite:///{request.getfixturevalue('tmp_path')}/old.db")
-        else:
-            server: PostgreSQL = request.getfixturevalue("postgresql")
-            store = Store(open_ones.enter_context(server.database(migrated=False)))
-        open_ones.callback(store.close)
-        config: Config = _alembic_config()
-        with store.engine.connect() as connection:
-            config.attributes["connection"] = connection
-            command.upgrade(config, "0023")
-            amount = (lambda text: text) if request.param == "sqlite" else Decimal
-            charges = [
-                (1, "2026-11-02", "Usage", "1.20", "G1"),
-                (1, "2026-11-02", "Usage", "0.05", "G1"),
-                (2, "2026-11-03", "Usage", "0.80", None),
-                (3, "2026-11-04", "Usage", "0.7", "G1"),
-                (3, "2026-11-04", "Usage", "0.3000000001", "G2"),
-                (3, "2026-11-04", "Usage", "5", ""),
-                (3, "2026-11-04", "Refund", "-0.5", None),
-            ]
-            for line, (part, day, kind, cost, invoice) in enumerate(charges):
-                values = {"part": part, "line": line, "day": date.fromisoformat(day), "kind": kind, "cost": amount(cost), "invoice": invoice}
-                connection.execute(sa.text(_CHARGE).bindparams(sa.bindparam("day", type_=sa.Date())), values)
-            for number, of_month, meant, rows, total in (
-                (1, 2, "Usage", 2, "1.25"),
-                (2, 3, "Usage", 1, "0.8"),
-                (3, 4, "Usage", 3, "6.0000000001"),
-                (3, 4, "Refund", 1, "-0.5"),
-            ):
-                summed = {"part": number, "day": date(2026, 11, of_month), "kind": meant, "rows": rows, "cost": amount(total)}
-                connection.execute(sa.text(_DAY).bindparams(sa.bindparam("day", type_=sa.Date())), summed)
-            connection.execute(
-                sa.text("INSERT INTO month_close (id, month, closed_at, closed_by, software, versions, reopened_by, reason) VALUES (1, :month, 5, 'ana', '1', :versions, '', '')")
-                .bindparams(sa.bindparam("month", type_=sa.Date())),
-                {"month": date(2026, 10, 1), "versions": '{"bill_parts":[1],"last_price":null}'},
-            )  # fmt: skip
-            connection.execute(
-                sa.text("INSERT INTO closed_row (close_id, day, meter, currency, expected, billed, metered_units, causes) VALUES (1, :day, 'input', 'USD', :e, :b, :e, '{}')")
-                .bindparams(sa.bindparam("day", type_=sa.Date())),
-                {"day": date(2026, 10, 5), "e": amount("1"), "b": amount("1.5")},
-            )  # fmt: skip
-            connection.commit()
-        store.migrate()
-        yield store
+    store = unmigrated
+    config: Config = _alembic_config()
+    with store.engine.connect() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0023")
+        amount = (lambda text: text) if store.is_sqlite else Decimal
+        charges = [
+            (1, "2026-11-02", "Usage", "1.20", "G1"),
+            (1, "2026-11-02", "Usage", "0.05", "G1"),
+            (2, "2026-11-03", "Usage", "0.80", None),
+            (3, "2026-11-04", "Usage", "0.7", "G1"),
+            (3, "2026-11-04", "Usage", "0.3000000001", "G2"),
+            (3, "2026-11-04", "Usage", "5", ""),
+            (3, "2026-11-04", "Refund", "-0.5", None),
+        ]
+        for line, (part, day, kind, cost, invoice) in enumerate(charges):
+            values = {"part": part, "line": line, "day": date.fromisoformat(day), "kind": kind, "cost": amount(cost), "invoice": invoice}
+            connection.execute(sa.text(_CHARGE).bindparams(sa.bindparam("day", type_=sa.Date())), values)
+        for number, of_month, meant, rows, total in (
+            (1, 2, "Usage", 2, "1.25"),
+            (2, 3, "Usage", 1, "0.8"),
+            (3, 4, "Usage", 3, "6.0000000001"),
+            (3, 4, "Refund", 1, "-0.5"),
+        ):
+            summed = {"part": number, "day": date(2026, 11, of_month), "kind": meant, "rows": rows, "cost": amount(total)}
+            connection.execute(sa.text(_DAY).bindparams(sa.bindparam("day", type_=sa.Date())), summed)
+        connection.execute(
+            sa.text("INSERT INTO month_close (id, month, closed_at, closed_by, software, versions, reopened_by, reason) VALUES (1, :month, 5, 'ana', '1', :versions, '', '')")
+            .bindparams(sa.bindparam("month", type_=sa.Date())),
+            {"month": date(2026, 10, 1), "versions": '{"bill_parts":[1],"last_price":null}'},
+        )  # fmt: skip
+        connection.execute(
+            sa.text("INSERT INTO closed_row (close_id, day, meter, currency, expected, billed, metered_units, causes) VALUES (1, :day, 'input', 'USD', :e, :b, :e, '{}')")
+            .bindparams(sa.bindparam("day", type_=sa.Date())),
+            {"day": date(2026, 10, 5), "e": amount("1"), "b": amount("1.5")},
+        )  # fmt: skip
+        connection.commit()
+    store.migrate()
+    return store
 
 
 def test_days_of_bills_landed_before_know_what_of_them_is_invoiced(old: Store) -> None:

@@ -133,24 +133,16 @@ class Desk:
         return parts
 
     def current(self) -> list[tuple[Charge, ChargeItem]]:
-        with self.store.read() as session:
-            rows = session.exec(
-                select(Charge, ChargeItem)
-                .join(ChargeItem, Charge.item_id == ChargeItem.id)  # type: ignore[arg-type]
-                .where(Charge.part_id.in_(_current_parts()))  # type: ignore[attr-defined]
-            ).all()
-            session.expunge_all()
-        return [(charge, item) for charge, item in rows]
+        return self._current(Charge)
 
     def days(self) -> list[tuple[ChargeDay, ChargeItem]]:
+        return self._current(ChargeDay)
+
+    def _current(self, table: Any) -> list[Any]:
         with self.store.read() as session:
-            rows = session.exec(
-                select(ChargeDay, ChargeItem)
-                .join(ChargeItem, ChargeDay.item_id == ChargeItem.id)  # type: ignore[arg-type]
-                .where(ChargeDay.part_id.in_(_current_parts()))  # type: ignore[attr-defined]
-            ).all()
+            rows = session.exec(select(table, ChargeItem).join(ChargeItem, table.item_id == ChargeItem.id).where(table.part_id.in_(_current_parts()))).all()
             session.expunge_all()
-        return [(day, item) for day, item in rows]
+        return [(row, item) for row, item in rows]
 
     def counts(self) -> tuple[int, int, int]:
         with self.store.read() as session:

@@ -130,7 +130,7 @@ def break_even(capacity_cost: Decimal, days: Decimal, input_tokens: int, output_
     tokens = input_tokens + output_tokens
     if cost is None or cost <= 0 or tokens <= 0 or days <= 0:
         return None
-    with_days = money.QUOTIENT.divide(money.times(capacity_cost, tokens), money.EXACT.multiply(days, cost))
+    with_days = money.QUOTIENT.divide(money.times(capacity_cost, tokens), money.times(days, cost))
     return int(with_days.to_integral_value(ROUND_HALF_EVEN))
 
 
@@ -144,7 +144,7 @@ def allocated(capacity_cost: Decimal, tokens: int, capacity_tokens: Decimal) -> 
     if capacity_tokens <= 0:
         return ZERO, ZERO, capacity_cost
     share = min(Decimal(1), money.QUOTIENT.divide(Decimal(tokens), capacity_tokens))
-    used = money.truncated(money.EXACT.multiply(capacity_cost, share), _DIGITS)
+    used = money.truncated(money.times(capacity_cost, share), _DIGITS)
     return money.truncated(share, 6), used, money.minus(capacity_cost, used)
 
 

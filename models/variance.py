@@ -92,7 +92,7 @@ def causes(row: Facing) -> dict[Cause, Decimal]:
     if gap.left:
         gap.by_units()
     # What is left is smaller than the digits of the bill: nobody's fault.
-    gap.take(Cause.ROUNDING if abs(gap.left) <= _rounding(row) else Cause.UNEXPLAINED, gap.left)
+    gap.take(Cause.ROUNDING if gap.is_rounded(gap.left) else Cause.UNEXPLAINED, gap.left)
     return gap.causes
 
 
@@ -118,10 +118,15 @@ class _Gap:
         self.row = row
         self.left = row.variance
         self.causes: dict[Cause, Decimal] = {}
+        self._rounding = _rounding(row.last_digit, row.lines)
+
+    def is_rounded(self, amount: Decimal) -> bool:
+        """Whether it is no more than the rounding of the bill's lines leaves."""
+        return -self._rounding <= amount <= self._rounding
 
     def take(self, cause: Cause, amount: Decimal) -> None:
         if amount:
-            self.causes[cause] = money.plus(self.causes.get(cause, ZERO), amount)
+            self.causes[cause] = money.plus(self.causes[cause], amount) if cause in self.causes else amount
             self.left = money.minus(self.left, amount)
 
     def by_units(self) -> None:
@@ -141,14 +146,15 @@ class _Gap:
                 self.take(Cause.UNIT_MISMATCH, self.left)
                 return
             by_price = money.minus(billed, _times(price, row.billed_units))
-            if abs(by_price) > _rounding(row):
+            if not self.is_rounded(by_price):
                 self.take(Cause.PRICE_DIFFERENCE, by_price)
-        if abs(self.left) <= _rounding(row):
+        if self.is_rounded(self.left):
             return
         if self.left < 0:
             self.take(Cause.UNBILLED_USAGE if row.state == "closed" else Cause.NOT_YET_BILLED, self.left)
             return
-        self.take(Cause.UNKNOWN_TOKENS, min(self.left, _times(price, row.ceiling_units)))
+        if row.ceiling_units:
+            self.take(Cause.UNKNOWN_TOKENS, min(self.left, _times(price, row.ceiling_units)))
         self.take(Cause.UNMETERED_USAGE if row.is_instrumented else Cause.NOT_INSTRUMENTED, self.left)
 
 
@@ -170,13 +176,9 @@ def _price(row: Facing, billed: Decimal) -> Decimal | None:
     return _quotient(billed, row.billed_units) if row.billed_units else None
 
 
-def _rounding(row: Facing) -> Decimal:
-    """Half a last digit for every billed line; at least what cutting a quotient may leave."""
-    return _rounded_away(row.last_digit, row.lines)
-
-
 @lru_cache(maxsize=1024)
-def _rounded_away(last_digit: int, lines: int) -> Decimal:
+def _rounding(last_digit: int, lines: int) -> Decimal:
+    """Half a last digit for every billed line; at least what cutting a quotient may leave."""
     return max(money.times(Decimal(5).scaleb(last_digit - 1), lines), Decimal(1).scaleb(-12))
 
 
@@ -186,7 +188,7 @@ def _quotient(left: Decimal, right: Decimal) -> Decimal:
 
 def _times(price: Decimal, units: Decimal) -> Decimal:
     """An amount of a quotient, cut to digits that stay exact when they are added."""
-    return money.truncated(money.EXACT.multiply(price, units), _DIGITS)
+    return money.truncated(money.times(price, units), _DIGITS)
 
 
 def net_timing(days: Mapping[date, dict[Cause, Decimal]]) -> None:

@@ -42,7 +42,7 @@ _FLIP_LOCK = 0x6D62666C6970  # "mbflip": any constant that nobody else on the se
 _STAGING_LOCK = 0x6D627374  # "mbst", the first half of the lock that each landing holds while it stages
 
 _ROUTES = {ChargeClass.MARKETPLACE: Route.MARKETPLACE, ChargeClass.FOUNDRY: Route.FOUNDRY, ChargeClass.COMPUTE: Route.COMPUTE}
-_plus, _minus = money.EXACT.add, money.EXACT.subtract  # money.plus and money.minus without a call in between
+
 _MEASURED = frozenset(MeterKind) - {MeterKind.ADJUSTMENT, MeterKind.OTHER, MeterKind.COMMITMENT}
 
 Problem = dict[str, Any]
@@ -317,13 +317,13 @@ class _Staging:
         lines, _, _, quantities, prices, billed, effective, invoices = zip(*batch, strict=True)
         for (total, *_), quantity, cost, spread, invoice in zip(counted, quantities, billed, effective, invoices, strict=True):
             total.rows += 1
-            total.quantity = None if quantity is None or total.quantity is None else _plus(total.quantity, quantity)
-            total.billed_cost = _plus(total.billed_cost, cost)
+            total.quantity = None if quantity is None or total.quantity is None else money.plus(total.quantity, quantity)
+            total.billed_cost = money.plus(total.billed_cost, cost)
             if spread is not None:
-                total.beyond_billed = _plus(total.beyond_billed, _minus(spread, cost))
+                total.beyond_billed = money.plus(total.beyond_billed, money.minus(spread, cost))
             if invoice:
                 total.invoiced_rows += 1
-                total.invoiced_cost = _plus(total.invoiced_cost, cost)
+                total.invoiced_cost = money.plus(total.invoiced_cost, cost)
         values: Iterable[Sequence[Any]] = (quantities, prices, billed, effective, invoices)
         if self._as_text:
             values = (*map(_number_texts, (quantities, prices, billed, effective)), [invoice or "" for invoice in invoices])

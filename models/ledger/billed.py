@@ -40,6 +40,7 @@ class Target:
     """An item for as long as it means the same: what it is and whose it may be."""
 
     item: ChargeItem
+    currency: str
     kind: MeterKind
     cores: int | None
     unit_size: Decimal | None
@@ -49,12 +50,11 @@ class Target:
     covers: tuple[str | None, str | None]  # workspace and deployment of what they have in common
 
 
-class Bill(msgspec.Struct, frozen=True, eq=False):
-    """One day's charges of an item and kind in one landing. ``units`` are tokens or hours; None where the unit is unknown."""
+class Bill(msgspec.Struct, frozen=True, eq=False, gc=False):
+    """One day's charges of an item, kind and currency in one landing. ``units`` are tokens or hours; None where the unit is unknown."""
 
     day: date
     target: Target
-    currency: str
     amounts: Amounts
     is_credit: bool  # anything but usage: a refund, a credit, a correction
     lines: int
@@ -77,69 +77,81 @@ class Reading:
         self._session = session
         self._subscriptions = {part.id: part.subscription_id for part in self.world.parts}
         self._items: dict[int, ChargeItem] = {}
-        self._targets: dict[tuple[int, int, int, str | None], Target] = {}
+        # By the changes that come before a day's start and before its end: by item, currency and subscription; None for what is no model spend.
+        self._targets: dict[tuple[int, int], dict[tuple[int, str, str | None], Target | None]] = {}
         # Of equal identities one: so that what belongs together is found by what it is, not by comparing a dozen names.
         self._identities: dict[Identity, Identity] = {}
         self._changes = sorted({*self.world.registry.every_change(), *self.world.meters.changes()})
         self._by_day: dict[date, list[Bill]] = {}
 
-    def charges(self, period: Period) -> list[Bill]:
+    def charges(self, period: Period) -> list[tuple[date, list[Bill]]]:
         """The charges of the UTC days that the period touches, in order of day and item; untagged hours given to whose they must be."""
         asked = list(days(period))
         missing = [day for day in asked if day not in self._by_day] if self._subscriptions else []
         # By runs of days: what is known between them is not read again.
         for _, run in groupby(enumerate(missing), key=lambda pair: pair[1].toordinal() - pair[0]):
             self._read({day: self._by_day.setdefault(day, []) for _, day in run})
-        return [bill for day in asked for bill in self._by_day.get(day, ())]
+        return [(day, bills) for day in asked if (bills := self._by_day.get(day))]
 
     def _read(self, into: Mapping[date, list[Bill]]) -> None:
         """Read the charges of days that follow one another."""
         # As the driver gives them (SQLite: text): objects, or a call for every value, would cost as much again, and there are ten thousands.
+        # What nearly always says the same is not even fetched: None is a charge of usage, or a cost that is not spread.
         parts = ", ".join(str(one) for one in self._subscriptions if one is not None)
         asked = sa.text(
-            "SELECT charged_on, item_id, currency, quantity, billed_cost, effective_cost, part_id, charge_type, rows, invoiced_rows, invoiced_cost FROM charge_day "  # noqa: S608 - numbers of ours only
-            f"WHERE part_id IN ({parts}) AND charged_on >= :first AND charged_on <= :last ORDER BY charged_on, item_id, charge_type, currency, part_id"
+            "SELECT charged_on, item_id, currency, quantity, billed_cost, NULLIF(effective_cost, billed_cost), part_id, NULLIF(charge_type, 'Usage'), rows, "  # noqa: S608 - numbers of ours only
+            f"invoiced_rows, invoiced_cost FROM charge_day WHERE part_id IN ({parts}) AND charged_on >= :first AND charged_on <= :last "
+            "ORDER BY charged_on, item_id, charge_type, currency, part_id"
         ).bindparams(sa.bindparam("first", min(into), sa.Date), sa.bindparam("last", max(into), sa.Date))
         found = self._session.execute(asked).all()
         self._know_items({one[1] for one in found})
         # Whom a charge belongs to and what its meter counts change with the registry and the mappings only, at the start or in the middle of a day.
         tagged: dict[Place, Decimal] = {}
-        times = money.EXACT.multiply
-        day, stamp, bills, last = min(into), (0, 0), into[min(into)], None
-        for on, item_id, currency, told, cost, effect, part_id, charge_type, lines, invoiced_lines, invoiced in found:
+        subscriptions, compute = self._subscriptions, MeterKind.COMPUTE
+        day, bills, last = min(into), into[min(into)], None
+        targets: dict[tuple[int, str, str | None], Target | None] = {}
+        for on, item_id, currency, told, cost, effect, part_id, other_type, lines, invoiced_lines, invoiced in found:
             if on != last:
                 day, last = date.fromisoformat(on) if isinstance(on, str) else on, on
-                stamp, bills = (bisect_right(self._changes, day_start(day)), bisect_right(self._changes, day_start(day + DAY))), into[day]
-            quantity = None if told is None else Decimal(told)
-            billed = Decimal(cost)
-            effective = billed if effect == cost else Decimal(effect)
-            item = self._items.get(item_id)
-            if item is None:
-                continue
-            key = (item_id, *stamp, self._subscriptions[part_id])
-            target = self._targets.get(key)
+                stamp = bisect_right(self._changes, day_start(day)), bisect_right(self._changes, day_start(day + DAY))
+                targets, bills = self._targets.setdefault(stamp, {}), into[day]
+            key = item_id, currency, subscriptions[part_id]
+            try:
+                target = targets[key]
+            except KeyError:
+                target = targets[key] = self._target(*key, day)
             if target is None:
-                target = self._targets[key] = self._target(item, day, self._subscriptions[part_id])
-            units = None if quantity is None or target.unit_size is None else times(quantity, target.unit_size)
+                continue
+            billed = Decimal(cost)
+            units = None if told is None or target.unit_size is None else money.times(Decimal(told), target.unit_size)
             core_hours = None
-            if target.kind == MeterKind.COMPUTE and units is not None:
-                core_hours = None if target.cores is None else times(units, Decimal(target.cores))
+            if target.kind == compute and units is not None:
+                core_hours = None if target.cores is None else money.times(units, target.cores)
                 if target.identities[0].deployment is not None:
                     place = place_of(day, target.identities[0])
                     tagged[place] = money.plus(tagged.get(place, ZERO), units)
-            is_credit = charge_type != "Usage" and charge_type.casefold() != "usage"
-            amounts = Amounts(billed, effective, core_hours, units, None if invoiced is None else billed if invoiced == cost else Decimal(invoiced))
-            bills.append(Bill(day, target, currency, amounts, is_credit, lines, invoiced_lines, part_id, charge_type))
+            amounts = Amounts(
+                billed,
+                billed if effect is None else Decimal(effect),
+                core_hours,
+                units,
+                None if invoiced is None else billed if invoiced == cost else Decimal(invoiced),
+            )
+            is_credit = other_type is not None and other_type.casefold() != "usage"
+            bills.append(Bill(day, target, amounts, is_credit, lines, invoiced_lines, part_id, other_type or "Usage"))
         for bills in into.values():
             if any(bill.target.kind == MeterKind.COMPUTE for bill in bills):
                 bills[:] = _with_untagged(self.world, bills, tagged)
 
-    def _target(self, item: ChargeItem, day: date, subscription: str | None) -> Target:
+    def _target(self, item_id: int, currency: str, subscription: str | None, day: date) -> Target | None:
+        item = self._items.get(item_id)
+        if item is None:
+            return None
         item = self.world.meters.meant(item, day_start(day))
         identities = self.world.registry.target(item, day_start(day)).identities
         if identities[0].subscription is None and subscription:
             identities = tuple(replace(one, subscription=subscription) for one in identities)
-        return _of(item, tuple(self._identities.setdefault(one, one) for one in identities))
+        return _of(item, currency, tuple(self._identities.setdefault(one, one) for one in identities))
 
     def _know_items(self, ids: set[int]) -> None:
         """Read the items that count as model spend."""
@@ -149,10 +161,11 @@ class Reading:
             self._items |= {item.id: item for item in self._session.exec(query) if item.id is not None}
 
 
-def _of(item: ChargeItem, identities: tuple[Identity, ...]) -> Target:
+def _of(item: ChargeItem, currency: str, identities: tuple[Identity, ...]) -> Target:
     common = _common(identities)
     return Target(
         item,
+        currency,
         item.meter_kind,
         item.cores or skus.cores(item.sku or ""),
         item.unit_size,
@@ -219,7 +232,7 @@ def _with_untagged(world: World, bills: list[Bill], tagged: Mapping[Place, Decim
         (billed, billed_rest), (effective, effective_rest) = money.split(bill.amounts.billed, weights), money.split(bill.amounts.effective, weights)
         of_it, of_rest = (None, None) if bill.amounts.invoiced is None else money.split(bill.amounts.invoiced, weights)
         whole = _amounts(target, billed, effective, taken, of_it)
-        found.append(msgspec.structs.replace(bill, amounts=whole, target=_of(target.item, (given,)), is_estimate=True))
+        found.append(msgspec.structs.replace(bill, amounts=whole, target=_of(target.item, target.currency, (given,)), is_estimate=True))
         if rest > 0:
             found.append(msgspec.structs.replace(bill, amounts=_amounts(target, billed_rest, effective_rest, rest, of_rest)))
     return found

@@ -246,8 +246,9 @@ class _Comparison:
 
     def rows(self) -> list[ComparisonRow]:
         sides: dict[tuple[str, str | None], dict[Mode, _Side]] = {}
-        for (_, groups, currency), sums in self._answer.rows.items():
-            if groups[2] is None or not (sums.requests or sums.best or sums.effective or sums.metered or sums.metered_core_hours or sums.is_best):
+        for (groups, currency), rows in self._answer.lines.items():
+            some = [sums for sums in rows.values() if sums.requests or sums.best or sums.effective or sums.metered or sums.metered_core_hours or sums.is_best]
+            if groups[2] is None or not some:
                 continue
             key = groups[2]
             shown = self._answer.shown(groups)[2] or key
@@ -255,7 +256,9 @@ class _Comparison:
             mode = Mode.MANAGED_COMPUTE if groups[3] == Mode.MANAGED_COMPUTE else Mode.SERVERLESS
             if mode == Mode.SERVERLESS and groups[0] and groups[1]:
                 self._called.setdefault(key, set()).add((groups[0], groups[1]))
-            sides.setdefault((key, currency), {}).setdefault(mode, _Side()).sums.absorb(sums)
+            side = sides.setdefault((key, currency), {}).setdefault(mode, _Side())
+            for sums in some:
+                side.sums.absorb(sums)
         self._read_hours()
         capacities = self._capacities()
         found = [self._row(key, currency, of, capacities.get(key)) for (key, currency), of in sides.items()]
@@ -375,7 +378,7 @@ class _Comparison:
             return
         into.methods.add(method)
         if into.tokens is not None:
-            into.tokens = into.tokens + money.EXACT.multiply(per_instance, hours * 60)
+            into.tokens = into.tokens + money.times(per_instance, hours * 60)
 
     def _per_instance(self, workspace: str, name: str, instances: int, runs: Sequence[tuple[datetime, datetime, DeploymentFact]]) -> tuple[Decimal | None, str]:
         """Tokens a minute that one instance serves, and how we know."""
@@ -539,7 +542,7 @@ class _Comparison:
         serves = [one for one in said if one is not None]
         room = self._room_for(key, known, asked)
         managed = Managed(
-            capacity_cost=None if cost is None else money.EXACT.multiply(cost, self._days),
+            capacity_cost=None if cost is None else money.times(cost, self._days),
             instances=asked.instances,
             tokens_per_minute=min(serves) if serves else None,
             carries=_NOTHING,

@@ -22,7 +22,7 @@ from models.ledger.meanings import Meaning, Meanings, Term, no_rate, shared
 from models.ledger.shares import BY_REQUESTS, BY_TIME, BY_TOKENS, NO_AMOUNTS, NO_TAGS, Hours, Run, Share
 from models.ledger.sums import Sums
 from models.ledger.values import GROUPS, CostQuery, CostTable
-from models.ledger.views import Cell, Common, Groups, Priced, Spot, View
+from models.ledger.views import Cell, Common, Groups, Line, Priced, Spot, View
 from models.ledger.world import Lens, Series, Use, read_usage
 from models.matching import Identity
 from models.money import ZERO
@@ -119,6 +119,21 @@ def _weighed(users: _Users, kind: MeterKind, *, is_split: bool = False) -> tuple
     return [], [], None
 
 
+class _Whole:
+    """Charges that no cut divides, added up by item, whose they are (None: nobody asks) and bucket: once, however many views they go to."""
+
+    def __init__(self) -> None:
+        self.found: dict[tuple[int, int, int], tuple[Target, Share | None, int, Sums]] = {}
+
+    def at(self, target: Target, share: Share | None, bucket: int) -> Sums:
+        # With what the ids are of: an id is nobody else's only for as long as it is there.
+        key = id(target), id(share), bucket
+        found = self.found.get(key)
+        if found is None:
+            found = self.found[key] = target, share, bucket, Sums()
+        return found[3]
+
+
 class Answer:
     """One reading of usage and bill, and the queries it answers: they differ in grouping, basis and currency only."""
 
@@ -163,9 +178,9 @@ class Answer:
         self._used_at: dict[Place, Sequence[_Used]] = {}
 
     @property
-    def rows(self) -> dict[Spot, Sums]:
-        """The sums of the first query's rows, once they are gathered."""
-        return self.views[0].rows
+    def lines(self) -> dict[Line, dict[int, Sums]]:
+        """The sums of the first query's rows by groups and currency, then bucket, once they are gathered."""
+        return self.views[0].lines
 
     def shown(self, groups: Groups) -> Groups:
         """The groups of a row of the first query as people read them."""
@@ -175,15 +190,15 @@ class Answer:
         """Fill the rows with the sums of the questions; once."""
         if not self.buckets:
             return
-        bills = self._reading.charges(self.query.period)
-        cut = {day for day in {bill.day for bill in bills} if self._day(day).is_cut}
+        charges = self._reading.charges(self.query.period)
+        cut = {day for day, _ in charges if self._day(day).is_cut}
         if self._is_fine:
             cut |= {utc_day(self.query.period.start), utc_day(self.query.period.end - _MICROSECOND)}
-        needs_shares = bool(cut) or any(len(bill.target.identities) > 1 for bill in bills)
+        needs_shares = bool(cut) or any(len(bill.target.identities) > 1 for _, bills in charges for bill in bills)
         used: _UsedBy = {}
         self._add_usage(cut, used if needs_shares else None)
         self._add_instances(used)
-        self._add_bills(bills, used)
+        self._add_bills(charges, used)
 
     def answer(self) -> CostTable:
         """The first query's table."""
@@ -514,76 +529,70 @@ class Answer:
 
     # -- the bill -------------------------------------------------------------------------------
 
-    def _add_bills(self, bills: Sequence[Bill], used: _UsedBy) -> None:
-        cached = {place_of(bill.day, each) for bill in bills if bill.target.kind == MeterKind.CACHED_INPUT for each in bill.target.identities}
-        fine, size = [view for view in self.views if view.is_fine], len(self.buckets)
-        # Charges that no cut divides are added up together: of one row, or of one item that is in the same rows of several views.
-        whole: dict[tuple[object, ...], tuple[int, Target, Share | None, list[Bill]]] = {}
-        alone = self.views[0] if len(self.views) == 1 and not fine else None
-        rows_of: dict[int, Groups | None] = {}  # by target, of that one view
-        for bill in bills:
-            day, target = self._days[bill.day], bill.target
-            if len(target.identities) == 1 and not day.is_cut:
-                if not 0 <= day.bucket < size:
-                    continue
-                only: Share | None = None
-                if self._evidence is None:
-                    if alone is not None:
-                        if id(target) not in rows_of:
-                            rows_of[id(target)] = self._targeted_by(alone, target)
-                        key: tuple[object, ...] = rows_of[id(target)], day.bucket, bill.currency
-                    else:
-                        # Only input is weighed by whether cached input is billed apart.
-                        is_split = target.kind == MeterKind.INPUT and (bill.day, *target.place) in cached
-                        only = self._whose(bill, used, day.bucket, is_split=is_split) if fine else None
-                        key = target, day.bucket, bill.currency, id(only)
+    def _add_bills(self, charges: Iterable[tuple[date, Sequence[Bill]]], used: _UsedBy) -> None:
+        fine = [view for view in self.views if view.is_fine]
+        plain = self.views[0] if len(self.views) == 1 and not fine else None
+        lines: dict[int, dict[int, Sums] | None] = {}  # by target, of that one view
+        whole = _Whole()
+        for on, bills in charges:
+            day = self._day(on)
+            bucket, standing = day.bucket, day.standing
+            cached = {place_of(on, each) for bill in bills if bill.target.kind == MeterKind.CACHED_INPUT for each in bill.target.identities}
+            is_divided = day.is_cut or self._evidence is not None
+            if not is_divided and not 0 <= bucket < len(self.buckets):
+                continue
+            for bill in bills:
+                target, views = bill.target, self.views
+                if not is_divided and len(target.identities) == 1:
+                    if plain is not None:
+                        # Nobody has to be asked who used it, and there is one row that it goes to.
+                        try:
+                            line = lines[id(target)]
+                        except KeyError:
+                            groups = self._targeted_by(plain, target)
+                            line = lines[id(target)] = None if groups is None else plain.line(groups, target.currency)
+                        if line is not None:
+                            row = line.get(bucket)
+                            if row is None:
+                                row = line[bucket] = Sums()
+                            row.add_charge(bill, bill.amounts, target.covers, is_estimate=bill.is_estimate, standing=standing)
+                        continue
+                    # Only input is weighed by whether cached input is billed apart.
+                    is_split = target.kind == MeterKind.INPUT and (on, *target.place) in cached
+                    only = self._whose(bill, used, bucket, is_split=is_split) if fine else None
                     if only is not None or len(fine) < len(self.views):
-                        found = whole.get(key)
-                        if found is None:
-                            found = whole[key] = day.bucket, target, only, []
-                        found[3].append(bill)
+                        whole.at(target, only, bucket).add_charge(bill, bill.amounts, target.covers, is_estimate=bill.is_estimate, standing=standing)
                     if only is not None or not fine:
                         continue
                     views = fine  # who used it share it; where nobody asks for them it stays one charge
-                else:
-                    views = self.views
-            else:
-                views = self.views
-            is_split = target.kind == MeterKind.INPUT and any(place_of(bill.day, each) in cached for each in target.identities)
-            shares = list(self._cut(bill, used, is_split=is_split, is_fine=bool(fine)))
-            for view in views:
-                self._add_shares(view, bill, shares, day)
-        self._add_whole(whole.values())
+                is_split = target.kind == MeterKind.INPUT and any(place_of(on, each) in cached for each in target.identities)
+                shares = list(self._cut(bill, used, is_split=is_split, is_fine=bool(fine)))
+                for view in views:
+                    self._add_shares(view, bill, shares, day)
+        self._add_whole(whole)
 
-    def _add_whole(self, charges: Iterable[tuple[int, Target, Share | None, list[Bill]]]) -> None:
-        """Add charges of one item or row in one bucket and currency, whose they all are (None: nobody asks, or those who share it have been given theirs)."""
-        standings = {on: day.standing for on, day in self._days.items()}
-        if len(self.views) == 1:
-            for bucket, target, share, bills in charges:
-                row = self._row_of(self.views[0], target, share, bucket, bills[0].currency)
-                if row is not None:
-                    row.add_charges(bills, standings)
-            return
+    def _add_whole(self, whole: _Whole) -> None:
+        """Add charges that are of one item in one bucket to the rows of all views."""
         # By meter, and what of it one deployment's are for the views that do not ask for meters.
         metered = [view for view in self.views if view.asks_meter]
         others = [view for view in self.views if not view.asks_meter]
-        together: dict[tuple[object, ...], tuple[int, Target, Share | None, str, Sums]] = {}
-        for bucket, target, share, bills in charges:
-            sums, currency = Sums(), bills[0].currency
-            sums.add_charges(bills, standings)
-            self._absorb(metered, target, share, sums, bucket=bucket, currency=currency)
-            key = bucket, id(target.common), id(share), currency
+        together: dict[tuple[object, ...], tuple[int, Target, Share | None, Sums]] = {}
+        for target, share, bucket, sums in whole.found.values():
+            self._absorb(metered, target, share, sums, bucket=bucket)
+            if not others:
+                continue
+            key = bucket, id(target.common), id(share), target.currency
             found = together.get(key)
             if found is None:
-                found = together[key] = bucket, target, share, currency, Sums()
-            found[4].absorb(sums)
-        for bucket, target, share, currency, sums in together.values():
-            self._absorb(others, target, share, sums, bucket=bucket, currency=currency)
+                found = together[key] = bucket, target, share, Sums()
+            found[3].absorb(sums)
+        for bucket, target, share, sums in together.values():
+            self._absorb(others, target, share, sums, bucket=bucket)
 
-    def _absorb(self, views: Sequence[View], target: Target, share: Share | None, sums: Sums, *, bucket: int, currency: str) -> None:
+    def _absorb(self, views: Sequence[View], target: Target, share: Share | None, sums: Sums, *, bucket: int) -> None:
         for view in views:
             if share is not None or not view.is_fine:
-                row = self._row_of(view, target, share, bucket, currency)
+                row = self._row_of(view, target, share, bucket)
                 if row is not None:
                     row.absorb(sums)
 
@@ -616,18 +625,18 @@ class Answer:
             found = self._whole[key] = share, target, None
         return found[0]
 
-    def _row_of(self, view: View, target: Target, share: Share | None, bucket: int, currency: str) -> Sums | None:
+    def _row_of(self, view: View, target: Target, share: Share | None, bucket: int) -> Sums | None:
         """Where in a view charges go that need no cutting; None where nobody asks for them."""
         if share is not None and view.is_fine:
             groups = self._groups(view, share, target.kind)
             if groups is None:
                 return None
-            row = view.row(bucket, groups, currency)
+            row = view.row(bucket, groups, target.currency)
             row.estimate |= share.by_usage and view.asks_labels
             row.by |= share.by if view.asks_labels else 0
             return row
         groups = self._targeted_by(view, target)
-        return None if groups is None else view.row(bucket, groups, currency)
+        return None if groups is None else view.row(bucket, groups, target.currency)
 
     def _targeted_by(self, view: View, target: Target) -> Groups | None:
         """What of a view's rows the charges of an item go to while nobody has to be asked who used it; None where the filters leave it out."""
@@ -674,7 +683,8 @@ class Answer:
             )
 
     def _add_shares(self, view: View, bill: Bill, shares: Sequence[Share], day: _Day) -> None:
-        spots = [self._spot(view, share, bill.target.kind, bill.currency) for share in shares]
+        target = bill.target
+        spots = [self._spot(view, share, target.kind, target.currency) for share in shares]
         is_shared = bill.is_estimate or day.is_cut or len(set(spots)) > 1
         for spot, share in zip(spots, shares, strict=True):
             if spot is None:
@@ -682,22 +692,14 @@ class Answer:
             row = view.row(*spot)
             is_estimate = is_shared or (share.by_usage and view.asks_labels)
             row.by |= share.by if view.asks_labels else 0
-            row.add_charge(
-                bill.day,
-                share.identity,
-                share.amounts,
-                is_credit=bill.is_credit,
-                lines=bill.lines,
-                invoiced_lines=bill.invoiced_lines,
-                is_estimate=is_estimate,
-                standing=day.standing,
-            )
-            if self._evidence is not None and self._is_wanted(bill.currency):
+            of = share.identity.workspace, share.identity.deployment
+            row.add_charge(bill, share.amounts, of, is_estimate=is_estimate, standing=day.standing)
+            if self._evidence is not None and self._is_wanted(target.currency):
                 self._evidence.note_billed(
                     share,
-                    item=bill.target.item,
+                    item=target.item,
                     charge_type=bill.charge_type,
-                    currency=bill.currency,
+                    currency=target.currency,
                     part_id=bill.part_id,
                     day=bill.day,
                     rows=bill.lines,

@@ -5,10 +5,11 @@ What there is of each row and day (some ten thousand of a month) is made of stru
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
 from decimal import Decimal
+from functools import reduce
 from operator import attrgetter
 
 import msgspec
@@ -23,10 +24,9 @@ from models.ledger.costs import Answer
 from models.ledger.lags import SPARE, Lags
 from models.ledger.sums import Sums, covered
 from models.ledger.values import CostQuery, Filters, share_of
-from models.ledger.views import Groups
 from models.ledger.world import World
 from models.money import ZERO
-from models.periods import DAY, Period, day_start, days, utc_day
+from models.periods import DAY, Period, day_start, utc_day
 from models.prices import in_one
 from models.usage import UsageEvent
 from models.variance import Cause, Facing, State, causes, natural, net_timing
@@ -34,14 +34,14 @@ from models.variance import Cause, Facing, State, causes, natural, net_timing
 _GROUPS = ("workspace", "deployment", "meter")
 _KINDS = {kind.value: kind for kind in MeterKind}
 _CAUSES = tuple(Cause)
-_BILLED = attrgetter("billed")
+_BILLED, _EXPECTED = attrgetter("billed"), attrgetter("expected")
 _STATES: tuple[State, ...] = ("open", "settling", "closed")
 # The bound of what unknown calls may have used is looked up among at most this many of a day's events.
 _MOST_SAMPLED = 200_000
 _LONGEST = 100 * DAY
 
 
-class ReconciliationRow(msgspec.Struct, frozen=True):
+class ReconciliationRow(msgspec.Struct, frozen=True, gc=False):
     """One workspace, deployment, meter, UTC day and currency; ``causes`` add up to ``variance = billed - expected`` exactly.
 
     ``reasons`` says what is missing from the amounts: tokens without a price, calls without tokens.
@@ -171,50 +171,52 @@ _Line = tuple[_Place, MeterKind, str | None]  # place, meter, currency
 
 
 class _Reconciler:
-    """One reconciliation in the making."""
+    """One reconciliation in the making. Days go by their number among those of the answer, which has one more on either side."""
 
     def __init__(self, session: Session, answer: Answer, period: Period) -> None:
         self._session = session
         self._answer = answer
         self._period = period
+        self._days = [utc_day(bucket.start) for bucket in answer.buckets]
         # What bill and meter say of each line, day by day.
-        self._cells: dict[_Line, dict[date, Sums]] = {}
+        self._cells: dict[_Line, dict[int, Sums]] = {}
         self._currencies: dict[tuple[_Place, MeterKind], set[str | None]] = {}
-        self._requests: dict[_Place, set[date]] = {}
-        # What is billed and metered of the reached days of each currency's deployments.
-        self._covers: dict[str | None, dict[_Place, dict[date, tuple[Decimal, Decimal]]]] = {}
-        self._calls: dict[str | None, tuple[int, int]] = {}  # of each currency: all, and those of unknown tokens
-        self._ceilings: dict[tuple[_Place, date], tuple[Decimal, Decimal]] = {}
-        self._series: dict[tuple[_Place, date], list[int]] | None = None
+        self._requests: dict[_Place, set[int]] = {}
+        # What there is of each currency's deployments, day by day.
+        self._sides: dict[str | None, dict[_Place, dict[int, list[Sums]]]] = {}
+        self._ceilings: dict[tuple[_Place, int], tuple[Decimal, Decimal]] = {}
+        self._series: dict[tuple[_Place, int], list[int]] | None = None
         self._last_digit = 0
 
     def reconciled(self) -> Reconciliation:
         self._gather()
-        by_day: dict[date, list[ReconciliationRow]] = {}
+        by_day: list[list[ReconciliationRow]] = [[] for _ in self._days]
         for line in sorted(self._cells, key=_order):
-            for row in self._line(line, self._cells[line]):
-                by_day.setdefault(row.day, []).append(row)
-        rows = [row for day in sorted(by_day) for row in by_day[day]]
+            self._add_line(line, self._cells[line], by_day)
+        rows = [row for of_day in by_day for row in of_day]
         return Reconciliation(self._period, rows, list(self._totals(rows)))
 
     # -- facts ----------------------------------------------------------------------------------
 
     def _gather(self) -> None:
-        rows = self._answer.rows
-        starts = [utc_day(bucket.start) for bucket in self._answer.buckets]
-        found: dict[tuple[Groups, str | None], dict[date, Sums]] = {}
-        for (bucket, groups, currency), sums in rows.items():
-            found.setdefault((groups, currency), {})[starts[bucket]] = sums
-        apart = {groups[:2] for (groups, _), by_day in found.items() if groups[2] == MeterKind.CACHED_INPUT and any(sums.lines for sums in by_day.values())}
-        asked = set(days(self._period))
-        for (groups, currency), by_day in found.items():
+        found, last = self._answer.lines, len(self._days) - 1
+        apart = {groups[:2] for (groups, _), rows in found.items() if groups[2] == MeterKind.CACHED_INPUT and any(sums.lines for sums in rows.values())}
+        billed = ZERO
+        for (groups, currency), rows in found.items():
+            # An exact sum has the finest last digit of what was added.
+            billed = reduce(money.plus, map(_BILLED, rows.values()), billed)
             place = (groups[0], groups[1])
-            if used := [day for day, sums in by_day.items() if sums.requests]:
+            if used := [day for day, sums in rows.items() if sums.requests]:
                 self._requests.setdefault(place, set()).update(used)
-            cells = {day: sums for day, sums in by_day.items() if day in asked}
+            cells = {day: sums for day, sums in rows.items() if 0 < day < last}
             if not cells:
                 continue
-            self._cover(place, currency, cells)
+            sides = self._sides.setdefault(currency, {}).setdefault(place, {})
+            for day, sums in cells.items():
+                if day in sides:
+                    sides[day].append(sums)
+                else:
+                    sides[day] = [sums]
             kind = _KINDS.get(groups[2] or "", MeterKind.OTHER)
             if kind == MeterKind.CACHED_INPUT and place not in apart:
                 kind = MeterKind.INPUT  # the bill has one meter for both
@@ -223,41 +225,28 @@ class _Reconciler:
             if line is not cells:
                 for day, sums in cells.items():
                     line[day] = _together(line[day], sums) if day in line else sums
-        # An exact sum has the finest last digit of what was added.
-        exponent = money.add(map(_BILLED, rows.values())).as_tuple().exponent
+        exponent = billed.as_tuple().exponent
         self._last_digit = min(0, exponent if isinstance(exponent, int) else 0)
 
-    def _cover(self, place: _Place, currency: str | None, cells: Mapping[date, Sums]) -> None:
-        cover = self._covers.setdefault(currency, {}).setdefault(place, {})
-        calls, unknown = self._calls.get(currency, (0, 0))
-        self._calls[currency] = (
-            calls + sum(sums.requests for sums in cells.values()),
-            unknown + sum(sums.unknown_requests for sums in cells.values()),
-        )
-        for day, sums in cells.items():
-            for pair in sums.cover.values():
-                before = cover.get(day)
-                cover[day] = pair if before is None else (money.plus(before[0], pair[0]), money.plus(before[1], pair[1]))
-
-    def _is_instrumented(self, place: _Place, day: date) -> bool:
+    def _is_instrumented(self, place: _Place, day: int) -> bool:
         used = self._requests.get(place, ())
-        return day in used or day - DAY in used or day + DAY in used
+        return day in used or day - 1 in used or day + 1 in used
 
-    def _ceiling(self, place: _Place, day: date, meter: MeterKind, requests: int) -> Decimal:
+    def _ceiling(self, place: _Place, day: int, meter: MeterKind, requests: int) -> Decimal:
         """What calls of unknown tokens may have used at most: each as much as the 99th percentile of the deployment's calls that day."""
         if not requests or meter not in (MeterKind.INPUT, MeterKind.OUTPUT):
             return ZERO
         key = (place, day)
         if key not in self._ceilings:
-            self._ceilings[key] = self._percentiles(self._series_of(place, day), day)
+            self._ceilings[key] = self._percentiles(self._series_of(place, day), self._days[day])
         return money.times(self._ceilings[key][meter == MeterKind.OUTPUT], requests)
 
-    def _series_of(self, place: _Place, day: date) -> list[int]:
+    def _series_of(self, place: _Place, day: int) -> list[int]:
         if self._series is None:
             self._series = {}
             for series in self._answer.world.series.values():
                 for near in sorted({on for by_day in self._cells.values() for on in by_day}):
-                    identity = self._answer.meanings.meaning_at(series, int(day_start(near).timestamp())).identity
+                    identity = self._answer.meanings.meaning_at(series, int(day_start(self._days[near]).timestamp())).identity
                     self._series.setdefault(((identity.workspace, identity.deployment), near), []).append(series.id)
         return self._series.get((place, day), [])
 
@@ -280,67 +269,81 @@ class _Reconciler:
 
     # -- rows -----------------------------------------------------------------------------------
 
-    def _line(self, line: _Line, by_day: Mapping[date, Sums]) -> Iterable[ReconciliationRow]:
-        place, meter, currency = line
+    def _add_line(self, line: _Line, cells: Mapping[int, Sums], by_day: Sequence[list[ReconciliationRow]]) -> None:
+        """Compare a line day by day and add its rows to those of the days."""
+        (workspace, deployment), meter, currency = line
         name = meter.value
         # Calls without tokens of the deployment's day: they stand in the input's row and concern the output's as well.
-        inputs = self._cells.get((place, MeterKind.INPUT, currency), {})
-        unknown = {day: sums.unknown_requests for day, sums in inputs.items() if sums.unknown_requests}
-        has_others = len(self._currencies[(place, meter)]) > 1
-        metered = [day for day, sums in by_day.items() if sums.units > 0 and sums.metered]
+        inputs = self._cells.get((line[0], MeterKind.INPUT, currency))
+        unknown = {day: sums.unknown_requests for day, sums in inputs.items() if sums.unknown_requests} if inputs else {}
         wholes = natural(meter, is_metered=False), natural(meter, is_metered=True)
-        found: dict[date, dict[Cause, Decimal]] = {}
-        for day, sums in by_day.items():
-            if _is_empty(sums):
+        compared: dict[date, dict[Cause, Decimal]] = {}  # what was told apart by comparing: the rest its meter says
+        metered = [day for day, sums in cells.items() if sums.units > 0 and sums.metered] if None in wholes else []
+        for day, sums in cells.items():
+            expected, billed = sums.metered, sums.billed
+            is_unit_known = sums.is_billed_unit_known
+            # Without any money in it, known or not, it is no row: tokens of managed compute cost nothing by themselves.
+            if not (expected or billed or sums.lines or sums.unpriced_tokens or (sums.billed_units and is_unit_known)):
                 continue
-            whole = wholes[bool(sums.units)]
-            if whole is not None:
-                gap = money.minus(sums.billed, sums.metered)
-                found[day] = {whole: gap} if gap else {}
-                continue
-            found[day] = causes(
-                Facing(
-                    meter=meter,
-                    expected=sums.metered,
-                    billed=sums.billed,
-                    metered_units=sums.units,
-                    billed_units=sums.billed_units if sums.is_billed_unit_known else None,
-                    credits=sums.credits,
-                    unpriced_units=Decimal(sums.unpriced_tokens),
-                    price=_price_near(by_day, metered, day),
-                    ceiling_units=self._ceiling(place, day, meter, unknown.get(day, 0)),
-                    is_instrumented=self._is_instrumented(place, day),
-                    is_other_currency=has_others and self._is_other_currency(line, day, sums),
-                    state=_STATES[sums.standing],
-                    lines=sums.lines,
-                    last_digit=self._last_digit,
+            on, gap = self._days[day], money.minus(billed, expected)
+            split: dict[Cause, Decimal] = {}
+            if gap:
+                whole = wholes[bool(sums.units)]
+                if whole is not None:
+                    split = {whole: gap}
+                else:
+                    split = compared[on] = self._compared(line, day, sums, _price_near(cells, metered, day), unknown.get(day, 0))
+            by_day[day].append(
+                ReconciliationRow(  # by position: as many names cost as much as the rest of it
+                    workspace,
+                    deployment,
+                    name,
+                    on,
+                    currency,
+                    expected,
+                    billed,
+                    sums.units,
+                    sums.billed_units if is_unit_known else None,
+                    split,
+                    _STATES[sums.standing],
+                    sums.estimate,
+                    unknown.get(day, 0),
+                    _NO_REASONS if is_unit_known and not sums.reasons else _reasons(sums),
+                    sums.invoiced if sums.invoiced_lines else None,
+                    sums.lines,
+                    sums.invoiced_lines,
                 )
             )
-        net_timing(found)
-        for day, split in found.items():
-            sums = by_day[day]
-            is_unit_known = sums.is_billed_unit_known
-            yield ReconciliationRow(
-                workspace=place[0],
-                deployment=place[1],
-                meter=name,
-                day=day,
-                currency=currency,
+        if compared:
+            net_timing(compared)
+            for split in compared.values():
+                if len(split) > 1:
+                    ordered = [(cause, split[cause]) for cause in _CAUSES if cause in split]
+                    split.clear()
+                    split.update(ordered)
+
+    def _compared(self, line: _Line, day: int, sums: Sums, price: Decimal | None, unknown: int) -> dict[Cause, Decimal]:
+        place, meter, _ = line
+        return causes(
+            Facing(
+                meter=meter,
                 expected=sums.metered,
                 billed=sums.billed,
                 metered_units=sums.units,
-                billed_units=sums.billed_units if is_unit_known else None,
-                causes=split if len(split) < 2 else {cause: split[cause] for cause in _CAUSES if cause in split},
+                billed_units=sums.billed_units if sums.is_billed_unit_known else None,
+                credits=sums.credits,
+                unpriced_units=Decimal(sums.unpriced_tokens),
+                price=price,
+                ceiling_units=self._ceiling(place, day, meter, unknown),
+                is_instrumented=self._is_instrumented(place, day),
+                is_other_currency=len(self._currencies[(place, meter)]) > 1 and self._is_other_currency(line, day, sums),
                 state=_STATES[sums.standing],
-                estimate=sums.estimate,
-                unknown_token_requests=unknown.get(day, 0),
-                reasons=_NO_REASONS if is_unit_known and not sums.reasons else _reasons(sums),
-                invoiced=sums.invoiced if sums.invoiced_lines else None,
-                charges=sums.lines,
-                invoiced_charges=sums.invoiced_lines,
+                lines=sums.lines,
+                last_digit=self._last_digit,
             )
+        )
 
-    def _is_other_currency(self, line: _Line, day: date, sums: Sums) -> bool:
+    def _is_other_currency(self, line: _Line, day: int, sums: Sums) -> bool:
         """Whether this side stands in one currency and the other side in another: no rate is known between them."""
         place, meter, currency = line
         for other in self._currencies[(place, meter)] - {currency}:
@@ -358,16 +361,25 @@ class _Reconciler:
             by_currency.setdefault(row.currency, []).append(row)
         for currency in sorted(by_currency, key=lambda code: (code is None, code or "")):
             of = by_currency[currency]
+            sides = self._sides[currency]
+            every = [sums for by_day in sides.values() for cells in by_day.values() for sums in cells if sums.is_used]
             yield ReconciliationTotal(
                 currency,
-                money.add(row.expected for row in of),
-                money.add(row.billed for row in of),
+                money.add(map(_EXPECTED, of)),
+                money.add(map(_BILLED, of)),
                 causes_of(of),
-                covered(pair for cover in self._covers[currency].values() for pair in cover.values()) if currency in self._covers else None,
+                covered(_faced(place, cells) for place, by_day in sides.items() for cells in by_day.values()),
                 len(of),
-                *self._calls.get(currency, (0, 0)),
+                sum(sums.requests for sums in every),
+                sum(sums.unknown_requests for sums in every),
                 *invoiced_of(of),
             )
+
+
+def _faced(place: _Place, cells: Sequence[Sums]) -> tuple[Decimal, Decimal]:
+    """What of a deployment's day is billed, and what metering says of it where a bill reaches it; unallocated money has no metering."""
+    used = [] if place[1] is None else [money.minus(sums.metered, sums.unreached) for sums in cells if sums.is_used]
+    return money.add(map(_BILLED, cells)), money.add(used)
 
 
 def _order(line: _Line) -> tuple[bool, str, bool, str, str, str]:
@@ -383,11 +395,6 @@ def _together(one: Sums, other: Sums) -> Sums:
     return both
 
 
-def _is_empty(sums: Sums) -> bool:
-    """Whether there is no money in it, known or not: tokens of managed compute cost nothing by themselves."""
-    return not (sums.metered or sums.billed or sums.lines or sums.unpriced_tokens or (sums.billed_units and sums.is_billed_unit_known))
-
-
 def _reasons(sums: Sums) -> Mapping[str, str]:
     found = {"expected": in_one(sums.reasons)} if sums.reasons else {}
     if not sums.is_billed_unit_known:
@@ -395,7 +402,7 @@ def _reasons(sums: Sums) -> Mapping[str, str]:
     return found
 
 
-def _price_near(by_day: Mapping[date, Sums], metered: Collection[date], day: date) -> Decimal | None:
+def _price_near(by_day: Mapping[int, Sums], metered: Collection[int], day: int) -> Decimal | None:
     """What a unit cost on the nearest day that was metered; None where that is the day itself, or no day."""
     if not metered or by_day[day].units > 0:
         return None
@@ -405,11 +412,11 @@ def _price_near(by_day: Mapping[date, Sums], metered: Collection[date], day: dat
 
 def causes_of(rows: Iterable[ReconciliationRow]) -> dict[Cause, Decimal]:
     """The causes of rows of one currency added up, in their order; only those that are not zero."""
-    parts: dict[Cause, list[Decimal]] = {}
+    parts: dict[Cause, list[Decimal]] = {cause: [] for cause in _CAUSES}
     for row in rows:
         for cause, amount in row.causes.items():
-            parts.setdefault(cause, []).append(amount)
-    return {cause: amount for cause in _CAUSES if cause in parts if (amount := money.add(parts[cause]))}
+            parts[cause].append(amount)
+    return {cause: amount for cause, amounts in parts.items() if (amount := money.add(amounts))}
 
 
 def not_invoiced(charges: int, invoiced: int) -> str | None:
@@ -423,9 +430,13 @@ def not_invoiced(charges: int, invoiced: int) -> str | None:
 
 def invoiced_of(rows: Iterable[ReconciliationRow]) -> tuple[Decimal | None, str | None]:
     """What of rows of one currency is on an invoice (None: nothing), and why not all of it is."""
-    billed = [row for row in rows if row.charges]
-    known = [row.invoiced for row in billed if row.invoiced is not None]
-    return (money.add(known) if known else None), not_invoiced(sum(row.charges for row in billed), sum(row.invoiced_charges for row in billed))
+    counted, known = [0, 0], []
+    for row in rows:
+        counted[0] += row.charges
+        if row.invoiced is not None:
+            counted[1] += row.invoiced_charges
+            known.append(row.invoiced)
+    return (money.add(known) if known else None), not_invoiced(*counted)
 
 
 def unknown_calls(rows: Iterable[ReconciliationRow]) -> int:

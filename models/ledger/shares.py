@@ -16,7 +16,7 @@ from models.prices import UnitPrice, Unpriced
 from models.resources import DeploymentFact
 
 
-class Amounts(msgspec.Struct, frozen=True):
+class Amounts(msgspec.Struct, frozen=True, gc=False):
     """What is split together: billed and effective cost, core-hours and units (tokens, hours) where they are known, and what of billed is invoiced."""
 
     billed: Decimal

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from datetime import date
 from decimal import Decimal
 
@@ -16,15 +16,14 @@ from models.matching import Identity
 from models.money import ZERO
 from models.prices import in_one
 
-# The exact sum of two without a call of ours around it: nothing runs oftener.
-_plus = money.EXACT.add
+_Covered = tuple[date, tuple[str | None, str | None]]
 _STANDINGS: tuple[Standing, ...] = ("provisional", "settling", "settled")
 
 _ALLOCATIONS = ((BY_TOKENS, "tokens"), (BY_REQUESTS, "requests"), (BY_TIME, "time"))
 
 
-class Sums(msgspec.Struct, eq=False):
-    """A row or total while its cells arrive; a struct that C fills, as an answer may have some ten thousands."""
+class Sums(msgspec.Struct, eq=False, gc=False):
+    """A row or total while its cells arrive; a struct that C fills, as an answer may have some ten thousands (nothing in it leads back to it)."""
 
     metered: Decimal = ZERO
     billed: Decimal = ZERO
@@ -51,7 +50,7 @@ class Sums(msgspec.Struct, eq=False):
     standing: int = 2
     estimate: bool = False
     by: int = 0  # what amounts were given to their users by (``models.ledger.shares``)
-    reasons: set[str] = msgspec.field(default_factory=set)
+    reasons: frozenset[str] = frozenset()
     # Of rows that stand for one meter: metered tokens or instance-hours, priced or not, and what the bill says of them
     # beside its amount: for telling a gap in price from one in quantity.
     units: Decimal = ZERO
@@ -61,8 +60,8 @@ class Sums(msgspec.Struct, eq=False):
     lines: int = 0
     invoiced: Decimal = ZERO  # what of billed is on an invoice, and how many of the lines
     invoiced_lines: int = 0
-    # (day, workspace, deployment) -> (billed, metered) of reached days
-    cover: dict[tuple[date, str | None, str | None], tuple[Decimal, Decimal]] = msgspec.field(default_factory=dict)
+    # Day, workspace and deployment -> (billed, metered) of reached days; None where there are none yet.
+    cover: dict[_Covered, tuple[Decimal, Decimal]] | None = None
 
     def absorb(self, other: Sums) -> None:
         """Add a row to a total."""
@@ -73,9 +72,9 @@ class Sums(msgspec.Struct, eq=False):
         self.by |= other.by
         if other.is_used:
             self.is_used = True
-            self.metered = _plus(self.metered, other.metered)
-            self.unreached = _plus(self.unreached, other.unreached)
-            self.units = _plus(self.units, other.units)
+            self.metered = money.plus(self.metered, other.metered)
+            self.unreached = money.plus(self.unreached, other.unreached)
+            self.units = money.plus(self.units, other.units)
             self.is_metered |= other.is_metered
             self.is_unpriced |= other.is_unpriced
             self.is_unknown |= other.is_unknown
@@ -93,111 +92,79 @@ class Sums(msgspec.Struct, eq=False):
         if other.is_charged:
             is_same = other.effective is other.billed and self.effective is self.billed
             self.is_charged = True
-            self.billed = _plus(self.billed, other.billed)
-            self.effective = self.billed if is_same else _plus(self.effective, other.effective)
-            self.billed_units = _plus(self.billed_units, other.billed_units)
+            self.billed = money.plus(self.billed, other.billed)
+            self.effective = self.billed if is_same else money.plus(self.effective, other.effective)
+            self.billed_units = money.plus(self.billed_units, other.billed_units)
             self.is_billed_unit_known &= other.is_billed_unit_known
-            self.credits = _plus(self.credits, other.credits)
+            self.credits = money.plus(self.credits, other.credits)
             self.lines += other.lines
             self.billed_core_hours = plus(self.billed_core_hours, other.billed_core_hours)
             if other.invoiced_lines:
-                self.invoiced = _plus(self.invoiced, other.invoiced)
+                self.invoiced = money.plus(self.invoiced, other.invoiced)
                 self.invoiced_lines += other.invoiced_lines
             if not other.is_used:
                 self.best_core_hours = plus(self.best_core_hours, other.best_core_hours)
-        cover = self.cover
-        if not cover:
-            cover.update(other.cover)
+        if other.cover is None:
             return
+        if self.cover is None:
+            self.cover = other.cover.copy()
+            return
+        cover = self.cover
         for key, (billed, metered) in other.cover.items():
             pair = cover.get(key)
-            cover[key] = (billed, metered) if pair is None else (_plus(pair[0], billed), _plus(pair[1], metered))
+            cover[key] = (billed, metered) if pair is None else (money.plus(pair[0], billed), money.plus(pair[1], metered))
 
-    def add_charge(
-        self, day: date, identity: Identity, amounts: Amounts, *, is_credit: bool, lines: int, invoiced_lines: int, is_estimate: bool, standing: int
-    ) -> None:
-        """Add a charge of a day, or a share of one."""
-        billed, effective = amounts.billed, amounts.effective
+    def add_charge(self, bill: Bill, amounts: Amounts, of: tuple[str | None, str | None], *, is_estimate: bool, standing: int) -> None:
+        """Add a charge, or what of it is a share: ``amounts`` of the workspace and deployment ``of``; ``standing`` tells how settled its day is."""
+        billed = amounts.billed
         self.standing = min(self.standing, standing)
         self.is_billed = self.is_best = self.is_charged = True
-        self.estimate |= is_estimate
+        if is_estimate:
+            self.estimate = True
         # Where nothing is amortized the two are one sum.
-        is_same = effective is billed and self.effective is self.billed
-        self.billed = _plus(self.billed, billed)
-        self.effective = self.billed if is_same else _plus(self.effective, effective)
-        self.lines += lines
+        is_same = amounts.effective is billed and self.effective is self.billed
+        self.billed = money.plus(self.billed, billed)
+        self.effective = self.billed if is_same else money.plus(self.effective, amounts.effective)
+        self.lines += bill.lines
         if amounts.invoiced is not None:
-            self.invoiced = _plus(self.invoiced, amounts.invoiced)
-            self.invoiced_lines += invoiced_lines
+            self.invoiced = money.plus(self.invoiced, amounts.invoiced)
+            self.invoiced_lines += bill.invoiced_lines
         if amounts.core_hours is not None:
             self.billed_core_hours = plus(self.billed_core_hours, amounts.core_hours)
             self.best_core_hours = plus(self.best_core_hours, amounts.core_hours)
-        if is_credit:
-            self.credits = _plus(self.credits, billed)
+        if bill.is_credit:
+            self.credits = money.plus(self.credits, billed)
         elif amounts.units is None:
             self.is_billed_unit_known = False
         else:
-            self.billed_units = _plus(self.billed_units, amounts.units)
-        key = (day, identity.workspace, identity.deployment)
-        pair = self.cover.get(key)
-        self.cover[key] = (billed, ZERO) if pair is None else (_plus(pair[0], billed), pair[1])
-
-    def add_charges(self, bills: Sequence[Bill], standings: Mapping[date, int]) -> None:
-        """Add charges that nothing divides, each of the place that its item is of; ``standings`` tells how settled each day is."""
-        self.is_billed = self.is_best = self.is_charged = True
-        billed, effective, credited = self.billed, self.effective, self.credits
-        units, is_known, lines, cover = self.billed_units, self.is_billed_unit_known, self.lines, self.cover
-        # Where nothing is amortized the two are one sum.
-        is_same = effective is billed
-        for bill in bills:
-            amounts = bill.amounts
-            cost = amounts.billed
-            if is_same and amounts.effective is not cost:
-                is_same, effective = False, billed
-            billed = _plus(billed, cost)
-            if not is_same:
-                effective = _plus(effective, amounts.effective)
-            lines += bill.lines
-            if amounts.invoiced is not None:
-                self.invoiced = _plus(self.invoiced, amounts.invoiced)
-                self.invoiced_lines += bill.invoiced_lines
-            if bill.is_estimate:
-                self.estimate = True
-            if bill.is_credit:
-                credited = _plus(credited, cost)
-            elif amounts.units is None:
-                is_known = False
-            else:
-                units = _plus(units, amounts.units)
-            if amounts.core_hours is not None:
-                self.billed_core_hours = plus(self.billed_core_hours, amounts.core_hours)
-                self.best_core_hours = plus(self.best_core_hours, amounts.core_hours)
-            day = bill.day
-            key = day, *bill.target.covers
-            pair = cover.get(key)
-            cover[key] = (cost, ZERO) if pair is None else (_plus(pair[0], cost), pair[1])
-            self.standing = min(self.standing, standings[day])
-        self.billed, self.effective, self.credits = billed, billed if is_same else effective, credited
-        self.billed_units, self.is_billed_unit_known, self.lines = units, is_known, lines
+            self.billed_units = money.plus(self.billed_units, amounts.units)
+        key = bill.day, of
+        if self.cover is None:
+            self.cover = {key: (billed, ZERO)}
+        else:
+            pair = self.cover.get(key)
+            self.cover[key] = (billed, ZERO) if pair is None else (money.plus(pair[0], billed), pair[1])
 
     def add_metered(self, day: date, identity: Identity, amount: Decimal, *, is_reached: bool) -> None:
         """Add what metering makes of usage; it is the best that is known until a bill reaches the day."""
         self.is_metered = True
-        self.metered = _plus(self.metered, amount)
+        self.metered = money.plus(self.metered, amount)
         if is_reached:
             # Unallocated money has no metering.
             seen = ZERO if identity.deployment is None else amount
-            key = (day, identity.workspace, identity.deployment)
+            key = day, (identity.workspace, identity.deployment)
+            if self.cover is None:
+                self.cover = {}
             pair = self.cover.get(key)
-            self.cover[key] = (ZERO, seen) if pair is None else (pair[0], _plus(pair[1], seen))
+            self.cover[key] = (ZERO, seen) if pair is None else (pair[0], money.plus(pair[1], seen))
         else:
             self.is_best = True
-            self.unreached = _plus(self.unreached, amount)
+            self.unreached = money.plus(self.unreached, amount)
 
     @property
     def best(self) -> Decimal:
         """The bill, and what no bill reaches as metered."""
-        return _plus(self.billed, self.unreached)
+        return money.plus(self.billed, self.unreached)
 
     def figures(self, basis: Basis, currency: str | None) -> Figures:
         nothing_known = (self.is_unpriced or self.is_unknown) and not self.is_metered
@@ -246,7 +213,7 @@ class Sums(msgspec.Struct, eq=False):
 
     def coverage(self) -> Decimal | None:
         """The share of billed money that metering saw; None where nothing is billed."""
-        return covered(self.cover.values())
+        return None if self.cover is None else covered(self.cover.values())
 
 
 def covered(days: Iterable[tuple[Decimal, Decimal]]) -> Decimal | None:
@@ -254,8 +221,8 @@ def covered(days: Iterable[tuple[Decimal, Decimal]]) -> Decimal | None:
     billed = seen = ZERO
     for amount, metered in days:
         if amount > 0:
-            billed = _plus(billed, amount)
+            billed = money.plus(billed, amount)
             if metered > 0:
-                seen = _plus(seen, min(amount, metered))
+                seen = money.plus(seen, min(amount, metered))
     share = money.ratio(seen, billed)
     return None if share is None else money.truncated(share, 4)

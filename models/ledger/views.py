@@ -21,6 +21,7 @@ from models.prices import model_key, model_name
 from models.resources import Mode
 
 Groups = tuple[str | None, ...]
+Line = tuple[Groups, str | None]  # groups and currency
 Spot = tuple[int, Groups, str | None]  # bucket, groups, currency: a row
 _LABELS = {"application", "team", "cost_center"}
 
@@ -65,7 +66,7 @@ class View:
         )
         self.is_fine = self.asks_labels or "model" in query.group_by or bool(filters.models)
         self.asks_meter = "meter" in query.group_by
-        self.rows: dict[Spot, Sums] = {}
+        self.lines: dict[Line, dict[int, Sums]] = {}  # the rows of each, by bucket
         self._groups: dict[tuple[int, MeterKind], tuple[Meaning, Groups]] = {}
         # Of several spellings in a row the first of these is shown: the registry's, then usage's in order of arrival, then a bill's.
         self._ranks: dict[str, int] = {}
@@ -124,12 +125,20 @@ class View:
         """The groups of a row as people read them: the model by a spelling of its own."""
         return tuple(self._spelled[groups] if name == "model" and value is not None else value for name, value in zip(self.query.group_by, groups, strict=True))
 
+    def line(self, groups: Groups, currency: str | None) -> dict[int, Sums]:
+        """The rows of groups and currency by bucket, to add to."""
+        key = groups, currency
+        found = self.lines.get(key)
+        if found is None:
+            found = self.lines[key] = {}
+        return found
+
     def row(self, bucket: int, groups: Groups, currency: str | None) -> Sums:
         """The sums of a row, to add to."""
-        spot = (bucket, groups, currency)
-        found = self.rows.get(spot)
+        line = self.line(groups, currency)
+        found = line.get(bucket)
         if found is None:
-            found = self.rows[spot] = Sums()
+            found = line[bucket] = Sums()
         return found
 
     # -- what belongs to them -------------------------------------------------------------------
@@ -177,7 +186,7 @@ class View:
             elif one.term.reason is not None:
                 row.unpriced_tokens += one.tokens
                 row.is_unpriced = True
-                row.reasons.add(one.term.reason)
+                row.reasons |= {one.term.reason}
 
     def add_hours(
         self, day: date, shares: Sequence[Share], parts: Sequence[Hours], spots: Sequence[Spot | None], *, reached: Callable[[Identity], tuple[bool, int]]
@@ -201,7 +210,7 @@ class View:
                 row.best_core_hours = plus(row.best_core_hours, part.core_hours)
             if part.reason is not None:
                 row.is_unpriced = True
-                row.reasons.add(part.reason)
+                row.reasons |= {part.reason}
             if part.cost is not None:
                 row.add_metered(day, share.identity, part.cost, is_reached=is_reached)
 
@@ -210,16 +219,26 @@ class View:
     def table(self, buckets: Sequence[Period]) -> CostTable:
         """Rows and totals; sums are made by row first, so that a total is the sum of its rows."""
         wanted = self.query.currency
-        chosen = {spot: sums for spot, sums in self.rows.items() if wanted is None or spot[2] == wanted}
+        chosen = {line: rows for line, rows in self.lines.items() if wanted is None or line[1] == wanted}
         totals: dict[str | None, Sums] = {}
-        for (_, _, currency), sums in chosen.items():
-            totals.setdefault(currency, Sums()).absorb(sums)
+        for (_, currency), rows in chosen.items():
+            total = totals.setdefault(currency, Sums())
+            for sums in rows.values():
+                total.absorb(sums)
         basis, names = self.query.basis, self.query.group_by
-        shown = {groups: self.shown(groups) for groups in {spot[1] for spot in chosen}}
-        order = sorted(chosen, key=lambda spot: (spot[0], [(value is None, value or "") for value in shown[spot[1]]], spot[2] is None, spot[2] or ""))
+        shown = {groups: self.shown(groups) for groups, _ in chosen}
+        order = sorted(chosen, key=lambda line: ([(value is None, value or "") for value in shown[line[0]]], line[1] is None, line[1] or ""))
+        by_bucket: dict[int, list[tuple[Line, Sums]]] = {}
+        for line in order:
+            for bucket, sums in chosen[line].items():
+                by_bucket.setdefault(bucket, []).append((line, sums))
         return CostTable(
             self.query,
-            [CostRow(buckets[spot[0]], dict(zip(names, shown[spot[1]], strict=True)), chosen[spot].figures(basis, spot[2])) for spot in order],
+            [
+                CostRow(buckets[bucket], dict(zip(names, shown[groups], strict=True)), sums.figures(basis, currency))
+                for bucket in sorted(by_bucket)
+                for (groups, currency), sums in by_bucket[bucket]
+            ],
             [totals[currency].figures(basis, currency) for currency in sorted(totals, key=lambda code: (code is None, code or ""))],
         )
 
@@ -241,12 +260,16 @@ class Common(View):
         metered = [view for view in views if view.asks_meter]
         others = [view for view in views if not view.asks_meter]
         together: dict[tuple[object, ...], tuple[int, Meaning, MeterKind, str | None, Sums]] = {}
-        for (bucket, groups, currency), sums in self.rows.items():
+        for (groups, currency), rows in self.lines.items():
             meaning, meter = self._meant[groups]
-            for view in metered:
-                view.row(bucket, view.groups_of(meaning, meter), currency).absorb(sums)
-            found = together.setdefault((bucket, meaning.cell, currency), (bucket, meaning, meter, currency, Sums()))
-            found[4].absorb(sums)
+            for bucket, sums in rows.items():
+                for view in metered:
+                    view.row(bucket, view.groups_of(meaning, meter), currency).absorb(sums)
+                key = bucket, meaning.cell, currency
+                found = together.get(key)
+                if found is None:
+                    found = together[key] = bucket, meaning, meter, currency, Sums()
+                found[4].absorb(sums)
         for bucket, meaning, meter, currency, sums in together.values():
             for view in others:
                 view.row(bucket, view.groups_of(meaning, meter), currency).absorb(sums)

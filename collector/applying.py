@@ -1,4 +1,4 @@
-"""``meterbridge apply -f FILE``: rules, budgets, silences, receivers, schedules of reports and owners as a file in version control.
+"""``meterbridge apply -f FILE``: rules, budgets, silences, receivers, schedules of reports, owners and meters as a file in version control.
 
 The difference is shown before anything is done, everything is done in one transaction, and a file that was applied
 changes nothing when it is applied again. What the file does not name stays as it is, unless ``prune`` ends what an
@@ -21,7 +21,7 @@ import yaml
 from pydantic import BaseModel
 from sqlmodel import Session
 
-from collector import receivers, registry, rulebook
+from collector import mappings, receivers, registry, rulebook
 from collector.receivers import ReceiverBody
 from collector.reports import schedules
 from collector.reports.places import Places
@@ -37,7 +37,7 @@ from models.schedules import ReportSchedule
 from models.store import Store
 
 ORIGIN = "apply"
-_SECTIONS = ("receivers", "rules", "budgets", "silences", "schedules", "owners")
+_SECTIONS = ("receivers", "rules", "budgets", "silences", "schedules", "owners", "meters")
 _MAX_FILE = 4 * 1024 * 1024
 _MOST_ITEMS = 10_000
 
@@ -349,6 +349,8 @@ def _plan(
     _silences(session, quiet, plan, by=by, now=now, is_said="silences" in said)
     if said.get("owners"):
         _owners(session, said["owners"], plan, by=by, now=now, where=where, prune=plan.is_pruning)
+    if "meters" in said:
+        _meters(session, said["meters"], plan, by=by, now=now, where=f"{where}: meters")
 
 
 _Body = TypeVar("_Body", RuleBody, BudgetBody, ScheduleBody)
@@ -495,3 +497,35 @@ def _owners(session: Session, said: Sequence[Mapping[str, object]], plan: Plan, 
         line = f"~ owners: {done.owners.summary()}"
         plan.add(line, lambda: registry.set_owners(session, said, name=where, now=now, author=by.name, replace=prune))
     plan.unchanged += done.owners.unchanged
+
+
+def _meters(session: Session, said: Sequence[Mapping[str, object]], plan: Plan, *, by: Author, now: datetime, where: str) -> None:
+    """What meters count, a line for each difference. As of owners the file is the whole truth when it prunes: who made a mapping does not matter."""
+
+    def put(*, replace: bool) -> mappings.MappingImport:
+        return mappings.set_mappings(session, said, name=where, now=now, author=by.name, replace=replace)
+
+    try_out = session.begin_nested()
+    done, whole = put(replace=False), put(replace=True)
+    try_out.rollback()
+    lines = []
+    for row in done.added:
+        before = [one for one in done.ended if _meter_name(one) == _meter_name(row)]
+        changed = [f"{name} {_brief(before[-1][name])} → {_brief(row[name])}" for name in mappings.COLUMNS if before and before[-1][name] != row[name]]
+        says = "; ".join(changed) or ", ".join(str(row[name]) for name in ("kind", "unit") if row[name])
+        lines.append(f"{'~' if before else '+'} meter {_meter_name(row)}: {says}")
+    gone = [_meter_name(row) for row in whole.ended]
+    if plan.is_pruning:
+        lines += [f"- meter {name}" for name in gone]
+    else:
+        plan.left += [f"  meter {name} is not in the file; it stays (--prune ends it)" for name in gone]
+    for line in lines[:-1]:
+        plan.add(line, lambda: None)
+    for line in lines[-1:]:
+        # One go for all of them: each would read anew what stands.
+        plan.add(line, partial(put, replace=plan.is_pruning))
+    plan.unchanged += done.unchanged
+
+
+def _meter_name(row: Mapping[str, Any]) -> str:
+    return f"{row['meter']} of {row['offer']}" if row["offer"] else str(row["meter"])

@@ -293,8 +293,8 @@ def build_parser() -> argparse.ArgumentParser:
     applied = command(
         "apply",
         _apply,
-        "keep rules, budgets, silences and owners as a file",
-        description="Make rules, budgets, silences and owners as a YAML file says. Shows each difference, then makes it, all or nothing; a second run changes nothing.",
+        "keep rules, budgets, receivers, silences, schedules, owners and meters as a file",
+        description="Make rules, budgets, receivers, silences, schedules of reports, owners and what meters count as a YAML file says. Shows each difference, then makes it, all or nothing; a second run changes nothing.",
     )
     applied.add_argument("-f", "--file", required=True, metavar="FILE", help="the YAML file")
     applied.add_argument("--dry-run", action="store_true", help="show the differences and change nothing")

@@ -1,4 +1,4 @@
-"""What people say that a meter counts comes in here: from a file, from the API, or from the form on the Data page.
+"""What people say that a meter counts comes in here: from a file (also one for ``apply``), from the API, or from the form on the Data page.
 
 Rows are added and ended, never edited; which of them applies to a charge is decided in ``models/meters.py``. Every change
 has its line in the audit trail. Every function works in the caller's transaction and leaves the commit to it.
@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from sqlmodel import Session
 
 from collector import rulebook
-from collector.rowfiles import Faults, Row, overlaps, read_rows
+from collector.rowfiles import Faults, Row, overlaps, read_rows, rows_from_objects
 from models import ledger
 from models.errors import InvalidInput, NotFound
 from models.meters import HOUR_KINDS, MEANS, TOKEN_KINDS, MappedKind, MeterMapping
@@ -65,45 +65,58 @@ class MappingRow:
 
 @dataclass(frozen=True, slots=True)
 class MappingImport:
-    """What an import of mappings did."""
+    """What an import of mappings did; the rows as ``shown`` has them."""
 
-    added: int
+    added: Sequence[Mapping[str, Any]]
     unchanged: int
-    ended: int  # earlier rows that a new one takes the place of, or that ``replace`` took out of use
+    ended: Sequence[Mapping[str, Any]]  # earlier rows that a new one takes the place of, or that ``replace`` took out of use
 
     def summary(self) -> str:
         """One line for the person who ran it."""
-        return f"meters: {self.added} added, {self.unchanged} unchanged{f', {self.ended} ended' if self.ended else ''}"
+        return f"meters: {len(self.added)} added, {self.unchanged} unchanged{f', {len(self.ended)} ended' if self.ended else ''}"
 
 
 def import_mappings(session: Session, content: bytes, *, name: str, now: datetime, author: str, replace: bool = False) -> MappingImport:
     """Take in a file of mappings; ``replace`` ends every mapping that it does not repeat."""
     faults = Faults()
+    found = read_rows(name, content, columns=COLUMNS, required=_REQUIRED, faults=faults, wrapper="meters")
+    if not found:
+        faults.raise_if_any()
+        raise InvalidInput(f"{name} has no mappings of meters in it")
+    return _set(session, found, faults, now=now, author=author, replace=replace)
+
+
+def set_mappings(session: Session, said: Sequence[Mapping[str, object]], *, name: str, now: datetime, author: str, replace: bool = False) -> MappingImport:
+    """The same for mappings that were read elsewhere; ``name`` names their place in messages."""
+    faults = Faults()
+    rows = rows_from_objects(name, list(said), columns=COLUMNS, required=_REQUIRED, faults=faults, wrapper="meters")
+    return _set(session, rows, faults, now=now, author=author, replace=replace)
+
+
+def _set(session: Session, found: Sequence[Row], faults: Faults, *, now: datetime, author: str, replace: bool) -> MappingImport:
     rows: list[tuple[str, MappingRow]] = []
-    for row in read_rows(name, content, columns=COLUMNS, required=_REQUIRED, faults=faults, wrapper="meters"):
+    for row in found:
         said = _row(row)
         if said is not None:
             rows.append((row.place, said))
     for earlier, later in overlaps((said.subject(), said.valid_from, said.valid_to, place) for place, said in rows):
         faults.add(later, f"maps the same meter as {earlier} at the same time; validity includes its start and excludes its end")
     faults.raise_if_any()
-    if not rows:
-        raise InvalidInput(f"{name} has no mappings of meters in it")
     standing = _standing(session)
-    added = unchanged = ended = 0
+    added: list[MeterMapping] = []
+    ended: list[MeterMapping] = []
     kept = set[int | None]()
     for _, said in rows:
-        found, is_new, replaced = _put(session, standing, said, now=now, author=author)
-        kept.add(found.id)
-        added += is_new
-        unchanged += not is_new
-        ended += replaced
+        stands, is_new, beaten = _put(session, standing, said, now=now, author=author)
+        kept.add(stands.id)
+        added += [stands] if is_new else []
+        ended += beaten
     for unnamed in [one for of in standing.values() for one in of if replace and one.id not in kept]:
         _end(session, unnamed, now=now, author=author)
         standing[_subject(unnamed)].remove(unnamed)
-        ended += 1
+        ended.append(unnamed)
     _refuse_too_many(standing)
-    return MappingImport(added, unchanged, ended)
+    return MappingImport([shown(row) for row in added], len(rows) - len(added), [shown(row) for row in ended])
 
 
 def put_mapping(session: Session, said: MappingRow, *, now: datetime, author: str) -> MeterMapping:
@@ -171,14 +184,14 @@ def _refuse_too_many(standing: _Standing) -> None:
         raise InvalidInput(f"more than {MOST_IN_USE:,} mappings of meters would be in use; write patterns, such as paygo-*-input-tokens", error="too_large")
 
 
-def _put(session: Session, standing: _Standing, said: MappingRow, *, now: datetime, author: str) -> tuple[MeterMapping, bool, int]:
-    """The row that stands for what is said, whether it is new, and how many gave way to it."""
+def _put(session: Session, standing: _Standing, said: MappingRow, *, now: datetime, author: str) -> tuple[MeterMapping, bool, Sequence[MeterMapping]]:
+    """The row that stands for what is said, whether it is new, and those that gave way to it."""
     days = said.valid_from, said.valid_to
     of = standing.setdefault(said.subject(), [])
     rivals = [row for row in of if valid_together(days, (row.valid_from, row.valid_to))]
     # Only the latest one counts as standing: what was overruled since is said anew by saying it again.
     if rivals and _states(rivals[-1]) == _states(said):
-        return rivals[-1], False, 0
+        return rivals[-1], False, ()
     beaten = [row for row in rivals if _holds(days, (row.valid_from, row.valid_to))]
     for row in beaten:
         _end(session, row, now=now, author=author)
@@ -198,7 +211,7 @@ def _put(session: Session, standing: _Standing, said: MappingRow, *, now: dateti
     session.flush()
     of.append(added)
     _audit(session, added, action="create", now=now, author=author)
-    return added, True, len(beaten)
+    return added, True, beaten
 
 
 def _end(session: Session, row: MeterMapping, *, now: datetime, author: str) -> None:

@@ -15,10 +15,13 @@ from sqlmodel import Session, select
 from collector import rulebook
 from collector.applying import apply, read_file, referred
 from collector.cli import main
+from collector.mappings import MappingRow, put_mapping
 from collector.reports import schedules
 from collector.webhooks.setup import Telling
+from models import ledger
 from models.alerts import AlertRule, AuditEntry, Budget, Silence
 from models.errors import InvalidInput
+from models.meters import MappedKind
 from models.notices import Format, Receiver
 from models.resources import Owner
 from models.store import Store
@@ -157,6 +160,10 @@ def test_prune_ends_what_a_file_made_and_nothing_else(sqlite_store: Store, tmp_p
         ("receivers:\n  - {name: x, format: slack, url: 'https://hooks.example.com/', url_env: X}\n", "give either url or url_env"),
         ("receivers:\n  - {name: x, format: slack, url_env: NO_SUCH}\n", "receivers[0].url_env: there is no environment variable 'NO_SUCH'"),
         ("receivers:\n  - {name: x, format: slack, url_file: no-such}\n", "receivers[0].url_file: no-such cannot be read"),
+        ("meters:\n  - {meter: x, kind: input, unit: 1 hour}\n", "meters item 1: unit is '1 hour'; a meter of kind input has 1K tokens or 1M tokens"),
+        ("meters:\n  - {meter: x, kind: tokens}\n", "meters item 1: kind is 'tokens'; it must be one of input"),
+        ("meters:\n  - {meter: x}\n", "meters item 1: kind is missing"),
+        ("meters:\n  - {meter: x, kind: input}\n  - {meter: X, kind: output}\n", "maps the same meter as"),
         ("rules:\n  - {name: x, kind: unpriced_usage, threshold: 1, receivers: [nobody]}\n", "rules[0].receivers: there is no receiver 'nobody'"),
     ],
 )
@@ -165,6 +172,33 @@ def test_a_file_that_cannot_be_used_says_where_and_changes_nothing(sqlite_store:
         applied(sqlite_store, tmp_path, text)
     with sqlite_store.read() as session:
         assert names(session) == {"rules": [], "budgets": []}
+
+
+METERS = """
+meters:
+  - {meter: Llama tokens In, kind: input, unit: 1M tokens, note: price sheet}
+  - {meter: paygo-*-in, offer: meta-llama-4-scout, kind: fine_tuned_input, valid_from: 2026-10-01}
+"""
+
+
+def test_what_meters_count_is_kept_as_a_file_too(store: Store, tmp_path: Path) -> None:
+    with store.write() as session:
+        put_mapping(session, MappingRow("By hand", MappedKind.OTHER), now=NOW, author="a person")
+    by_hand = "  meter By hand is not in the file; it stays (--prune ends it)"
+    made = ["+ meter Llama tokens In: input, 1M tokens", "+ meter paygo-*-in of meta-llama-4-scout: fine_tuned_input"]
+    assert applied(store, tmp_path, METERS, dry_run=True) == [*made, by_hand, "2 to change, 0 unchanged; nothing was done (--dry-run)"]
+    assert applied(store, tmp_path, METERS) == [*made, by_hand, "2 changed, 0 unchanged"]
+    assert applied(store, tmp_path, METERS) == [by_hand, "nothing to change (2 as the file says)"]
+    other = METERS.replace("1M tokens", "1K tokens").replace("fine_tuned_input", "input")
+    changed = ["~ meter Llama tokens In: unit 1M tokens → 1K tokens", "~ meter paygo-*-in of meta-llama-4-scout: kind fine_tuned_input → input"]
+    assert applied(store, tmp_path, other, now=NOW + timedelta(hours=1)) == [*changed, by_hand, "2 changed, 0 unchanged"]
+    fewer = "".join(other.splitlines(keepends=True)[:-1])
+    gone = ["- meter By hand", "- meter paygo-*-in of meta-llama-4-scout", "2 changed, 1 unchanged"]
+    assert applied(store, tmp_path, fewer, prune=True, now=NOW + timedelta(hours=2)) == gone
+    assert applied(store, tmp_path, "rules: []\n", prune=True) == ["nothing to change (0 as the file says)"]
+    with store.read() as session:
+        (left,) = ledger.meter_mappings(session)
+        assert (left.meter, left.kind, left.unit, left.note, left.author) == ("Llama tokens In", MappedKind.INPUT, "1K tokens", "price sheet", "ops")
 
 
 def test_receivers_of_a_file_refer_to_their_secrets_and_show_none(store: Store, tmp_path: Path) -> None:

@@ -26,6 +26,10 @@ HEADER = "meter,offer,kind,unit,valid_from,valid_to,note\n"
 TWO = HEADER + "Llama mystery,,input,1M tokens,,,asked Azure\npaygo-*-hours,llama-offer,hosting,,2026-11-01,2026-12-01,\n"
 
 
+def counts(done: MappingImport) -> tuple[int, int, int]:
+    return len(done.added), done.unchanged, len(done.ended)
+
+
 def imported(store: Store, content: str, *, now: datetime = NOW, replace: bool = False, name: str = "meters.csv") -> MappingImport:
     with store.write() as session:
         return import_mappings(session, content.encode(), name=name, now=now, author="ana", replace=replace)
@@ -38,16 +42,16 @@ def in_use(store: Store) -> list[tuple[Any, ...]]:
 
 def test_a_file_is_taken_in_once_and_the_later_word_stands(store: Store) -> None:
     november, december = datetime(2026, 11, 1, tzinfo=UTC), datetime(2026, 12, 1, tzinfo=UTC)
-    assert imported(store, TWO) == MappingImport(2, 0, 0)
-    assert imported(store, TWO, now=LATER) == MappingImport(0, 2, 0)
+    assert counts(imported(store, TWO)) == (2, 0, 0)
+    assert counts(imported(store, TWO, now=LATER)) == (0, 2, 0)
     assert in_use(store) == [
         ("Llama mystery", "", "input", "1M tokens", None, None, "ana"),
         ("paygo-*-hours", "llama-offer", "hosting", "", november, december, "ana"),
     ]
     as_json = '{"meters": [{"meter": "LLAMA MYSTERY", "kind": "output"}, {"meter": "paygo-*-hours", "offer": "Llama-Offer", "kind": "other", "valid_from": "2026-11-15"}]}'
-    assert imported(store, as_json, now=LATER, name="meters.json") == MappingImport(2, 0, 1)
+    assert counts(imported(store, as_json, now=LATER, name="meters.json")) == (2, 0, 1)
     assert [row[0] for row in in_use(store)] == ["paygo-*-hours", "LLAMA MYSTERY", "paygo-*-hours"]
-    assert imported(store, as_json, now=LATER, name="meters.json", replace=True) == MappingImport(0, 2, 1)
+    assert counts(imported(store, as_json, now=LATER, name="meters.json", replace=True)) == (0, 2, 1)
     with store.read() as session:
         told = [(row.actor, row.action, row.kind, (row.after or row.before or {})["meter"]) for row in session.exec(select(AuditEntry).order_by(AuditEntry.id))]  # type: ignore[arg-type]
         kept = [row.known_to for row in session.exec(select(MeterMapping).order_by(MeterMapping.id))]  # type: ignore[arg-type]
@@ -66,7 +70,7 @@ def test_what_was_overruled_since_is_said_anew_by_saying_it_again(sqlite_store: 
     first = HEADER + "m,,input,,,2026-11-10,\n"
     imported(sqlite_store, first)
     imported(sqlite_store, HEADER + "m,,output,,2026-11-01,,\n", now=LATER)
-    assert imported(sqlite_store, first, now=LATER + timedelta(hours=1)) == MappingImport(1, 0, 1)
+    assert counts(imported(sqlite_store, first, now=LATER + timedelta(hours=1))) == (1, 0, 1)
 
 
 @pytest.mark.parametrize(

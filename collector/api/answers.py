@@ -410,13 +410,15 @@ def components() -> dict[str, Shape]:
             count="tokens",
             count_or_null="capacity_tokens_per_day instances instances_needed vcpus_needed vcpus_left gpu_hours_told",
             flag_or_null="feasible",
-            text_or_null="utilisation_method gpu_reason reason feasible_reason",
+            text_or_null="utilisation_method gpu_reason reason feasible_reason vcpu_quota",
         ),
         "WhatIf": _shape(
             {
                 "serverless": _shape(flag_or_null="feasible", text_or_null="reason"),
                 "managed_compute": _shape(
-                    flag_or_null="feasible", text_or_null="reason", count_or_null="capacity_tokens_per_day instances_needed vcpus_needed vcpus_left"
+                    flag_or_null="feasible",
+                    text_or_null="reason vcpu_quota",
+                    count_or_null="capacity_tokens_per_day instances_needed vcpus_needed vcpus_left",
                 ),
                 "cheaper": _CHEAPER,
             },

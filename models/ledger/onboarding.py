@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from datetime import datetime, timedelta
+from datetime import datetime
 from decimal import Decimal
 
 import sqlalchemy as sa
@@ -195,12 +195,12 @@ class _Audit:
                 )
             ends = retires_at(fact, self._world.registry.route(fact))
             if ends is not None and ends <= self._now + RETIRES_SOON:
-                left = (ends - self._now) // timedelta(days=1)
-                when = f"in {left} days" if left >= 0 else f"{-left} days ago"
+                left = (ends - self._now) // DAY if ends > self._now else -((self._now - ends) // DAY)
+                days = f"{abs(left)} day{'' if abs(left) == 1 else 's'}"
                 yield Problem(
                     "model_retires",
                     place,
-                    f"{fact.model or 'its model'} retires {when}, on {ends:%Y-%m-%d}",
+                    f"{fact.model or 'its model'} {f'retires in {days}' if ends > self._now else f'retired {days} ago'}, on {ends:%Y-%m-%d}",
                     "move its callers to another model",
                     count=left,
                 )

@@ -1,8 +1,9 @@
 """Whether a region's vCPU quota holds more instances of a size: what they need with their upgrades, against what is left there.
 
-Online endpoints run on Machine Learning's quota of their size's family; what is left is counted as on the page of quotas,
-``limit - used - kept for upgrades``, and what the instances in question use already is theirs to use again. A quota that
-nobody told is unknown, never room.
+Online endpoints run on Machine Learning's quota of their size's family and within the region's total of all families: the
+tighter of the two binds. What is left is counted as on the page of quotas, ``limit - used - kept for upgrades``, and what the
+instances in question use already is theirs to use again. A family's quota that nobody told is unknown, never room; Azure
+tells a region's quotas in one answer, so a total that is not in it does not bind.
 """
 
 from __future__ import annotations
@@ -24,12 +25,13 @@ Site = tuple[str | None, str | None]  # subscription, region
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """Whether the quota holds the instances; None where nobody knows, with ``reason``. ``vcpus_left`` None: not known, or no limit."""
+    """Whether the quota holds the instances; None where nobody knows, with ``reason``. ``vcpus_left`` None: not known, or no limit; else it is ``quota``'s."""
 
     holds: bool | None
     reason: str | None = None
     vcpus_needed: int | None = None
     vcpus_left: int | None = None
+    quota: str | None = None  # the one that binds, as Azure writes it
 
 
 ENOUGH = Room(holds=True)
@@ -41,6 +43,7 @@ class Quotas:
     def __init__(self, session: Session, world: World, *, now: datetime) -> None:
         self._session, self._world, self._now = session, world, now
         self._rows: dict[tuple[str, str, str], AzureQuota] | None = None
+        self._totals: dict[tuple[str, str], AzureQuota] = {}
         self._reserved: dict[tuple[str, str, str], int] = {}
 
     def room(self, sku: str, instances: int, sites: Iterable[Site], *, own: Sequence[tuple[Site, DeploymentFact]]) -> Room:
@@ -53,20 +56,23 @@ class Quotas:
         needed = instances * size.cores + skus.upgrade_cores(size, instances)
         regions: list[str] = []
         unknown: list[str] = []
+        binding: dict[str, None] = {}
         for subscription, region in sorted(set(sites), key=str):
-            key = ((subscription or "").casefold(), (region or "").casefold(), family)
-            row = (self._rows or {}).get(key)
+            place = _place((subscription, region))
+            row = (self._rows or {}).get((*place, family))
             if row is None:
                 unknown.append(region or "a region that nobody says")
-            elif row.quota is None:
+                continue
+            limits = [(one, free) for one in (row, self._totals.get(place)) if one is not None and (free := self._free(one, place, own)) is not None]
+            if not limits:
                 return Room(holds=True, vcpus_needed=needed)
-            else:
-                again = sum(_cores(fact) for site, fact in own if site == (subscription, region) and _family(fact) == family)
-                free = max(0, row.quota - row.used - self._reserved.get(key, 0) + again)
-                regions.append(row.region)
-                fitting, left = fitting + _fitting(size, free), left + free
+            binds, free = min(limits, key=lambda one: one[1])
+            regions.append(row.region)
+            binding[size.family if binds is row else binds.family] = None
+            fitting, left = fitting + _fitting(size, free), left + free
+        quota = " and ".join(binding) or None
         if fitting >= instances:
-            return Room(holds=True, vcpus_needed=needed, vcpus_left=left)
+            return Room(holds=True, vcpus_needed=needed, vcpus_left=left, quota=quota)
         if unknown or not regions:
             where = ", ".join(unknown) or "the region of a deployment"
             return Room(
@@ -77,17 +83,33 @@ class Quotas:
         upgrades = " with what their upgrades need" if size.reserves_upgrade_quota else ""
         return Room(
             holds=False,
-            reason=f"the vCPU quota cannot hold them: {instances:,} × {size.name} need {needed:,} vCPUs of {size.family}{upgrades}, "
+            reason=f"the vCPU quota cannot hold them: {instances:,} × {size.name} need {needed:,} vCPUs of {quota}{upgrades}, "
             f"and {left:,} are left in {', '.join(regions)}",
             vcpus_needed=needed,
             vcpus_left=left,
+            quota=quota,
         )
+
+    def _free(self, quota: AzureQuota, place: tuple[str, str], own: Sequence[tuple[Site, DeploymentFact]]) -> int | None:
+        """What is left of a family's quota or of a total for the instances in question; None where it has no limit."""
+        if quota.quota is None:
+            return None
+        is_total = quota.level == "total"
+        kept = sum(cores for key, cores in self._reserved.items() if key[:2] == place and (is_total or key[2] == quota.family_key))
+        again = sum(_cores(fact) for site, fact in own if _place(site) == place and (is_total or _family(fact) == quota.family_key))
+        return max(0, quota.quota - quota.used - kept + again)
 
     def _read(self) -> None:
         if self._rows is None:
-            told = (row for row in azure_quotas(self._session, known=self._now) if row.source == "ml" and row.level == "family")
-            self._rows = {(row.subscription_id, row.region.casefold(), row.family_key): row for row in told}
+            told = [row for row in azure_quotas(self._session, known=self._now) if row.source == "ml"]
+            self._rows = {(row.subscription_id, row.region.casefold(), row.family_key): row for row in told if row.level == "family"}
+            # Beside the total of vCPUs Azure tells one of clusters.
+            self._totals = {(row.subscription_id, row.region.casefold()): row for row in told if row.level == "total" and "vcpu" in row.family.casefold()}
             self._reserved = upgrade_cores(self._world, self._now)
+
+
+def _place(site: Site) -> tuple[str, str]:
+    return (site[0] or "").casefold(), (site[1] or "").casefold()
 
 
 def _fitting(size: skus.Sku, vcpus: int) -> int:

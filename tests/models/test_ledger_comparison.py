@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
+import pytest
 import sqlalchemy as sa
 from sqlmodel import Session, col
 
@@ -158,10 +159,10 @@ def test_an_observed_limit_and_another_deployments_default_add_up(sqlite_store: 
     assert (narrow.tokens_per_minute_limit, narrow.limit_source) == (700_000, "observed")
 
 
-def told(session: Session, family: str, quota: int | None, used: int, *, region: str = "eastus") -> None:
-    """The workspace's subscription, and what Azure says of a family there."""
+def told(session: Session, family: str, quota: int | None, used: int, *, region: str = "eastus", level: str = "family") -> None:
+    """The workspace's subscription, and what Azure says of a family, or of all of them, there."""
     make.workspace_fact(session)
-    facts: dict[str, Any] = {"subscription_id": make.SUBSCRIPTION, "region": region, "source": "ml", "level": "family", "family": family}
+    facts: dict[str, Any] = {"subscription_id": make.SUBSCRIPTION, "region": region, "source": "ml", "level": level, "family": family}
     session.add(AzureQuota(**facts, family_key=family_key(family), quota=quota, used=used, unit="Count", known_from=TEN_DAYS.start, seen_at=NOW))
 
 
@@ -289,6 +290,46 @@ def test_a_size_that_upgrades_in_place_of_others_needs_a_fifth_more_and_may_use_
     assert (six.room.vcpus_needed, six.room.vcpus_left, six.managed_feasible) == (96, 90, False)
     assert (seven.room.vcpus_needed, seven.room.vcpus_left) == (108, 90)
     assert "with what their upgrades need" in (six.managed_reason or "")
+
+
+TOTAL = "Total Cluster Dedicated Regional vCPUs"
+
+
+@pytest.mark.parametrize(
+    ("total", "left", "binds"),
+    [
+        ((300, 100), 72, "standardNCADSA100v4Family"),
+        ((300, 250), 50, TOTAL),  # 250 of other families, too
+        ((None, 250), 72, "standardNCADSA100v4Family"),
+    ],
+)
+def test_the_tighter_of_the_family_and_the_regions_total_binds_and_is_named(sqlite_store: Store, total: tuple[int | None, int], left: int, binds: str) -> None:
+    with sqlite_store.write() as session:
+        world(session, capacity=10_000, price="20.00")
+        set_limit(session, workspace="ws-east", deployment="llama-chat", measure="tokens_per_minute", value=5_000_000, source=LimitSource.AZURE, now=NOW)
+        told(session, "standardNCADSA100v4Family", 100, 28)
+        told(session, TOTAL, *total, level="total")
+        told(session, "Clusters", 500, 499, level="total")
+    with sqlite_store.read() as session:
+        four = imagined(session, SKU, 4, "24")
+    assert (four.room.vcpus_needed, four.room.vcpus_left, four.room.quota) == (96, left, binds)
+    assert four.reason == f"the vCPU quota cannot hold them: 4 × Standard_NC24ads_A100_v4 need 96 vCPUs of {binds}, and {left} are left in eastus"
+
+
+def test_a_total_holds_a_family_without_a_limit_and_what_every_family_keeps_for_upgrades(sqlite_store: Store) -> None:
+    with sqlite_store.write() as session:
+        world(session, capacity=10_000, price="20.00")
+        set_limit(session, workspace="ws-east", deployment="llama-chat", measure="tokens_per_minute", value=5_000_000, source=LimitSource.AZURE, now=NOW)
+        # Of another family: five instances of 12 vCPUs keep one free for their upgrades.
+        make.managed(session, "other/green", instance_count=5, sku="Standard_NC12s_v3", model="Another", valid_from=TEN_DAYS.start)
+        told(session, "standardNCADSA100v4Family", None, 24)
+        told(session, TOTAL, 180, 84, level="total")
+    with sqlite_store.read() as session:
+        asked = [ledger.comparison(session, TEN_DAYS, now=NOW, what_if=WhatIf(SKU, count, dec("24"))) for count in (3, 4)]
+    three, four = (one.what_if for rows in asked for one in rows if one.what_if is not None and one.model != "Another")
+    # 180 - 84 - 12 = 84 vCPUs are left; three need 72, four 96.
+    assert (three.managed_feasible, three.room.vcpus_left, three.room.quota) == (True, 84, TOTAL)
+    assert (four.managed_feasible, four.room.vcpus_needed, four.room.vcpus_left) == (False, 96, 84)
 
 
 def test_more_instances_than_the_quota_holds_are_not_advised(store: Store) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -43,7 +43,11 @@ def test_the_inventory_goes_before_the_announcement_and_instances_run_on(store: 
     with store.read() as session:
         found = {one.name: one.retires_at for one in ledger.deployments(session, visible=None, now=make.NOW)}
         pools = {pool.deployment: pool.retires_at for pool in ledger.quotas(session, now=make.NOW)}
-        audit = [one.subject for one in ledger.onboarding(session, visible=None, now=make.NOW) if one.kind == "model_retires"]
+        audit = [(one.subject, one.detail) for one in ledger.onboarding(session, visible=None, now=make.NOW) if one.kind == "model_retires"]
+        day_before = [one.detail for one in ledger.onboarding(session, visible=None, now=later - timedelta(days=1)) if one.subject == "ws-east/said"]
+        since = [one.detail for one in ledger.onboarding(session, visible=None, now=later + timedelta(days=21, hours=20)) if one.subject == "ws-east/said"]
     assert found == {"announced": ANNOUNCED, "said": later, "other": None, "llama-online/blue": None}
     assert {name: pools[name] for name in ("announced", "said", "other")} == {"announced": ANNOUNCED, "said": later, "other": None}
-    assert audit == ["ws-east/announced", "ws-east/said"]
+    of = "Meta-Llama-3.1-8B-Instruct"
+    assert audit == [("ws-east/announced", f"{of} retired 160 days ago, on 2026-06-13"), ("ws-east/said", f"{of} retires in 41 days, on 2027-01-01")]
+    assert (day_before, since) == ([f"{of} retires in 1 day, on 2027-01-01"], [f"{of} retired 21 days ago, on 2027-01-01"])

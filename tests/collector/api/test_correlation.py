@@ -133,6 +133,7 @@ def test_comparison_has_the_fields_of_the_contract(service: Service) -> None:
             "instances_needed": None,
             "vcpus_needed": None,
             "vcpus_left": None,
+            "vcpu_quota": None,
         },
         "capacity_cost_per_day": None,
         "break_even_tokens_per_day": None,

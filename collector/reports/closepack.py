@@ -165,7 +165,7 @@ def journal_csv(body: Mapping[str, Any]) -> tuple[bytes, int, dict[str, str]]:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A table of texts; heads that begin with # are of numbers. ``note`` stands above it."""
+    """A table of texts; heads that begin with # are of numbers. ``note`` stands below it."""
 
     title: str
     heads: Sequence[str]

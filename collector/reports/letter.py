@@ -14,14 +14,14 @@ from html import escape
 from typing import Any
 from zoneinfo import ZoneInfo
 
-from collector.reports import closepack, context, words
+from collector.reports import closepack, context, outline, words
 from collector.reports.charts import FIRM, INK, LINE, OPEN, QUIET
 
 # Of a long table so many rows; fewer where the mail would be longer than Gmail shows of one (102 kB).
 _MOST_ROWS = (12, 6, 3)
 _LARGEST = 98_000
 _MOST_MOVERS = 5
-_MOST_CURRENCIES, _MOST_DETAILED = 6, 3
+_MOST_DETAILED = 3
 _MOST_FIGURES = 2
 _NAME = 60
 _FONT = "font-family:Arial,Helvetica,sans-serif"
@@ -95,21 +95,19 @@ def title_of(body: Mapping[str, Any]) -> str:
 
 
 def _cost(body: Mapping[str, Any], title: str) -> Iterator[Block]:
-    unit, zone = words.unit(body), body["time_zone"]
+    zone = body["time_zone"]
     yield Said(title, 20, is_title=True)
     yield Said(f"{words.instant(body['from'], zone)} to {words.instant(body['to'], zone)}", 12, is_quiet=True)
-    if not body["totals"]:
-        yield Said(f"Nothing was used and nothing was billed in this {unit} or the one before.", 16)
+    first = outline.front(body)
+    for said in first.leads:
+        yield Said(said, 16)
+    if first.more:
+        yield Said(first.more, 12, is_quiet=True)
+    for said in first.known:
+        yield Said(said, 14)
     shown = list(zip(body["totals"], body["currencies"], strict=True))
-    for total, _ in shown[:_MOST_CURRENCIES]:
-        yield Said(words.headline(body, total), 16)
     if len(shown) > _MOST_DETAILED:
         yield Said(f"Of {len(shown)} currencies the first {_MOST_DETAILED} are told in detail here; all are in the files of this report.", 12, is_quiet=True)
-    if body["provisional_days"]:
-        yield Said(words.missing_days(body), 12, is_quiet=True)
-    for said in (words.restated(body), words.alike(body), *context.sentences(body)):
-        if said:
-            yield Said(said, 14)
     if changed := body.get("restatement"):
         rows = [[_place(line), words.amount(line["was"], line["currency"]), words.amount(line["is"], line["currency"])] for line in changed]
         yield _listed("What this restatement changes", ["Deployment", "Was", "Is"], rows)

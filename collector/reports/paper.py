@@ -10,7 +10,7 @@ from typing import Any
 from fpdf import FPDF
 from fpdf.enums import MethodReturnValue, XPos, YPos
 
-from collector.reports import closepack, context, words
+from collector.reports import closepack, outline, words
 from collector.reports.charts import HEIGHT, INK, LINE, QUIET, WIDTH, Box, Chart, Stroke
 
 _FONTS = Path(__file__).parent.parent / "data" / "fonts"
@@ -19,10 +19,6 @@ _SCALE = _PAGE_WIDTH / WIDTH
 _ROW = 5.2
 # A deployment list may be long; the file of a report with thousands of rows is CSV.
 _MOST_ROWS = 400
-# Of several currencies fewer have room on the first page.
-_FIRST_MOVERS, _FEWER_MOVERS = 5, 3
-# So many currencies have their boxes on the first page; of more each has a line in its tables, up to what a page holds.
-_MOST_IN_BOXES, _MOST_IN_FRONT = 2, 5
 # A table of so few rows stands on one page.
 _TOGETHER_ROWS = 8
 _TILE = 15.0
@@ -76,36 +72,20 @@ def pdf(body: Mapping[str, Any]) -> bytes:
     paper.line_of(f"{words.instant(body['from'], zone)} to {words.instant(body['to'], zone)}", 8.5, color=QUIET, gap=3)
     paper.set_y(paper.get_y() - 2)
     paper.line_of(words.age(body), 8.5, color=QUIET, gap=3)
-    if not body["totals"]:
-        paper.line_of(f"Nothing was used and nothing was billed in this {words.unit(body)} or the one before.", 11)
-    both = list(zip(body["totals"], body["currencies"], strict=True))
-    is_tabled = len(both) > _MOST_IN_BOXES
-    for total in body["totals"][:_MOST_IN_FRONT]:
-        paper.line_of(words.headline(body, total), 10 if is_tabled else 11.5, gap=1 if is_tabled else 2)
-    if len(both) > _MOST_IN_FRONT:
-        paper.line_of(f"{words.count_of(len(both) - _MOST_IN_FRONT, 'more currency', 'more currencies')}: see the detail.", 9, color=QUIET, gap=1)
-    for said in (words.restated(body), words.missing_days(body), words.alike(body), *context.sentences(body)):
-        if said:
-            paper.line_of(f"\N{BULLET} {said}", 9, gap=0.5)
-    if is_tabled:
-        _front(paper, body, [pair for pair in both[:_MOST_IN_FRONT] if pair[0]["cost"] is not None])
-    else:
-        for total, one in both:
-            _first(paper, body, total, one, has_charts=len(both) == 1, movers=_FIRST_MOVERS if len(both) == 1 else _FEWER_MOVERS)
+    first = outline.front(body)
+    is_several = len(first.leads) > 1
+    for said in first.leads:
+        paper.line_of(said, 10 if len(first.leads) > 2 else 11.5, gap=1 if is_several else 2)
+    if first.more:
+        paper.line_of(first.more, 9, color=QUIET, gap=1)
+    for said in first.known:
+        paper.line_of(f"\N{BULLET} {said}", 9, gap=0.5)
+    for part in first.parts:
+        _part(paper, part, is_front=True)
     paper.add_page()
     paper.line_of("Detail", 15, style="B", gap=1)
-    restated = [
-        [
-            *(words.name(line[key]) for key in ("workspace", "deployment")),
-            *(words.amount(line[key], line["currency"]) for key in ("was", "is")),
-            words.signed(line["delta"], line["currency"]),
-        ]
-        for line in body.get("restatement") or ()
-    ]
-    _table(paper, "What this restatement changes", ["Workspace", "Deployment", "#Was", "#Is", "#Difference"], restated)
-    for total, one in both:
-        _detail(paper, body, total, one, has_charts=len(both) > 1, has_movers=is_tabled)
-    _tables(paper, context.tables(body))
+    for part in outline.detail(body):
+        _part(paper, part)
     paper.ln(3)
     paper.line_of("Basis best: billed where the bill reaches, metered after it.", 8, color=QUIET)
     return bytes(paper.output())
@@ -116,162 +96,30 @@ def _close(paper: _Paper, body: Mapping[str, Any]) -> None:
     paper.line_of(f"{words.instant(body['from'], 'UTC')} to {words.instant(body['to'], 'UTC')}", 8.5, color=QUIET, gap=3)
     for said in closepack.leads(body):
         paper.line_of(said, 9.5, gap=1)
-    _tables(paper, closepack.tables(body))
+    for table in closepack.tables(body):
+        _table(paper, table)
 
 
-def _tables(paper: _Paper, tables: Sequence[closepack.Table]) -> None:
-    for table in tables:
-        if table.rows:
-            _table(paper, table.title, table.heads, table.rows, note=table.note)
-            continue
-        if paper.will_page_break(16):
-            paper.add_page()
+def _part(paper: _Paper, part: outline.Part, *, is_front: bool = False) -> None:
+    """A part; on the front without what it has no room for, as the detail is complete."""
+    opening = 12 + _tiles_height(part.tiles) if part.tiles else HEIGHT * _SCALE + 20 if part.charts else 30
+    if part.title and paper.will_page_break(opening):
+        paper.add_page()
+    if part.title:
         paper.ln(2)
-        paper.line_of(table.title, 9, color=QUIET, style="B", gap=0.5)
-        if table.note:
-            paper.ln(1)
-            paper.line_of(table.note, 8, color=QUIET)
-
-
-def _first(paper: _Paper, body: Mapping[str, Any], total: Mapping[str, Any], one: Mapping[str, Any], *, has_charts: bool, movers: int) -> None:
-    """What stands on the first page of one currency."""
-    code = one["currency"]
-    if total["cost"] is None:
-        return
-    tiles = words.tiles_of(body, total, one)
-    if paper.will_page_break(12 + _tiles_height(tiles)):
-        paper.add_page()
-    paper.ln(2)
-    paper.line_of(code or "No currency", 13, style="B", gap=1)
-    _tiles(paper, tiles)
-    if said := words.not_certain(total):
-        paper.line_of(said, 8, color=QUIET, gap=1)
-    heads, steps = words.steps_of(body, one)
-    if has_charts:
-        for chart in words.charts_of(body, one):
-            _chart(paper, chart)
-    elif steps:
-        _table(paper, f"From last {words.unit(body)} to this one", heads, [steps])
-    _movers(paper, one, most=movers)
-    if said := words.matched(one):
-        if paper.will_page_break(9):
-            return  # the detail says it as well
+        paper.line_of(part.title, 13, style="B", gap=1)
+    if part.tiles:
+        _tiles(paper, part.tiles)
+    if part.caution:
+        paper.line_of(part.caution, 8, color=QUIET, gap=1)
+    for chart in part.charts:
+        _chart(paper, chart)
+    for table in part.tables:
+        if not is_front or not paper.will_page_break(_ROW * (len(table.rows) + 1) + 8):
+            _table(paper, table)
+    if part.note and not paper.will_page_break(9):
         paper.ln(1)
-        paper.line_of(f"Bill against metering. {said}", 8, color=QUIET)
-
-
-def _front(paper: _Paper, body: Mapping[str, Any], both: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> None:
-    """What stands on the first page of several currencies: the same figures, a line of each table for each."""
-    unit = words.unit(body)
-    figures: list[Sequence[str]] = []
-    falls: dict[str, dict[str, str]] = {}
-    moved: list[Sequence[str]] = []
-    matched: list[Sequence[str]] = []
-    for total, one in both:
-        code = one["currency"]
-        ahead, of = one["forecast"], one["reconciliation"]
-        figures.append(
-            [
-                words.name(code),
-                words.amount(total["cost"], code),
-                words.percent(total["change_percent"]),
-                words.amount(total["billed_cost"], code),
-                words.count(total["input_tokens"] + total["output_tokens"]),
-                words.hours(total["core_hours"]) if total["core_hours"] is not None else "–",
-                words.amount(ahead["month_end"], code) if ahead is not None and ahead["month_end"] is not None else "–",
-            ]
-        )
-        heads, steps = words.steps_of(body, one)
-        falls[code] = dict(zip(heads, steps, strict=True))
-        moved += _moved(one, most=_FEWER_MOVERS if len(both) <= _FEWER_MOVERS else 1)
-        if of is not None:
-            matched.append(
-                [
-                    words.name(code),
-                    *(words.amount(of[key], code) for key in ("expected", "billed")),
-                    words.signed(of["variance"], code),
-                    words.amount(of["unexplained"], code),
-                    words.share(total["coverage"]),
-                ]
-            )
-    _table(paper, "By currency", ["", f"#This {unit}", "#Change", "#Billed", "#Tokens", "#Core-hours", "#Expected this month"], figures)
-    paper.ln(1)
-    for total, one in both:
-        if said := words.not_certain(total):
-            paper.line_of(f"{one['currency']}: {said}", 7.5, color=QUIET, gap=0.5)
-    # In the order of the steps: what one currency has not, another may.
-    every = [f"#Last {unit}", *(f"#{label.capitalize()}" for label in words.STEPS.values()), f"#This {unit}"]
-    order = [head for head in every if any(head in fall for fall in falls.values())]
-    _table(
-        paper,
-        f"From last {unit} to this one",
-        ["", *order],
-        [[words.name(code), *(fall.get(head, "–") for head in order)] for code, fall in falls.items() if fall],
-    )
-    for title, columns, rows in (
-        ("Bill against metering", ("", "#Expected", "#Billed", "#Gap", "#Unexplained", "#Of the bill metered"), matched),
-        ("What moved most", _MOVED, moved),
-    ):
-        # What has no room here is in the detail.
-        if not paper.will_page_break(_ROW * (len(rows) + 1) + 8):
-            _table(paper, title, columns, rows)
-
-
-_MOVED = ("Workspace", "Deployment", "#Change", "#Now", "Why")
-
-
-def _moved(one: Mapping[str, Any], *, most: int | None = None) -> list[Sequence[str]]:
-    code = one["currency"]
-    return [
-        [words.name(line["workspace"]), words.name(line["deployment"]), words.signed(line["change"], code), words.amount(line["cost"], code), line["reason"]]
-        for line in one["movers"][:most]
-    ]
-
-
-def _movers(paper: _Paper, one: Mapping[str, Any], *, most: int | None = None) -> None:
-    _table(paper, "What moved most", _MOVED, _moved(one, most=most))
-
-
-def _detail(paper: _Paper, body: Mapping[str, Any], total: Mapping[str, Any], one: Mapping[str, Any], *, has_charts: bool, has_movers: bool) -> None:
-    """Everything of one currency; ``has_movers`` where the first page has no room for all that it would have."""
-    code, unit = one["currency"], words.unit(body)
-    if paper.will_page_break(HEIGHT * _SCALE + 20 if has_charts else 30):
-        paper.add_page()
-    paper.ln(2)
-    paper.line_of(code or "Without a price", 13, style="B", gap=1)
-    if total["cost"] is None:
-        rows = [
-            [*(words.name(line[key]) for key in ("workspace", "deployment", "model")), words.count(line["unpriced_tokens"]), words.count(line["requests"])]
-            for line in one["deployments"]
-        ]
-        _table(paper, "What it was", ["Workspace", "Deployment", "Model", "#Tokens without a price", "#Requests"], rows)
-        return
-    if has_charts:
-        for chart in words.charts_of(body, one):
-            _chart(paper, chart)
-    for title, key, columns, absent in (
-        ("By workspace", "workspaces", ("workspace",), "unallocated"),
-        ("By deployment", "deployments", ("workspace", "deployment", "model"), "unallocated"),
-        ("By mode", "modes", ("mode",), "unknown"),
-        ("By team", "teams", ("team",), "no team"),
-    ):
-        rows = [
-            [
-                *(words.name(line[name], absent) for name in columns),
-                words.amount(line["cost"], code),
-                words.amount(line[f"last_{unit}_cost"], code),
-                words.percent(line["change_percent"]),
-                line["status"] + (", est." if line["estimate"] else ""),
-            ]
-            for line in one[key]
-        ]
-        _table(paper, title, [*(name.capitalize() for name in columns), f"#This {unit}", f"#Last {unit}", "#Change", "Standing"], rows)
-    if has_movers or len(one["movers"]) > _FIRST_MOVERS:
-        _movers(paper, one)
-    matched = one["reconciliation"]
-    if matched is not None and matched["causes"]:
-        causes = [[cause.replace("_", " "), words.signed(share, code)] for cause, share in matched["causes"].items()]
-        _table(paper, "Bill against metering", ["Cause", "#Amount"], causes, note=words.matched(one))
+        paper.line_of(part.note, 8, color=QUIET)
 
 
 def _tiles_height(tiles: Sequence[tuple[str, str]]) -> float:
@@ -329,13 +177,15 @@ def _chart(paper: _Paper, chart: Chart) -> None:
     paper.set_xy(_LEFT, top + height + 4)
 
 
-def _table(paper: _Paper, title: str, heads: Sequence[str], rows: Sequence[Sequence[str]], *, note: str = "") -> None:
-    if not rows:
-        return
-    if paper.will_page_break(_ROW * (len(rows) + 1 if len(rows) <= _TOGETHER_ROWS else 3) + (17 if note else 7)):
+def _table(paper: _Paper, table: closepack.Table) -> None:
+    heads, rows, note = table.heads, table.rows, table.note
+    if paper.will_page_break((_ROW * (len(rows) + 1 if len(rows) <= _TOGETHER_ROWS else 3) if rows else 0) + (17 if note else 7)):
         paper.add_page()
     paper.ln(2)
-    paper.line_of(title, 9, color=QUIET, style="B", gap=0.5)
+    paper.line_of(table.title, 9, color=QUIET, style="B", gap=0.5)
+    if not rows:
+        paper.line_of(note, 8, color=QUIET)
+        return
     numeric = [head.startswith("#") for head in heads]
     for size in _SIZES:
         paper.ink(INK, size, "B")

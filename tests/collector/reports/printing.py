@@ -1,4 +1,4 @@
-"""The words of a PDF of ours, sheet by sheet: what a reader of it would copy out."""
+"""What a PDF holds: the words of one of ours, sheet by sheet, and where the headings of one that a browser printed stand."""
 
 from __future__ import annotations
 
@@ -35,3 +35,14 @@ def sheets(pdf: bytes) -> list[str]:
             said.append("".join(fonts[font].get(int.from_bytes(plain[at : at + 2], "big"), "?") for at in range(0, len(plain), 2)))
         pages.append(" ".join(" ".join(said).split()))
     return pages
+
+
+_SHEETS = re.compile(rb"(\d+) 0 obj\s*<</Type /Page\b")
+_HEADING = re.compile(rb"/Title \(((?:[^()\\]|\\.)*)\)\s*/Dest \[(\d+) 0 R /XYZ [\d.]+ ([\d.]+)")
+
+
+def headings(pdf: bytes) -> list[tuple[str, int]]:
+    """The headings of a PDF with an outline in their order, each with the number of the sheet that it stands on."""
+    number_of = {found: number for number, found in enumerate(_SHEETS.findall(pdf), 1)}
+    places = sorted((number_of[on], -float(height), title.decode("ascii")) for title, on, height in _HEADING.findall(pdf))
+    return [(title, number) for number, _, title in places]

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from playwright.sync_api import sync_playwright
 from sqlmodel import Session, select
 
 from collector import reports
@@ -28,7 +29,7 @@ from models.reports import ReportSnapshot
 from models.store import Store
 from tests import factories as make
 from tests.collector.api.serving import serving
-from tests.collector.reports.printing import sheets
+from tests.collector.reports.printing import headings, sheets
 
 NOW = make.NOW
 W46 = Period(datetime(2026, 11, 9, tzinfo=UTC), datetime(2026, 11, 16, tzinfo=UTC))
@@ -49,6 +50,19 @@ def world(session: Session) -> None:
     part = make.bill_part(session)
     make.charge(session, part, make.charge_item(session), "1.00", charged_on=date(2026, 11, 4))
     make.charge(session, part, make.charge_item(session), "3.50", charged_on=date(2026, 11, 10))
+
+
+def of_currencies(body: dict[str, Any], count: int) -> tuple[dict[str, Any], list[str]]:
+    """The report as if its first currency were so many, with long names and something uncertain in each."""
+    total, one = next((total, one) for total, one in zip(body["totals"], body["currencies"], strict=True) if total["cost"] is not None)
+    codes = ["USD", "EUR", "GBP", "JPY", "CHF", "SEK", "AUD"][:count]
+    movers = [{**one["movers"][0], "deployment": f"a-deployment-with-a-long-name-{number}"} for number in range(10)]
+    many = {
+        **body,
+        "totals": [{**total, "currency": code, "unknown_token_requests": 3} for code in codes],
+        "currencies": [{**one, "currency": code, "movers": movers} for code in codes],
+    }
+    return many, [words.amount(total["cost"], code) for code in codes]
 
 
 def body_of(session: Session, week: str = "2026-W46", now: datetime = NOW) -> dict[str, Any]:
@@ -143,24 +157,45 @@ def test_what_a_director_reads_is_one_page_whatever_the_currencies(sqlite_store:
     with sqlite_store.write() as session:
         world(session)
         body = body_of(session)
-    total, one = next((total, one) for total, one in zip(body["totals"], body["currencies"], strict=True) if total["cost"] is not None)
-    codes = ["USD", "EUR", "GBP", "JPY", "CHF", "SEK", "AUD"][:count]
-    movers = [{**one["movers"][0], "deployment": f"a-deployment-with-a-long-name-{number}"} for number in range(10)]
-    many = {
-        **body,
-        "totals": [{**total, "currency": code, "unknown_token_requests": 3} for code in codes],
-        "currencies": [{**one, "currency": code, "movers": movers} for code in codes],
-    }
+    many, costs = of_currencies(body, count)
     first, second, *_ = sheets(reports.written(many, "pdf").content)
     assert second.startswith("Detail")
-    for code in codes[:5]:
-        assert f"{words.amount(total['cost'], code)} in week 2026-W46" in first
+    for cost in costs[:5]:
+        assert f"{cost} in week 2026-W46" in first
         # In the sentence and in the figures; of several currencies in the steps as well, which else are a chart.
-        assert first.count(words.amount(total["cost"], code)) >= (2 if count == 1 else 3)
+        assert first.count(cost) >= (2 if count == 1 else 3)
     # Beside charts and five movers it may stand in the detail only.
     assert "Bill against metering" in first or count == 1
     assert ("more currenc" in first) == (count > 5)
     assert ("2 more currencies: see the detail." in first) == (count == 7)
+
+
+def test_the_printed_page_is_one_first_page_and_then_the_detail(sqlite_store: Store, chromium: str) -> None:
+    with sqlite_store.write() as session:
+        world(session)
+        body = body_of(session)
+    with sync_playwright() as playwright, playwright.chromium.launch(executable_path=chromium) as browser:
+        page = browser.new_page(viewport={"width": 390, "height": 800})
+        for count in (1, 2, 3, 5, 7):
+            many, costs = of_currencies(body, count)
+            page.set_content(reports.written(many, "html").content.decode())
+            assert page.evaluate("document.documentElement.scrollWidth") <= 390
+            printed = headings(page.pdf(prefer_css_page_size=True, outline=True, tagged=True))
+            begins = [title for title, _ in printed].index("Detail")
+            front = [title for title, _ in printed[:begins]]
+            assert {sheet for _, sheet in printed[:begins]} == {1}, (count, printed)
+            # It begins a page: what stands before it would else have taken the second.
+            assert printed[begins][1] == 2, (count, printed)
+            assert front[1:] == {
+                1: ["USD", "What moved most"],
+                2: ["USD", "From last week to this one", "What moved most", "EUR", "From last week to this one", "What moved most"],
+            }.get(count, ["By currency", "From last week to this one", "Bill against metering", "What moved most"])
+            said = page.inner_text(".front")
+            for cost in costs[:5]:
+                assert said.count(cost) >= 2
+            assert ("2 more currencies: see the detail." in said) == (count == 7)
+            # Nothing of the first page is there alone: the detail names every mover.
+            assert page.locator("h1.detail ~ * td >> text=a-deployment-with-a-long-name-9").count() == count
 
 
 def test_pdf_is_a_function_of_the_snapshot(sqlite_store: Store) -> None:

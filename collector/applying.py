@@ -32,7 +32,7 @@ from models.alerts import AlertRule, Budget, Silence
 from models.columns import canonical_json
 from models.errors import InvalidInput
 from models.notices import Format, Receiver, place
-from models.periods import rfc3339
+from models.periods import rfc3339, to_the_second
 from models.schedules import ReportSchedule
 from models.store import Store
 
@@ -216,7 +216,7 @@ def _receiver_changes(row: Receiver, body: ReceiverBody, *, now: datetime) -> li
     if row.url != body.url:
         changed.insert(0, f"url {place(row.url, row.format)} → {place(body.url, body.format)}")
     if body.secret is not None and body.secret != row.secret:
-        changed.append(f"secret changes; the one before signs too until {rfc3339(now + receivers.OVERLAP)}")
+        changed.append(f"secret changes; the one before signs too until {to_the_second(now + receivers.OVERLAP)}")
     if body.routing_key is not None and body.routing_key != row.routing_key:
         changed.append("routing_key changes")
     return changed

@@ -46,7 +46,7 @@ from collector.settings import Settings
 from collector.webhooks.setup import Telling
 from models import audit, ledger, money
 from models.errors import Conflict, DomainError, InvalidInput, Unavailable
-from models.periods import rfc3339
+from models.periods import rfc3339, to_the_second
 from models.store import Store
 
 if TYPE_CHECKING:
@@ -670,8 +670,8 @@ def _keys_list(_options: argparse.Namespace, settings: Settings) -> int:
     store.check_schema()
     with store.read() as session:
         for key in auth.list_keys(session):
-            state = f"revoked {rfc3339(key.revoked_at)}" if key.revoked_at is not None else "active"
-            print(f"{key.id}  {key.scope:<6}  {state}  created {rfc3339(key.created_at)}  {','.join(key.workspaces) or 'all workspaces'}  {key.name}")
+            state = f"revoked {to_the_second(key.revoked_at)}" if key.revoked_at is not None else "active"
+            print(f"{key.id}  {key.scope:<6}  {state}  created {to_the_second(key.created_at)}  {','.join(key.workspaces) or 'all workspaces'}  {key.name}")
     store.close()
     return 0
 

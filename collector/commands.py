@@ -24,7 +24,7 @@ from collector.webhooks.setup import Telling
 from models import money
 from models.columns import to_microseconds
 from models.errors import InvalidInput
-from models.periods import Period, rfc3339
+from models.periods import Period, to_the_second
 from models.store import Store
 
 Kind = Literal["usage", "charges", "prices", "inventory", "owners", "meters"]
@@ -153,7 +153,7 @@ def run(command: Command, desk: Desk) -> int:
         case RevokeKey(key_id=key_id):
             with desk.store.write() as session:
                 info = auth.revoke_key(session, key_id, now=desk.now())
-            desk.say(f"key {info.id} ({info.name}) is revoked since {rfc3339(info.revoked_at or desk.now())}")
+            desk.say(f"key {info.id} ({info.name}) is revoked since {to_the_second(info.revoked_at or desk.now())}")
             return 0
 
 

@@ -19,7 +19,7 @@ from collector.webhooks import sending
 from models import ledger
 from models.errors import DomainError
 from models.notices import Format, Receiver
-from models.periods import rfc3339
+from models.periods import to_the_second
 from models.store import Store, head_revision
 
 Level = Literal["ok", "warning", "failure"]
@@ -210,10 +210,12 @@ def _clock(store: Store, now: datetime) -> Iterator[Finding]:
         ahead = session.execute(sa.text(newest)).scalar()
     if ahead is not None and int(ahead) > (now.timestamp() + 300) * 1_000_000:
         yield Finding(
-            "failure", f"the clock says {rfc3339(now)}, and events arrived later than that", "set the clock (NTP); times of arrival decide what was known when"
+            "failure",
+            f"the clock says {to_the_second(now)}, and events arrived later than that",
+            "set the clock (NTP); times of arrival decide what was known when",
         )
     else:
-        yield Finding("ok", f"clock {rfc3339(now)}")
+        yield Finding("ok", f"clock {to_the_second(now)}")
 
 
 def _data(store: Store, now: datetime) -> Iterator[Finding]:
@@ -223,15 +225,17 @@ def _data(store: Store, now: datetime) -> Iterator[Finding]:
     if age.metered_until is None:
         yield Finding("warning", "no usage has arrived yet", "send some: curl -X POST …/v1/usage (see the start page), or meterbridge import usage FILE")
     elif now - age.metered_until > _STALE_USAGE:
-        yield Finding("warning", f"the newest usage is from {rfc3339(age.metered_until)}", "look at the senders: their key, their URL, their logs")
+        yield Finding("warning", f"the newest usage is from {to_the_second(age.metered_until)}", "look at the senders: their key, their URL, their logs")
     else:
-        yield Finding("ok", f"usage up to {rfc3339(age.metered_until)}")
+        yield Finding("ok", f"usage up to {to_the_second(age.metered_until)}")
     if age.billed_until is None:
         yield Finding("warning", "no bill has landed yet", "meterbridge import charges FILE (cost details or FOCUS, from Azure Cost Management)")
     elif now - age.billed_until > _STALE_BILL:
-        yield Finding("warning", f"the bill reaches {rfc3339(age.billed_until)} on its slowest route", "import a newer bill: meterbridge import charges FILE")
+        yield Finding(
+            "warning", f"the bill reaches {to_the_second(age.billed_until)} on its slowest route", "import a newer bill: meterbridge import charges FILE"
+        )
     else:
-        yield Finding("ok", f"billed up to {rfc3339(age.billed_until)} on every route")
+        yield Finding("ok", f"billed up to {to_the_second(age.billed_until)} on every route")
     for problem in problems[:20]:
         if problem.kind != "out_of_scope":
             yield Finding("warning", f"{problem.kind}: {problem.subject}: {problem.detail}", problem.remedy)

@@ -16,7 +16,7 @@ from sqlmodel import Session, col, select
 
 from models import money
 from models.errors import Conflict, NotFound
-from models.periods import rfc3339, valid_together
+from models.periods import to_the_second, valid_together
 from models.prices import UNIT_DIGITS, Price, PriceBook, PriceMeter, UnitPrice, WaitingPrice, model_key
 
 _FARTHEST = Decimal(5)
@@ -153,7 +153,7 @@ def decide(session: Session, waiting_id: int, *, accept: bool, author: str, now:
     if row is None:
         raise NotFound(f"no price row {waiting_id} waits or has waited; see: meterbridge prices waiting")
     if row.decision is not None:
-        raise Conflict(f"price row {waiting_id} was {row.decision} by {row.decided_by or 'nobody named'} at {rfc3339(row.decided_at or now)}")
+        raise Conflict(f"price row {waiting_id} was {row.decision} by {row.decided_by or 'nobody named'} at {to_the_second(row.decided_at or now)}")
     row.decision, row.decided_at, row.decided_by = "accepted" if accept else "rejected", now, author
     if accept:
         session.add(as_price(row, author=author, known_from=now))

@@ -61,6 +61,11 @@ def rfc3339(at: datetime) -> str:
     return at.astimezone(UTC).isoformat().replace("+00:00", "Z")
 
 
+def to_the_second(at: datetime) -> str:
+    """The same for people, who read no fractions."""
+    return rfc3339(at.replace(microsecond=0))
+
+
 def parse_instant(text: str, *, what: str) -> datetime:
     """An RFC 3339 instant with an offset, as aware UTC; digits beyond microseconds are cut."""
     if len(text) > 64 or not _RFC3339.match(text):

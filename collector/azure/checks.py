@@ -17,7 +17,7 @@ from typing import Any, Literal, Protocol
 from collector.doctor import Finding
 from models import sources
 from models.errors import DomainError, Forbidden, NotFound, Unauthorized
-from models.periods import rfc3339
+from models.periods import to_the_second
 from models.sources import PullState
 from models.store import Store
 
@@ -393,13 +393,13 @@ def _pulls(store: Store, scopes: Sequence[str], *, now: datetime) -> Iterator[Fi
             at = newest.get((source, scope))
             where = f"{source} of {scope}" if scope else source
             if at is None or now - at > stale:
-                age = "never" if at is None else f"last on {rfc3339(at)}"
+                age = "never" if at is None else f"last on {to_the_second(at)}"
                 why = f": {message}" if state == PullState.FAILED and message else ""
                 yield Finding("warning", f"{where}: pulled whole {age}{why}", f"meterbridge sync {source}")
             elif state == PullState.FAILED:
-                yield Finding("warning", f"{where}: the last pull failed ({message}); the one of {rfc3339(at)} stands", f"meterbridge sync {source}")
+                yield Finding("warning", f"{where}: the last pull failed ({message}); the one of {to_the_second(at)} stands", f"meterbridge sync {source}")
             else:
-                yield Finding("ok", f"{where}: pulled {rfc3339(at)}")
+                yield Finding("ok", f"{where}: pulled {to_the_second(at)}")
 
 
 def _headroom(store: Store, *, now: datetime) -> Iterator[Finding]:

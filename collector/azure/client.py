@@ -25,7 +25,7 @@ import httpx
 
 from collector.settings import Settings
 from models.errors import Forbidden, InvalidInput, NotFound, Unauthorized, UpstreamError
-from models.periods import rfc3339
+from models.periods import to_the_second
 
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 _STATIC = "static:"
@@ -49,7 +49,7 @@ class Rescheduled(UpstreamError):
     """Azure wants to be left alone for longer than a job sleeps; ``until`` says until when."""
 
     def __init__(self, until: datetime, *, seconds: float) -> None:
-        super().__init__(f"Azure throttles: it wants no call for {seconds:.0f} s; tried again after {rfc3339(until)}", retryable=True)
+        super().__init__(f"Azure throttles: it wants no call for {seconds:.0f} s; tried again after {to_the_second(until)}", retryable=True)
         self.until = until
 
 

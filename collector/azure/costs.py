@@ -205,6 +205,11 @@ def pull(store: Store, azure: Azure, scope: str, billed: BillingPeriod, *, now: 
         raise
     if landing is None:
         message = f"{scope} has no charges in {billed}"
+        if billed.end <= (oldest := _oldest_month(begun)):
+            message = (
+                f"{scope}: Azure has no details of {billed} any more, which does not say that nothing was charged: they reach {MOST_MONTHS_BACK} months back, "
+                f"to {oldest:%Y-%m}. Import that month's bill from a file you kept: meterbridge import charges FILE"
+            )
         ended(PullState.DONE, message, rows=0)
         return Pulled(scope, billed, None, message)
     reaches = [date.fromisoformat(day) for part in landing.parts for day in part.reaches.values()]
@@ -591,5 +596,11 @@ def watched_months(store: Store, *, now: datetime) -> list[date]:
     row = BillPart
     with store.read() as session:
         found: list[date] = list(session.scalars(sa.select(col(row.period_start)).where(col(row.landed_at).is_not(None)).distinct()))
-    oldest = month_start(utc_day(now) - timedelta(days=30 * MOST_MONTHS_BACK))
-    return sorted((month for month in found if settles_at(month) <= now and month >= oldest), reverse=True)
+    return sorted((month for month in found if settles_at(month) <= now and month >= _oldest_month(now)), reverse=True)
+
+
+def _oldest_month(now: datetime) -> date:
+    """The first month of which Azure still has details: reports and exports reach no farther back."""
+    this = utc_day(now)
+    months = this.year * 12 + this.month - 1 - MOST_MONTHS_BACK
+    return date(months // 12, months % 12 + 1, 1)

@@ -171,8 +171,8 @@ def _mappings(view: View, found: Sequence[MeterMapping]) -> Component:
 
 def _sources(view: View, age: DataAge) -> Component:
     columns = [
-        tables.Column("Kind"),
         tables.Column("Source"),
+        tables.Column("Kind"),
         tables.Column("Reaches to", title="the last instant that it covers"),
         tables.Column("Last arrival"),
         tables.Column("Age"),
@@ -181,8 +181,8 @@ def _sources(view: View, age: DataAge) -> Component:
     def cells(source: SourceAge) -> list[tables.Cell]:
         reach = text.until(source.reaches) if source.kind == "bill" else text.instant(source.reaches)
         return [
-            _KINDS.get(source.kind, source.kind),
             tables.named(source.name, length=60),
+            _KINDS.get(source.kind, source.kind),
             html.Span(reach, title=text.exact_instant(source.reaches)),
             html.Span(text.instant(source.arrived_at), title=text.exact_instant(source.arrived_at)) if source.arrived_at else "",
             text.ago(source.arrived_at or source.reaches, view.now),

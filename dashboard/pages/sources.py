@@ -120,8 +120,8 @@ def _until(one: Source) -> str:
 
 def _table(view: View, facts: Sequence[Source]) -> Component:
     columns = [
+        tables.Column("Source"),  # first, as what heads each entry of the list on a telephone
         tables.Column("Kind"),
-        tables.Column("Source"),
         tables.Column("State"),
         tables.Column("Last word"),
         tables.Column("Reaches to", title="the last instant that its data covers"),
@@ -134,8 +134,8 @@ def _table(view: View, facts: Sequence[Source]) -> Component:
     ]
     rows: list[list[tables.Cell]] = [
         [
-            _KINDS.get(one.kind, one.kind),
             tables.named(one.name, length=44),
+            _KINDS.get(one.kind, one.kind),
             _pill(one),
             html.Span(text.visible(one.message), className="wrap long"),
             html.Span(_until(one) if one.data_until else "", title=text.exact_instant(one.data_until)),

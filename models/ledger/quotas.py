@@ -25,7 +25,7 @@ from models.ledger.world import Lens, World
 from models.lifecycle import context_tokens, retires_at
 from models.limits import Counting, Limits, PoolLimit, limits_known
 from models.matching import Identity
-from models.periods import rfc3339
+from models.periods import to_the_second
 from models.prices import model_key
 from models.quotas import azure_quotas, endpoints, family_key
 from models.resources import Mode, Route
@@ -137,7 +137,9 @@ class Pool:
     def limit_note(self) -> str | None:
         """Which sources say another limit than the one that counts: none is overruled in silence."""
         first = next((one for one in self.limits_said if one.counts), None)
-        others = [f"{one.source} says {one.value:,} ({rfc3339(one.said_at)})" for one in self.limits_said if first is not None and one.value != first.value]
+        others = [
+            f"{one.source} says {one.value:,} ({to_the_second(one.said_at)})" for one in self.limits_said if first is not None and one.value != first.value
+        ]
         return f"{'; '.join(others)}; the limit of {first.source} counts" if first is not None and others else None
 
     def has_room(self, now: datetime) -> bool | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator
-from datetime import date
+from datetime import date, timedelta
 from pathlib import Path
 
 import pytest
@@ -40,6 +40,15 @@ def test_without_schedules_and_settings_nothing_is_said_and_nothing_made(sqlite_
     assert found(sqlite_store) == []
     assert sqlite_store.path is not None
     assert not (sqlite_store.path.parent / "reports").exists()
+
+
+def test_times_are_said_to_the_second(sqlite_store: Store) -> None:
+    with sqlite_store.write() as session:
+        make.event(session, make.series(session), time=NOW)
+    at = NOW + timedelta(microseconds=123_456)
+    said = [one.what for one in doctor.examine(sqlite_store, Settings(database_url=f"sqlite:///{sqlite_store.path}"), now=at, is_service_running=False)]
+    assert "clock 2026-11-20T10:00:00Z" in said
+    assert [one for one in said if ".123456" in one] == []
 
 
 def test_folders_are_tried_by_writing(sqlite_store: Store, tmp_path: Path) -> None:

@@ -107,4 +107,8 @@ def test_the_page_draws_without_a_word_in_the_console(browser: Browser, width: i
         # Four reach somewhere: each a bar of what is there and one of what is missing.
         expect(page.locator("#reach svg .bars .point")).to_have_count(8)
         expect(page.locator(".tile-value")).to_have_text(["3", "2 days ago", "2"])
+        # On a telephone each row is headed by its first cell: by whose source it is, not by its kind.
+        names = page.locator(".table:has(caption:text('Sources and their last word')) tbody td:first-child").all_text_contents()
+        assert "inventory" in names
+        assert "Azure" not in names
         assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")

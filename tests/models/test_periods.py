@@ -33,6 +33,11 @@ def lengths(period: Period, granularity: Granularity, zone: tzinfo) -> list[floa
     return [(bucket.end - bucket.start) / timedelta(hours=1) for bucket in periods.buckets(period, granularity, zone)]
 
 
+def test_people_read_no_fractions_of_a_second() -> None:
+    assert periods.to_the_second(utc("2026-11-20T10:00:59.999999")) == "2026-11-20T10:00:59Z"
+    assert periods.to_the_second(datetime(2026, 11, 20, 1, tzinfo=BERLIN)) == "2026-11-20T00:00:00Z"
+
+
 # -- periods ------------------------------------------------------------------------------------
 
 

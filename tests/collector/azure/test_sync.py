@@ -93,6 +93,15 @@ def test_a_month_without_charges_is_no_failure(place: Place) -> None:
     assert {run.state for run in place.runs()} == {PullState.DONE}
 
 
+def test_a_month_older_than_what_azure_keeps_is_said_to_be_so(place: Place) -> None:
+    # On 2026-10-05 details reach back to September of the year before.
+    assert place.pull("costs", date(2025, 9, 1)) == []
+    assert "has no charges in 2025-09" in place.said[-1]
+    assert place.pull("costs", date(2025, 8, 1)) == []
+    assert "Azure has no details of 2025-08 any more, which does not say that nothing was charged" in place.said[-1]
+    assert "to 2025-09. Import that month's bill from a file" in place.said[-1]
+
+
 def test_a_report_that_was_ordered_is_asked_for_again_after_a_cut(place: Place) -> None:
     place.simulator.faults.arm(Fault.ERROR_500, times=8, kinds={"poll"})
     failures = place.pull("costs", date(2026, 10, 1))

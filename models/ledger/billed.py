@@ -1,13 +1,14 @@
-"""The charges that a question needs, day by day and item by item, with whom they may belong to."""
+"""What questions read of bill and meter, once however many ask: charges with whom they may belong to, and the sums of usage."""
 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import date, datetime
+from datetime import date, datetime, timedelta
 from decimal import Decimal
 from itertools import groupby
+from typing import Any
 
 import msgspec
 import sqlalchemy as sa
@@ -15,13 +16,19 @@ from sqlmodel import Session, col, select
 
 from models import money, skus
 from models.charges import ChargeClass, ChargeItem, MeterKind
+from models.columns import EPOCH
 from models.ledger.hours import instance_hours, stretches
 from models.ledger.shares import Amounts
-from models.ledger.world import World
+from models.ledger.world import Use, World, read_usage
 from models.matching import Identity
 from models.money import ZERO
-from models.periods import DAY, Period, day_start, days
+from models.periods import DAY, Period, day_start, days, utc_day
 from models.resources import Mode, Route
+from models.usage import DAY_SECONDS
+
+_INSTANT = timedelta(microseconds=1)
+# Rows of charges that are in memory as they were read.
+_AT_ONCE = 5_000
 
 Place = tuple[date, str, str]  # day, workspace and deployment without case
 
@@ -70,19 +77,20 @@ class Bill(msgspec.Struct, frozen=True, eq=False, gc=False):
 
 
 class Reading:
-    """What is known at one instant: the world, and the charges of the days that were asked for already."""
+    """What is known at one instant: the world, and charges and usage of the days that were asked for already."""
 
     def __init__(self, session: Session, known: datetime) -> None:
         self.world = World(session, known)
         self._session = session
         self._subscriptions = {part.id: part.subscription_id for part in self.world.parts}
-        self._items: dict[int, ChargeItem] = {}
+        self._items: dict[int, ChargeItem | None] = {}  # None for what is no model spend
         # By the changes that come before a day's start and before its end: by item, currency and subscription; None for what is no model spend.
         self._targets: dict[tuple[int, int], dict[tuple[int, str, str | None], Target | None]] = {}
         # Of equal identities one: so that what belongs together is found by what it is, not by comparing a dozen names.
         self._identities: dict[Identity, Identity] = {}
         self._changes = sorted({*self.world.registry.every_change(), *self.world.meters.changes()})
         self._by_day: dict[date, list[Bill]] = {}
+        self._usage: dict[datetime | None, dict[int, list[Use]]] = {}  # of every series, by what had arrived and day (since 1970)
 
     def charges(self, period: Period) -> list[tuple[date, list[Bill]]]:
         """The charges of the UTC days that the period touches, in order of day and item; untagged hours given to whose they must be."""
@@ -92,6 +100,24 @@ class Reading:
         for _, run in groupby(enumerate(missing), key=lambda pair: pair[1].toordinal() - pair[0]):
             self._read({day: self._by_day.setdefault(day, []) for _, day in run})
         return [(day, bills) for day in asked if (bills := self._by_day.get(day))]
+
+    def usage(self, period: Period, *, slot: int, shift: int, as_of: datetime | None, series: Sequence[int] | None) -> list[Use]:
+        """The usage of a period as ``read_usage`` has it; whole UTC days of every series are read once."""
+        first, last = utc_day(period.start + DAY - _INSTANT), utc_day(period.end)  # half open
+        if slot != DAY_SECONDS or shift or series is not None or first >= last:
+            return read_usage(self._session, period, slot=slot, shift=shift, as_of=as_of, series=series)
+        known = self._usage.setdefault(as_of, {})
+        numbers = range((first - EPOCH.date()).days, (last - EPOCH.date()).days)
+        for _, run in groupby(enumerate(day for day in numbers if day not in known), key=lambda pair: pair[1] - pair[0]):
+            missing = [day for _, day in run]
+            known |= {day: [] for day in missing}
+            whole = Period(EPOCH + missing[0] * DAY, EPOCH + (missing[-1] + 1) * DAY)
+            for use in read_usage(self._session, whole, slot=slot, shift=0, as_of=as_of, series=None):
+                known[use[0] // DAY_SECONDS].append(use)
+        inner = [use for day in numbers for use in known[day]]
+        ends = Period(period.start, day_start(first)), Period(day_start(last), period.end)
+        before, after = ([] if end.start >= end.end else read_usage(self._session, end, slot=slot, shift=0, as_of=as_of, series=None) for end in ends)
+        return [*before, *inner, *after]
 
     def _read(self, into: Mapping[date, list[Bill]]) -> None:
         """Read the charges of days that follow one another."""
@@ -103,14 +129,12 @@ class Reading:
             f"invoiced_rows, invoiced_cost FROM charge_day WHERE part_id IN ({parts}) AND charged_on >= :first AND charged_on <= :last "
             "ORDER BY charged_on, item_id, charge_type, currency, part_id"
         ).bindparams(sa.bindparam("first", min(into), sa.Date), sa.bindparam("last", max(into), sa.Date))
-        found = self._session.execute(asked).all()
-        self._know_items({one[1] for one in found})
         # Whom a charge belongs to and what its meter counts change with the registry and the mappings only, at the start or in the middle of a day.
         tagged: dict[Place, Decimal] = {}
         subscriptions, compute = self._subscriptions, MeterKind.COMPUTE
         day, bills, last = min(into), into[min(into)], None
         targets: dict[tuple[int, str, str | None], Target | None] = {}
-        for on, item_id, currency, told, cost, effect, part_id, other_type, lines, invoiced_lines, invoiced in found:
+        for on, item_id, currency, told, cost, effect, part_id, other_type, lines, invoiced_lines, invoiced in self._rows(asked):
             if on != last:
                 day, last = date.fromisoformat(on) if isinstance(on, str) else on, on
                 stamp = bisect_right(self._changes, day_start(day)), bisect_right(self._changes, day_start(day + DAY))
@@ -143,6 +167,12 @@ class Reading:
             if any(bill.target.kind == MeterKind.COMPUTE for bill in bills):
                 bills[:] = _with_untagged(self.world, bills, tagged)
 
+    def _rows(self, asked: sa.TextClause) -> Iterator[Any]:
+        """The rows of a question, some thousands at once, whose items are known then."""
+        for some in self._session.execute(asked).partitions(_AT_ONCE):
+            self._know_items({one[1] for one in some})
+            yield from some
+
     def _target(self, item_id: int, currency: str, subscription: str | None, day: date) -> Target | None:
         item = self._items.get(item_id)
         if item is None:
@@ -156,6 +186,7 @@ class Reading:
     def _know_items(self, ids: set[int]) -> None:
         """Read the items that count as model spend."""
         wanted = sorted(ids - self._items.keys())
+        self._items |= dict.fromkeys(wanted)
         for index in range(0, len(wanted), 500):
             query = select(ChargeItem).where(col(ChargeItem.id).in_(wanted[index : index + 500]), col(ChargeItem.charge_class) != ChargeClass.OUT_OF_SCOPE)
             self._items |= {item.id: item for item in self._session.exec(query) if item.id is not None}

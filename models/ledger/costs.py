@@ -23,7 +23,7 @@ from models.ledger.shares import BY_REQUESTS, BY_TIME, BY_TOKENS, NO_AMOUNTS, NO
 from models.ledger.sums import Sums
 from models.ledger.values import GROUPS, CostQuery, CostTable
 from models.ledger.views import Cell, Common, Groups, Line, Priced, Spot, View
-from models.ledger.world import Lens, Series, Use, read_usage
+from models.ledger.world import Lens, Series, Use
 from models.matching import Identity
 from models.money import ZERO
 from models.periods import DAY, Period, buckets, day_start, days, settles_at, utc_day, zone_from
@@ -41,9 +41,14 @@ def costs(session: Session, query: CostQuery, *, now: datetime) -> CostTable:
     return Answer(session, query, now=now).answer()
 
 
-def costs_together(session: Session, queries: Sequence[CostQuery], *, now: datetime, reading: Reading | None = None) -> list[CostTable]:
-    """The answers of ``costs`` to queries that differ in grouping, basis and currency only; ``reading`` is what somebody has read at ``now`` already."""
-    answer = Answer(session, *queries, now=now, reading=reading)
+def costs_together(
+    session: Session, queries: Sequence[CostQuery], *, now: datetime, reading: Reading | None = None, needs_coverage: bool = True
+) -> list[CostTable]:
+    """The answers of ``costs`` to queries that differ in grouping, basis and currency only; ``reading`` is what somebody has read at ``now`` already.
+
+    Where the caller shows no coverage, ``needs_coverage`` spares to note it deployment by deployment and day by day; it is None then.
+    """
+    answer = Answer(session, *queries, now=now, reading=reading, needs_coverage=needs_coverage)
     answer.gather()
     return [view.table(answer.buckets) for view in answer.views]
 
@@ -146,6 +151,7 @@ class Answer:
         usage_as_of: datetime | None = None,
         evidence: Evidence | None = None,
         reading: Reading | None = None,
+        needs_coverage: bool = True,
     ) -> None:
         for each in (query, *more):
             unknown = [name for name in each.group_by if name not in GROUPS and not (name.startswith("tag:") and len(name) > 4)]
@@ -158,6 +164,7 @@ class Answer:
         self._evidence = evidence
         self._usage_as_of = query.as_of if usage_as_of is None else usage_as_of
         self.horizon = now if query.as_of is None else min(query.as_of, now)
+        self._needs_coverage = needs_coverage
         self._reading = Reading(session, self.horizon) if reading is None else reading
         self.world = self._reading.world
         self.zone = zone_from(query.time_zone)
@@ -165,9 +172,10 @@ class Answer:
         self._starts = [to_microseconds(bucket.start) for bucket in self.buckets]
         self._end = to_microseconds(query.period.end)
         self.lens = Lens(self.world, query.filters)
-        self.views = [View(each, self.world) for each in (query, *more)]
+        self.views = views = [View(each, self.world, needs_coverage=needs_coverage) for each in (query, *more)]
         self._is_fine = any(view.is_fine for view in self.views)
-        self.meanings = Meanings(self.world, self.lens, query.period, lambda meaning: tuple(view.groups_of(meaning, MeterKind.INPUT) for view in self.views))
+        # Not through ``self``: an answer that holds itself stays in memory until somebody looks for such circles.
+        self.meanings = Meanings(self.world, self.lens, query.period, lambda meaning: tuple(view.groups_of(meaning, MeterKind.INPUT) for view in views))
         self._days: dict[date, _Day] = {}
         self._owners: dict[tuple[object, ...], tuple[str | None, str | None]] = {}
         # With what their keys are of: an id is nobody else's only for as long as it is there.
@@ -320,7 +328,7 @@ class Answer:
                     into[2] += cached
                     into[3] += outputs
         # What goes to the same row of several views is added up once.
-        common = Common(self.query, self.world)
+        common = Common(self.query, self.world, needs_coverage=self._needs_coverage)
         asked: Sequence[View] = self.views if len(self.views) == 1 else (common,)
         for (_, day, bucket), (meaning, sums) in cells.items():
             self._add_cell(asked, meaning, _date(day), bucket, sums)
@@ -349,7 +357,7 @@ class Answer:
                 if not ids:
                     continue
                 only = None if len(ids) == len(self.world.series) else ids
-                for use in read_usage(self.session, part, slot=width, shift=cut_at, as_of=self._usage_as_of, series=only):
+                for use in self._reading.usage(part, slot=width, shift=cut_at, as_of=self._usage_as_of, series=only):
                     at = max(use[0] * 1_000_000, to_microseconds(part.start))
                     yield use, self._bucket_of(at)
 
@@ -543,6 +551,7 @@ class Answer:
                 continue
             for bill in bills:
                 target, views = bill.target, self.views
+                of = target.covers if self._needs_coverage else None
                 if not is_divided and len(target.identities) == 1:
                     if plain is not None:
                         # Nobody has to be asked who used it, and there is one row that it goes to.
@@ -555,13 +564,13 @@ class Answer:
                             row = line.get(bucket)
                             if row is None:
                                 row = line[bucket] = Sums()
-                            row.add_charge(bill, bill.amounts, target.covers, is_estimate=bill.is_estimate, standing=standing)
+                            row.add_charge(bill, bill.amounts, of, is_estimate=bill.is_estimate, standing=standing)
                         continue
                     # Only input is weighed by whether cached input is billed apart.
                     is_split = target.kind == MeterKind.INPUT and (on, *target.place) in cached
                     only = self._whose(bill, used, bucket, is_split=is_split) if fine else None
                     if only is not None or len(fine) < len(self.views):
-                        whole.at(target, only, bucket).add_charge(bill, bill.amounts, target.covers, is_estimate=bill.is_estimate, standing=standing)
+                        whole.at(target, only, bucket).add_charge(bill, bill.amounts, of, is_estimate=bill.is_estimate, standing=standing)
                     if only is not None or not fine:
                         continue
                     views = fine  # who used it share it; where nobody asks for them it stays one charge
@@ -692,7 +701,7 @@ class Answer:
             row = view.row(*spot)
             is_estimate = is_shared or (share.by_usage and view.asks_labels)
             row.by |= share.by if view.asks_labels else 0
-            of = share.identity.workspace, share.identity.deployment
+            of = (share.identity.workspace, share.identity.deployment) if self._needs_coverage else None
             row.add_charge(bill, share.amounts, of, is_estimate=is_estimate, standing=day.standing)
             if self._evidence is not None and self._is_wanted(target.currency):
                 self._evidence.note_billed(

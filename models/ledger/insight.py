@@ -75,7 +75,8 @@ def _usage_ages(session: Session, *, visible: frozenset[str] | None, now: dateti
 def forecast(session: Session, filters: Filters, *, now: datetime, reading: Reading | None = None) -> list[Forecast]:
     """Spend of the running UTC month and its likely end, per currency, as a budget of that month would have it (``budgets.look_ahead``)."""
     month, today = month_period(utc_day(now)), utc_day(now)
-    (table,) = costs_together(session, [CostQuery(Period(day_start(today) - LOOKS_BACK, now), "day", filters=filters)], now=now, reading=reading)
+    asked = CostQuery(Period(day_start(today) - LOOKS_BACK, now), "day", filters=filters)
+    (table,) = costs_together(session, [asked], now=now, reading=reading, needs_coverage=False)
     by_currency: dict[str, dict[date, Figures]] = {}
     for row in table.rows:
         if row.figures.currency is not None and row.figures.cost is not None:

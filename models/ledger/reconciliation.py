@@ -138,7 +138,7 @@ def reconciliation(
     # A day on either side: whether somebody was metering is judged within a day.
     wide = Period(period.start - DAY, period.end + DAY)
     query = CostQuery(wide, "day", _GROUPS, "billed", filters, as_of=as_of)
-    answer = Answer(session, query, now=now, usage_as_of=usage_as_of, reading=reading)
+    answer = Answer(session, query, now=now, usage_as_of=usage_as_of, reading=reading, needs_coverage=False)
     answer.gather()
     found = _Reconciler(session, answer, period).reconciled()
     _raise_overdue(session, answer.world, found.rows, now=as_of or now)

@@ -12,7 +12,6 @@ from models import money
 from models.ledger.billed import Bill
 from models.ledger.shares import BY_REQUESTS, BY_TIME, BY_TOKENS, Amounts, plus
 from models.ledger.values import Basis, Figures, Standing
-from models.matching import Identity
 from models.money import ZERO
 from models.prices import in_one
 
@@ -114,8 +113,11 @@ class Sums(msgspec.Struct, eq=False, gc=False):
             pair = cover.get(key)
             cover[key] = (billed, metered) if pair is None else (money.plus(pair[0], billed), money.plus(pair[1], metered))
 
-    def add_charge(self, bill: Bill, amounts: Amounts, of: tuple[str | None, str | None], *, is_estimate: bool, standing: int) -> None:
-        """Add a charge, or what of it is a share: ``amounts`` of the workspace and deployment ``of``; ``standing`` tells how settled its day is."""
+    def add_charge(self, bill: Bill, amounts: Amounts, of: tuple[str | None, str | None] | None, *, is_estimate: bool, standing: int) -> None:
+        """Add a charge, or what of it is a share: ``amounts`` of the workspace and deployment ``of``; ``standing`` tells how settled its day is.
+
+        Without ``of`` nobody asks for coverage.
+        """
         billed = amounts.billed
         self.standing = min(self.standing, standing)
         self.is_billed = self.is_best = self.is_charged = True
@@ -138,6 +140,8 @@ class Sums(msgspec.Struct, eq=False, gc=False):
             self.is_billed_unit_known = False
         else:
             self.billed_units = money.plus(self.billed_units, amounts.units)
+        if of is None:
+            return
         key = bill.day, of
         if self.cover is None:
             self.cover = {key: (billed, ZERO)}
@@ -145,14 +149,16 @@ class Sums(msgspec.Struct, eq=False, gc=False):
             pair = self.cover.get(key)
             self.cover[key] = (billed, ZERO) if pair is None else (money.plus(pair[0], billed), pair[1])
 
-    def add_metered(self, day: date, identity: Identity, amount: Decimal, *, is_reached: bool) -> None:
-        """Add what metering makes of usage; it is the best that is known until a bill reaches the day."""
+    def add_metered(self, day: date, amount: Decimal, of: tuple[str | None, str | None] | None, *, is_reached: bool) -> None:
+        """Add what metering makes of the usage ``of`` a workspace and deployment; it is the best that is known until a bill reaches the day."""
         self.is_metered = True
         self.metered = money.plus(self.metered, amount)
         if is_reached:
+            if of is None:
+                return
             # Unallocated money has no metering.
-            seen = ZERO if identity.deployment is None else amount
-            key = day, (identity.workspace, identity.deployment)
+            seen = ZERO if of[1] is None else amount
+            key = day, of
             if self.cover is None:
                 self.cover = {}
             pair = self.cover.get(key)

@@ -57,9 +57,10 @@ class View:
     ``is_fine`` where a charge has to be cut over who used a deployment even if it is of one: only requests know the answer.
     """
 
-    def __init__(self, query: CostQuery, world: World) -> None:
+    def __init__(self, query: CostQuery, world: World, *, needs_coverage: bool = True) -> None:
         filters = query.filters
         self.query = query
+        self.needs_coverage = needs_coverage
         # Below the bill: what only requests know.
         self.asks_labels = any(name in _LABELS or name.startswith("tag:") for name in query.group_by) or bool(
             filters.applications or filters.teams or filters.tags
@@ -146,6 +147,7 @@ class View:
     def add_usage(self, cell: Cell, priced: Sequence[Priced]) -> None:
         """Add calls, and tokens meter by meter."""
         identity = cell.meaning.identity
+        of = self._covers(identity)
         is_split = len(priced) == 3
         for index, one in enumerate(priced):
             if index and not one.tokens:
@@ -182,7 +184,7 @@ class View:
                         row.cached_input_tokens += cell.cached_input_tokens
             row.units = money.plus(row.units, Decimal(one.tokens))
             if one.amount is not None:
-                row.add_metered(cell.day, identity, one.amount, is_reached=cell.is_reached)
+                row.add_metered(cell.day, one.amount, of, is_reached=cell.is_reached)
             elif one.term.reason is not None:
                 row.unpriced_tokens += one.tokens
                 row.is_unpriced = True
@@ -212,7 +214,11 @@ class View:
                 row.is_unpriced = True
                 row.reasons |= {part.reason}
             if part.cost is not None:
-                row.add_metered(day, share.identity, part.cost, is_reached=is_reached)
+                row.add_metered(day, part.cost, self._covers(share.identity), is_reached=is_reached)
+
+    def _covers(self, identity: Identity) -> tuple[str | None, str | None] | None:
+        """Whose coverage it is; None where nobody asks."""
+        return (identity.workspace, identity.deployment) if self.needs_coverage else None
 
     # -- the answer -----------------------------------------------------------------------------
 
@@ -246,8 +252,8 @@ class View:
 class Common(View):
     """What every view of several keeps apart or none: usage is added up here once, and then given to all of them."""
 
-    def __init__(self, query: CostQuery, world: World) -> None:
-        super().__init__(query, world)
+    def __init__(self, query: CostQuery, world: World, *, needs_coverage: bool) -> None:
+        super().__init__(query, world, needs_coverage=needs_coverage)
         self._meant: dict[Groups, tuple[Meaning, MeterKind]] = {}
 
     def groups_of(self, meaning: Meaning, meter: MeterKind) -> Groups:

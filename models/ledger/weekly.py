@@ -17,7 +17,7 @@ from models.ledger.comparison import comparison
 from models.ledger.costs import costs_together
 from models.ledger.insight import data_age, forecast
 from models.ledger.reconciliation import ReconciliationTotal, reconciliation
-from models.ledger.values import CostQuery, CostRow, DataAge, Figures, Filters, Forecast
+from models.ledger.values import CostQuery, CostRow, CostTable, DataAge, Figures, Filters, Forecast
 from models.money import ZERO
 from models.periods import DAY, Granularity, Period, day_start, floor, following, utc_day, zone_from
 from models.resources import Mode
@@ -191,18 +191,21 @@ class _Maker:
 
     def __init__(self, session: Session, week: Week, before: Period, filters: Filters, *, now: datetime, reading: Reading) -> None:
         self.session, self.week, self.before, self.filters, self.now, self.reading = session, week, before, filters, now, reading
-        self.days = self._ask(week.period, (), granularity="hour" if week.unit == "day" else "day")[()]
+        (of_days,) = self._ask(week.period, (), granularity="hour" if week.unit == "day" else "day", needs_coverage=True)
+        self.days = of_days.rows
+        self.coverage = {figures.currency: figures.coverage for figures in of_days.totals}
 
-    def _ask(self, period: Period, *groupings: tuple[str, ...], granularity: Granularity = "none") -> Mapping[tuple[str, ...], Sequence[CostRow]]:
-        """The rows of several groupings of a period, from one reading of it."""
+    def _ask(self, period: Period, *groupings: tuple[str, ...], granularity: Granularity, needs_coverage: bool = False) -> list[CostTable]:
+        """The answers to several groupings of a period, from one reading of it."""
         queries = [CostQuery(period, granularity, groups, "best", self.filters, time_zone=self.week.time_zone) for groups in groupings]
-        return dict(zip(groupings, (table.rows for table in costs_together(self.session, queries, now=self.now, reading=self.reading)), strict=True))
+        return costs_together(self.session, queries, now=self.now, reading=self.reading, needs_coverage=needs_coverage)
 
     def currencies(self) -> list[CurrencyWeek]:
         # Both in one answer: what usage means and whose charges are is found once.
         both = self._ask(Period(self.before.start, self.week.period.end), *_ASKED, granularity=self.week.unit)
+        rows_of = dict(zip(_ASKED, (table.rows for table in both), strict=True))
         starts = (self.week.period.start, self.before.start)
-        asked = [{groups: [row for row in rows if row.period.start == start] for groups, rows in both.items()} for start in starts]
+        asked = [{groups: [row for row in rows if row.period.start == start] for groups, rows in rows_of.items()} for start in starts]
         this, last = ({row.figures.currency: row.figures for row in rows[()]} for rows in asked)
         lines = {groups: _lines(*(rows[groups] for rows in asked)) for groups in _LINES}
         meters = [rows[_METERS] for rows in asked]
@@ -212,7 +215,7 @@ class _Maker:
         alike = self._alike()
         found: list[CurrencyWeek] = []
         for currency in sorted(this.keys() | last.keys(), key=lambda code: (code is None, code or "")):
-            total = this.get(currency) or _nothing(last[currency])
+            total = replace(this.get(currency) or _nothing(last[currency]), coverage=self.coverage.get(currency))
             earlier = last.get(currency)
             cost = Change(total.cost, ZERO if earlier is None else earlier.cost)
             deployments = [line for line in lines[_DEPLOYMENTS] if line.figures.currency == currency]
@@ -245,7 +248,7 @@ class _Maker:
         monday = self.week.period.start.astimezone(zone_from(self.week.time_zone)).date()
         # A day without anything counts up to the last one that is billed: nothing was used on it.
         days = [day for day in (monday + DAY * number for number in range(7)) if day <= max(firm) and day not in still_open]
-        earlier = self._ask(self.before, (), granularity="day")[()]
+        earlier = self._ask(self.before, (), granularity="day")[0].rows
         # Where the week before is metered only, its day is like no billed one.
         open_before = {self._day_of(row) for row in earlier if row.figures.status == "provisional"}
         days = [day for day in days if day - 7 * DAY not in open_before]

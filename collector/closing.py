@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import date, datetime
+from datetime import datetime
 
 import msgspec
 
 from models import ledger, money
-from models.errors import InvalidInput
+from models.periods import parse_month
 from models.store import Store
 
 
@@ -30,7 +30,7 @@ class ReopenMonth(msgspec.Struct, tag="reopen_month", forbid_unknown_fields=True
 
 def close(store: Store, asked: CloseMonth, *, now: datetime, say: Callable[[str], None]) -> int:
     """Close the month and say what it came to."""
-    month = month_from(asked.month)
+    month = parse_month(asked.month, what="the month")
     with store.write() as session:
         ledger.close_month(session, month, author=asked.author, software=asked.software, now=now)
         (closed,) = [one for one in ledger.closed_months(session, now=now) if one.close.month == month]
@@ -43,16 +43,8 @@ def close(store: Store, asked: CloseMonth, *, now: datetime, say: Callable[[str]
 
 def reopen(store: Store, asked: ReopenMonth, *, now: datetime, say: Callable[[str], None]) -> int:
     """Open the month again."""
-    month = month_from(asked.month)
+    month = parse_month(asked.month, what="the month")
     with store.write() as session:
         ledger.reopen_month(session, month, author=asked.author, reason=asked.reason, now=now)
     say(f"{month:%Y-%m} is open again; what it says moves with its bill and its usage")
     return 0
-
-
-def month_from(text: str) -> date:
-    """A calendar month written ``2026-10``, as its first day."""
-    year, _, month = text.partition("-")
-    if not (len(year) == 4 and len(month) == 2 and (year + month).isascii() and (year + month).isdigit() and 1 <= int(month) <= 12 and int(year) >= 2000):
-        raise InvalidInput(f"a month is written like 2026-10, not {text[:20]!r}")
-    return date(int(year), int(month), 1)

@@ -312,7 +312,7 @@ def waterfall(steps: Sequence[tuple[str, Decimal, bool]], *, currency: str | Non
             **_GRID,
             "automargin": False,
             "title": {"text": escape(currency or "amount", quote=False) + (" (axis cut)" if is_cut else "")},
-            "tickformat": ",.0f",
+            "tickformat": ",~f",
             "fixedrange": True,
             **({"range": [cut, top + 0.1 * (top - (cut or 0.0))]} if is_cut else {}),
         },

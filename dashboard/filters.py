@@ -16,7 +16,7 @@ from models.errors import InvalidInput
 from models.ledger import BASES, GROUPS, Basis, CostQuery, Filters
 from models.ledger import OWN as NARROWED
 from models.money import currency_from
-from models.periods import DAY, GRANULARITIES, Granularity, Period, day_start, month_start, parse_bound, rfc3339, utc_day
+from models.periods import DAY, GRANULARITIES, Granularity, Period, day_start, month_period, month_start, parse_bound, parse_month, rfc3339, utc_day
 from models.resources import Mode
 
 DEFAULT_DAYS = 30
@@ -67,7 +67,7 @@ class Selection:
             _check(key, value)
             if key.startswith("tag:") and len(key) > 4:
                 tags.append((key[4:], value))
-            elif key in _NAMES or key in {"from", "to", "mode", "granularity", "group_by", "basis", "currency"}:
+            elif key in _NAMES or key in {"from", "to", "month", "mode", "granularity", "group_by", "basis", "currency"}:
                 if value:
                     found.setdefault(key, []).append(value)
             elif key in OWN:
@@ -76,9 +76,10 @@ class Selection:
             else:
                 ignored.append(key)
         names = {key: tuple(_distinct(found.get(key, []))) for key in _NAMES}
+        begin, end = _bounds(found)
         return cls(
-            begin=_bound(found, "from"),
-            end=_bound(found, "to"),
+            begin=begin,
+            end=end,
             workspaces=names["workspace"],
             deployments=names["deployment"],
             models=names["model"],
@@ -215,6 +216,16 @@ def _check(key: str, value: str) -> None:
 
 def _distinct(values: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(values))
+
+
+def _bounds(found: dict[str, list[str]]) -> tuple[datetime | None, datetime | None]:
+    """The ends of the period, also where a month says them both, as it does to the API."""
+    if "month" not in found:
+        return _bound(found, "from"), _bound(found, "to")
+    if "from" in found or "to" in found:
+        raise InvalidInput("say month, or from and to, not both")
+    month = month_period(parse_month(found["month"][-1], what="'month' in the address"))
+    return month.start, month.end
 
 
 def _bound(found: dict[str, list[str]], key: str) -> datetime | None:

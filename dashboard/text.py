@@ -15,6 +15,7 @@ from typing import Any
 from models import money as exact
 from models.ledger import Kind
 from models.periods import DAY, Granularity, Period, day_start, floor, rfc3339
+from models.variance import Cause
 
 UNKNOWN = "unknown"
 UNALLOCATED = "unallocated"
@@ -188,6 +189,29 @@ def short(label: str, length: int = 32) -> str:
         return label
     head = (length - 1) // 2
     return f"{label[:head]}…{label[-(length - 1 - head) :]}"
+
+
+_CAUSES: dict[str, str] = {
+    Cause.UNMAPPED_METER: "meter we cannot map",
+    Cause.NOT_METERED: "not metered (hosting, commitments)",
+    Cause.CREDIT_OR_REFUND: "credit or refund",
+    Cause.CURRENCY: "currency without a rate",
+    Cause.UNIT_MISMATCH: "unit slip",
+    Cause.PRICE_DIFFERENCE: "price difference",
+    Cause.UNKNOWN_TOKENS: "calls of unknown tokens",
+    Cause.NOT_INSTRUMENTED: "not instrumented",
+    Cause.NOT_YET_BILLED: "not yet billed",
+    Cause.TIMING: "timing",
+    Cause.UNMETERED_USAGE: "calls past the instruments",
+    Cause.UNBILLED_USAGE: "metered, never billed",
+    Cause.ROUNDING: "rounding",
+    Cause.UNEXPLAINED: "unexplained",
+}
+
+
+def cause(value: str) -> str:
+    """Why billed differs from expected, as people say it; a name that is no such cause in its own words."""
+    return _CAUSES.get(value, words(value))
 
 
 def words(value: str) -> str:

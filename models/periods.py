@@ -123,6 +123,15 @@ def same_day_next_month(day: date) -> date:
     return min(following.replace(day=1) + timedelta(days=day.day - 1), next_month(following) - DAY)
 
 
+def parse_month(text: str, *, what: str) -> date:
+    """A calendar month written ``2026-10``, as its first day."""
+    year, _, month = text.partition("-")
+    digits = year + month
+    if not (len(year) == 4 and len(month) == 2 and digits.isascii() and digits.isdigit() and 1 <= int(month) <= 12 and 2000 <= int(year) < 2200):
+        raise InvalidInput(f"{what} must be written like 2026-11, not {text[:20]!r}")
+    return date(int(year), int(month), 1)
+
+
 def month_period(day: date) -> Period:
     """The UTC calendar month that holds the day."""
     return Period(day_start(month_start(day)), day_start(next_month(day)))

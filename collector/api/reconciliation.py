@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import re
-from datetime import date
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -16,11 +14,10 @@ from collector.api.reads import FILTERS, amount, documented, file_asked, file_of
 from models import ledger
 from models.errors import Forbidden, InvalidInput
 from models.ledger import ClosedTotal, ComparisonRow, ReconciliationRow, ReconciliationTotal, WhatIfAnswer
-from models.periods import Period, month_period, rfc3339, utc_day
+from models.periods import Period, month_period, parse_month, rfc3339, utc_day
 
 router = APIRouter(tags=["correlation"])
 _RECONCILIATION = ("month", "from", "to", "workspace", "deployment", "currency", "as_of", "limit", "cursor", "format")
-_MONTH = re.compile(r"(\d{4})-(0[1-9]|1[0-2])", re.ASCII)
 
 
 @router.get("/v1/reconciliation", summary="Bill against metering, day by day, in causes", openapi_extra=documented(*_RECONCILIATION), response_model=None)
@@ -220,10 +217,7 @@ def _what_if(found: WhatIfAnswer) -> dict[str, Any]:
 
 def month_from(text: str) -> Period:
     """A calendar month in UTC, written ``2026-11``."""
-    found = _MONTH.fullmatch(text)
-    if found is None or not 2000 <= int(found[1]) < 2200:
-        raise InvalidInput(f"month must be written like 2026-11, not {text[:20]!r}")
-    return month_period(date(int(found[1]), int(found[2]), 1))
+    return month_period(parse_month(text, what="month"))
 
 
 def _start_of(cursor: str | None, rows: int) -> int:

@@ -11,11 +11,10 @@ import msgspec
 
 from collector.azure import costs, inventory, metrics, quotas, utilisation
 from collector.azure.client import Azure, AzureSettings, Rescheduled
-from collector.closing import month_from
 from collector.settings import Settings
 from models import sources
 from models.errors import DomainError, InvalidInput, UpstreamError
-from models.periods import month_start, utc_day
+from models.periods import month_start, parse_month, utc_day
 from models.sources import PullState
 from models.store import Store
 
@@ -83,7 +82,7 @@ def run(store: Store, asked: Sync, *, now: Callable[[], datetime], say: Say, pro
             azure_subscriptions=asked.azure_subscriptions,
         )
     )
-    month = None if asked.month is None else month_from(asked.month)
+    month = None if asked.month is None else parse_month(asked.month, what="the month")
     if month is not None and month > month_start(utc_day(now())):
         raise InvalidInput(f"{month:%Y-%m} has not begun")
     with Azure(settings, now=now) as azure:

@@ -24,7 +24,6 @@ import msgspec
 from sqlmodel import Session
 
 from collector.azure.storage import Storage
-from collector.closing import month_from
 from collector.focus.check import Commitment, Together, faults
 from collector.focus.columns import DECIMALS, TIMES, VERSIONS, Version, columns
 from collector.focus.rows import Row, Rows
@@ -33,7 +32,7 @@ from models import ledger, money
 from models.cells import plain
 from models.errors import InvalidInput, InvariantBroken
 from models.money import ZERO
-from models.periods import month_start, rfc3339, utc_day
+from models.periods import month_start, parse_month, rfc3339, utc_day
 from models.store import Store
 
 Form = Literal["csv", "parquet"]
@@ -154,7 +153,7 @@ def checked(version: str, form: str) -> tuple[Version, Form]:
 
 def month_asked(text: str, *, now: datetime) -> date:
     """The month, which must have begun."""
-    month = month_from(text)
+    month = parse_month(text, what="the month")
     if month > month_start(utc_day(now)):
         raise InvalidInput(f"{text} has not begun")
     return month

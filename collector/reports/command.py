@@ -11,12 +11,12 @@ from typing import Any
 
 import msgspec
 
-from collector.closing import month_from
 from collector.reports.formats import Format, written
 from collector.reports.snapshots import close_snapshot, weekly_snapshot
 from models import ledger
 from models.errors import InvalidInput
 from models.ledger import Filters
+from models.periods import parse_month
 from models.store import Store
 
 
@@ -49,7 +49,7 @@ def write_cost(store: Store, asked: CostReport, *, now: datetime, say: Callable[
 
 def write_close(store: Store, asked: CloseReport, *, now: datetime, say: Callable[[str], None]) -> int:
     """The close pack of a month, likewise."""
-    month = month_from(asked.month)
+    month = parse_month(asked.month, what="the month")
     out = _out(asked.out)
     body = close_snapshot(store, month, Filters(), now=now)
     return _write(out, body, asked.format, f"month {asked.month}, {body['standing']}", say)

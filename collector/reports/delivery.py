@@ -15,7 +15,6 @@ from typing import Any, Literal
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import Session, col, select
 
-from collector.closing import month_from
 from collector.notices import enqueue
 from collector.reports import letter, links
 from collector.reports.places import Places, files_of
@@ -27,7 +26,7 @@ from models import ledger
 from models.errors import Conflict, DomainError, InvalidInput, NotFound
 from models.ledger import Filters
 from models.notices import TELLS_REPORTS, Delivery, DeliveryStatus, Receiver
-from models.periods import DAY, Period, month_period, month_start, utc_day
+from models.periods import DAY, Period, month_period, month_start, parse_month, utc_day
 from models.reports import ReportSnapshot
 from models.schedules import ReportDelivery, ReportSchedule
 from models.store import Store
@@ -181,7 +180,7 @@ def period_of(schedule: ReportSchedule, name: str | None, *, now: datetime) -> t
         span = ledger.span_of(UNITS[schedule.report], name, now=now, time_zone=schedule.time_zone)
         found = span.name, span.period
     else:
-        month = month_start(month_start(utc_day(now)) - DAY) if name is None else month_from(name)
+        month = month_start(month_start(utc_day(now)) - DAY) if name is None else parse_month(name, what="the month")
         found = f"{month:%Y-%m}", month_period(month)
     if found[1].end > now:
         raise InvalidInput(f"{found[0]} is not over yet; a report is sent of what is complete")

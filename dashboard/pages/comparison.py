@@ -107,7 +107,7 @@ def _imagined(view: View, rows: list[ComparisonRow], asked: WhatIf) -> Component
                 figure_of(view, row, "what_if_cost_per_day", answer.capacity_cost_per_day, answer.reason, **asking),
                 figure_of(view, row, "what_if_break_even", answer.break_even_tokens_per_day, answer.reason or row.serverless.reason, **asking),
                 figure_of(view, row, "tokens_per_day", row.tokens_per_day),
-                html.Span(text.visible("; ".join(reasons)), className="wrap"),
+                html.Span(text.visible("; ".join(reasons)), className="wrap") if reasons else "",
             ]
         )
     title = f"{asked.instances} × {text.visible(text.short(asked.sku, 40))}, {asked.hours_per_day.normalize():f} hours a day"
@@ -145,7 +145,7 @@ def _feasible(view: View, rows: list[ComparisonRow]) -> Component:
                     figure_of(view, row, "instances_needed", managed.instances_needed, managed.feasible_reason), f"{text.count(managed.instances)} run"
                 ),
                 _yes(known=managed.feasible),
-                html.Span(text.visible("; ".join(one for one in reasons if one)), className="wrap"),
+                html.Span(text.visible("; ".join(one for one in reasons if one)), className="wrap") if any(reasons) else "",
             ]
         )
     return card("Can either carry the load?", tables.table(columns, cells, caption="What can carry the load"), name="wide")
@@ -220,10 +220,13 @@ def _chart(view: View, row: ComparisonRow) -> Component | None:
     if row.break_even_reachable is False:
         said += "; today's instances cannot serve that many"
     note = said if step else f"{said}. What an instance can serve is not known: set capacity_tokens_per_minute of the deployment."
+    meet = figure_of(view, row, "break_even_tokens_per_day", even)
     where = together(
-        "The lines meet at ",
-        figure_of(view, row, "break_even_tokens_per_day", even),
-        " tokens a day; today ",
+        *(
+            ("Serverless would cost as much as today's instances at ", meet, " tokens a day, which they cannot serve: the lines do not meet. Today ")
+            if row.break_even_reachable is False
+            else ("The lines meet at ", meet, " tokens a day; today ")
+        ),
         figure_of(view, row, "tokens_per_day", row.tokens_per_day),
         "; capacity cost ",
         figure_of(view, row, "capacity_cost", managed.capacity_cost),

@@ -79,7 +79,7 @@ def _worklist(view: View, month: date, path: str) -> Component:
         causes: list[str | Component] = []
         for cause, amount in sorted(item.causes.items(), key=lambda pair: -abs(pair[1]))[:4]:
             figure = view.figure("cause", amount, item.currency, selection=of, without=lacks, cause=cause.value, meter=item.meter)
-            causes += [f"{'; ' if causes else ''}{text.words(cause.value)} ", figure]
+            causes += [f"{'; ' if causes else ''}{text.cause(cause)} ", figure]
         return [
             html.Span([tables.named(item.deployment, length=36), html.Span(tables.named(item.workspace, length=24), className="where")]),
             text.words(item.meter),
@@ -104,7 +104,7 @@ def _signed(item: WorklistItem) -> Component | str:
     by = f"{text.visible(entry.signed_by or '')}, {text.day(entry.signed_at.date())}"
     if not item.changed:
         return html.Span(by, className="pill settled", title="unchanged since")
-    moved = "; ".join(f"{text.words(name)} by {text.money(amount, item.currency)}" for name, amount in item.changed.items())
+    moved = "; ".join(f"{text.cause(name)} by {text.money(amount, item.currency)}" for name, amount in item.changed.items())
     return html.Span([html.Span("changed since you signed", className="pill provisional"), f" {by}: {moved}"], className="wrap")
 
 

@@ -32,22 +32,6 @@ _MOST_REQUESTS = 25
 _MONTHS = 6
 _LONGEST = timedelta(days=100)
 _INVOICED = tables.Column("Invoiced", is_number=True, title="what of billed is on an invoice")
-_WORDS: dict[Cause, str] = {
-    Cause.UNMAPPED_METER: "meter we cannot map",
-    Cause.NOT_METERED: "not metered (hosting, commitments)",
-    Cause.CREDIT_OR_REFUND: "credit or refund",
-    Cause.CURRENCY: "currency without a rate",
-    Cause.UNIT_MISMATCH: "unit slip",
-    Cause.PRICE_DIFFERENCE: "price difference",
-    Cause.UNKNOWN_TOKENS: "calls of unknown tokens",
-    Cause.NOT_INSTRUMENTED: "not instrumented",
-    Cause.NOT_YET_BILLED: "not yet billed",
-    Cause.TIMING: "timing",
-    Cause.UNMETERED_USAGE: "calls past the instruments",
-    Cause.UNBILLED_USAGE: "metered, never billed",
-    Cause.ROUNDING: "rounding",
-    Cause.UNEXPLAINED: "unexplained",
-}
 
 
 def layout(view: View) -> list[Component]:
@@ -161,7 +145,11 @@ def _tiles(view: View, whole: Selection, total: ReconciliationTotal, *, several:
 
 
 def _chart(view: View, whole: Selection, total: ReconciliationTotal, *, several: bool) -> Component:
-    steps = [("expected", total.expected, True), *((_WORDS[cause], amount, False) for cause, amount in total.causes.items()), ("billed", total.billed, True)]
+    steps = [
+        ("expected", total.expected, True),
+        *((text.cause(cause), amount, False) for cause, amount in total.causes.items()),
+        ("billed", total.billed, True),
+    ]
     unit = f" ({total.currency or 'no currency'})" if several else ""
     asked: list[tuple[str, dict[str, str]]] = [("expected", {}), *(("cause", {"cause": cause.value}) for cause in total.causes), ("billed", {})]
     ways = [view.why(name, total.currency, selection=whole, **own) for name, own in asked]
@@ -224,9 +212,11 @@ def _by_deployment(view: View, whole: Selection, rows: list[ReconciliationRow], 
 def _by_cause(view: View, whole: Selection, rows: list[ReconciliationRow], total: ReconciliationTotal, chosen: Cause | None) -> Component:
     """The causes with their amounts; each is a way to its rows."""
     lines: list[list[tables.Cell]] = []
-    for cause, amount in sorted(total.causes.items(), key=lambda pair: -abs(pair[1])):
+    # What cancels out over the period (timing) is no step of the chart above, but there it is.
+    amounts = dict.fromkeys((cause for row in rows for cause, amount in row.causes.items() if amount), ZERO) | dict(total.causes)
+    for cause, amount in sorted(amounts.items(), key=lambda pair: -abs(pair[1])):
         of = [row for row in rows if row.causes.get(cause)]
-        link = dcc.Link(_WORDS[cause], href=view.link(PATH, view.selection.asking(cause=cause.value, day=None, meter=None)))
+        link = dcc.Link(text.cause(cause), href=view.link(PATH, view.selection.asking(cause=cause.value, day=None, meter=None)))
         lines.append(
             [
                 html.Strong(link) if cause == chosen else link,
@@ -247,7 +237,7 @@ def _lines(view: View, whole: Selection, found: list[ReconciliationRow], cause: 
     """The rows themselves: those of a cause, or those that differ; largest first."""
     rows = [row for row in found if (row.causes.get(cause) if cause is not None else row.variance)]
     rows.sort(key=lambda row: (-abs(row.causes[cause] if cause is not None else row.variance), row.day, row.deployment or "", row.meter))
-    heading = f"Rows with {_WORDS[cause]}" if cause is not None else "Rows that differ"
+    heading = f"Rows with {text.cause(cause)}" if cause is not None else "Rows that differ"
     if not rows:
         return card(heading, html.P("None in this period." if cause is not None else "None: every line was billed as it was metered."), name="wide")
     columns = [
@@ -308,7 +298,7 @@ def _told(view: View, causes: Mapping[Cause, Decimal], currency: str | None, **n
     said: list[str | Component] = []
     for cause, amount in sorted(causes.items(), key=lambda pair: -abs(pair[1])):
         if amount:
-            said += [f"{'; ' if said else ''}{_WORDS[cause]} ", view.figure("cause", amount, currency, cause=cause.value, **narrowed)]
+            said += [f"{'; ' if said else ''}{text.cause(cause)} ", view.figure("cause", amount, currency, cause=cause.value, **narrowed)]
     return said
 
 

@@ -33,6 +33,12 @@ def test_every_parameter_of_the_read_api_comes_back_as_written() -> None:
     assert Selection.parse(selection.search()) == selection
 
 
+def test_a_month_says_both_ends_as_it_does_to_the_api() -> None:
+    selection = Selection.parse("?month=2026-02")
+    assert selection.period(NOW) == Period(datetime(2026, 2, 1, tzinfo=UTC), datetime(2026, 3, 1, tzinfo=UTC))
+    assert (selection.search(), selection.ignored) == ("?from=2026-02-01&to=2026-03-01", ())
+
+
 @given(names=st.lists(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00"), min_size=1, max_size=60), max_size=4, unique=True))
 def test_any_name_survives_the_address(names: list[str]) -> None:
     selection = Selection(workspaces=tuple(names), tags=tuple((name, name) for name in names))
@@ -55,6 +61,8 @@ def test_any_name_survives_the_address(names: list[str]) -> None:
         ("?from=2026-11-02&to=2026-11-01", "before it starts"),
         ("?from=2026-09-01&granularity=hour", "at most 31 days"),
         ("?from=2020-01-01", "at most 1100 days"),
+        ("?month=2026-13", "'month' in the address must be written like 2026-11"),
+        ("?month=2026-10&to=2026-11-01", "say month, or from and to, not both"),
     ],
 )
 def test_what_cannot_be_meant_is_refused_by_name(search: str, said: str) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from dash.development.base_component import Component
 
+from dashboard import figures
 from dashboard.app import LedgerReader
 from dashboard.filters import Selection
 from dashboard.pages import comparison, explain, ingest, reconciliation, reports
@@ -148,6 +149,28 @@ def test_reconciliation_heads_with_unexplained_and_coverage(ledger: MoneyLedger)
     assert "Coverage 98 %" in page
     assert "price difference 2.50 USD 1 dear" in page
     assert "Rows that differ" in page
+
+
+def test_a_cause_that_cancels_out_over_the_period_is_named_with_its_rows(ledger: MoneyLedger, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [row(Cause.TIMING, deployment="late", billed=billed) for billed in ("9.25", "10.75")]
+    found = Reconciliation(Selection.parse("").period(NOW), rows, [ReconciliationTotal("USD", Decimal(20), Decimal(20), {}, Decimal(1), 2)])
+    monkeypatch.setattr(ledger, "reconciliation", lambda *_asked, **_more: found)
+    assert "timing 0.00 USD 2 late" in said(reconciliation.layout(view(ledger, "reconciliation")))
+
+
+def test_a_difference_below_one_has_marks_on_its_axis() -> None:
+    drawn = figures.waterfall(
+        [("expected", Decimal(0), True), ("currency", Decimal("0.6"), False), ("billed", Decimal("0.6"), True)], currency="CHF", revision=""
+    )
+    assert drawn["layout"]["yaxis"]["tickformat"] == ",~f"
+
+
+def test_lines_that_no_instances_can_reach_are_not_said_to_meet(ledger: MoneyLedger, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = said(comparison.layout(view(ledger, "comparison")))
+    assert "Serverless would cost as much as today's instances at 120.0 M tokens a day, which they cannot serve: the lines do not meet. Today" in page
+    (one,) = ledger.comparison(Selection.parse("").period(NOW), None, now=NOW)
+    monkeypatch.setattr(ledger, "comparison", lambda *_asked, **_more: [replace(one, break_even_reachable=True)])
+    assert "The lines meet at 120.0 M tokens a day; today" in said(comparison.layout(view(ledger, "comparison")))
 
 
 def test_a_cause_in_the_address_shows_its_rows_alone(ledger: MoneyLedger) -> None:

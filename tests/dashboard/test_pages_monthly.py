@@ -58,7 +58,7 @@ def line(store: Store) -> str:
 
 def test_a_signed_line_says_by_how_much_it_moved_since(shop: Store) -> None:
     desk = Desk(shop, now=lambda: NOW)
-    assert "llama-foundry ws-east input 40.00 USD 40.00 USD unmetered usage 40.00 USD" in page(shop)
+    assert "llama-foundry ws-east input 40.00 USD 40.00 USD calls past the instruments 40.00 USD" in page(shop)
     desk("say-of-line", {"id": line(shop), "owner": "bo", "note": "the <nightly> job"}, ADMIN)
     desk("sign-line", {"id": line(shop)}, ADMIN)
     assert "bo the <nightly> job ana, 20 Nov 2026" in page(shop)

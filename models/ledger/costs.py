@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date, datetime, timedelta
 from decimal import Decimal
@@ -86,9 +86,6 @@ class _Used:
                 return outputs
             case _:
                 return inputs + outputs
-
-    def requests_in_all(self) -> int:
-        return self._sums()[0]
 
     def _sums(self) -> tuple[int, int, int, int]:
         if self._whole is None:
@@ -540,45 +537,61 @@ class Answer:
     def _add_bills(self, charges: Iterable[tuple[date, Sequence[Bill]]], used: _UsedBy) -> None:
         fine = [view for view in self.views if view.is_fine]
         plain = self.views[0] if len(self.views) == 1 and not fine else None
-        lines: dict[int, dict[int, Sums] | None] = {}  # by target, of that one view
+        lines: dict[int, dict[int, Sums] | None] = {}
         whole = _Whole()
         for on, bills in charges:
             day = self._day(on)
-            bucket, standing = day.bucket, day.standing
             cached = {place_of(on, each) for bill in bills if bill.target.kind == MeterKind.CACHED_INPUT for each in bill.target.identities}
-            is_divided = day.is_cut or self._evidence is not None
-            if not is_divided and not 0 <= bucket < len(self.buckets):
-                continue
-            for bill in bills:
-                target, views = bill.target, self.views
-                of = target.covers if self._needs_coverage else None
-                if not is_divided and len(target.identities) == 1:
-                    if plain is not None:
-                        # Nobody has to be asked who used it, and there is one row that it goes to.
-                        try:
-                            line = lines[id(target)]
-                        except KeyError:
-                            groups = self._targeted_by(plain, target)
-                            line = lines[id(target)] = None if groups is None else plain.line(groups, target.currency)
-                        if line is not None:
-                            row = line.get(bucket)
-                            if row is None:
-                                row = line[bucket] = Sums()
-                            row.add_charge(bill, bill.amounts, of, is_estimate=bill.is_estimate, standing=standing)
-                        continue
-                    # Only input is weighed by whether cached input is billed apart.
-                    is_split = target.kind == MeterKind.INPUT and (on, *target.place) in cached
-                    only = self._whose(bill, used, bucket, is_split=is_split) if fine else None
-                    if only is not None or len(fine) < len(self.views):
-                        whole.at(target, only, bucket).add_charge(bill, bill.amounts, of, is_estimate=bill.is_estimate, standing=standing)
-                    if only is not None or not fine:
-                        continue
-                    views = fine  # who used it share it; where nobody asks for them it stays one charge
-                is_split = target.kind == MeterKind.INPUT and any(place_of(on, each) in cached for each in target.identities)
-                shares = list(self._cut(bill, used, is_split=is_split, is_fine=bool(fine)))
-                for view in views:
-                    self._add_shares(view, bill, shares, day)
+            divided = bills
+            if not day.is_cut and self._evidence is None:
+                if not 0 <= day.bucket < len(self.buckets):
+                    continue
+                sole = [bill for bill in bills if len(bill.target.identities) == 1]
+                divided = [bill for bill in bills if len(bill.target.identities) > 1]
+                if plain is not None:
+                    self._add_plainly(plain, sole, day, lines)
+                else:
+                    for bill in self._add_sole(sole, day, used, cached, whole):
+                        self._add_cut(fine, bill, day, used, cached)
+            for bill in divided:
+                self._add_cut(self.views, bill, day, used, cached)
         self._add_whole(whole)
+
+    def _add_plainly(self, view: View, bills: Iterable[Bill], day: _Day, lines: dict[int, dict[int, Sums] | None]) -> None:
+        """Add charges of one deployment each to the only view there is, where nobody has to be asked who used them; ``lines`` are the view's by target."""
+        bucket, standing = day.bucket, day.standing
+        for bill in bills:
+            target = bill.target
+            try:
+                line = lines[id(target)]
+            except KeyError:
+                groups = self._targeted_by(view, target)
+                line = lines[id(target)] = None if groups is None else view.line(groups, target.currency)
+            if line is not None:
+                row = line.get(bucket)
+                if row is None:
+                    row = line[bucket] = Sums()
+                row.add_charge(bill, bill.amounts, target.covers if view.needs_coverage else None, is_estimate=bill.is_estimate, standing=standing)
+
+    def _add_sole(self, bills: Iterable[Bill], day: _Day, used: _UsedBy, cached: Container[Place], whole: _Whole) -> Iterator[Bill]:
+        """Add up charges of one deployment each, item by item; yields those that its users share: where nobody asks for users they are whole all the same."""
+        asks_users, asks_others = self._is_fine, any(not view.is_fine for view in self.views)
+        for bill in bills:
+            target = bill.target
+            # Only input is weighed by whether cached input is billed apart.
+            is_split = target.kind == MeterKind.INPUT and (bill.day, *target.place) in cached
+            only = self._whose(bill, used, day.bucket, is_split=is_split) if asks_users else None
+            if only is not None or asks_others:
+                of = target.covers if self._needs_coverage else None
+                whole.at(target, only, day.bucket).add_charge(bill, bill.amounts, of, is_estimate=bill.is_estimate, standing=day.standing)
+            if only is None and asks_users:
+                yield bill
+
+    def _add_cut(self, views: Sequence[View], bill: Bill, day: _Day, used: _UsedBy, cached: Container[Place]) -> None:
+        is_split = bill.target.kind == MeterKind.INPUT and any(place_of(bill.day, each) in cached for each in bill.target.identities)
+        shares = list(self._cut(bill, used, is_split=is_split, is_fine=self._is_fine))
+        for view in views:
+            self._add_shares(view, bill, shares, day)
 
     def _add_whole(self, whole: _Whole) -> None:
         """Add charges that are of one item in one bucket to the rows of all views."""
@@ -608,20 +621,19 @@ class Answer:
     def _whose(self, bill: Bill, used: _UsedBy, bucket: int, *, is_split: bool) -> Share | None:
         """Whose all of a charge of one deployment is: its only user's that day, or its owner's; None where several share it."""
         target = bill.target
-        users = self._of_place(used, (bill.day, *target.place))
-        by: MeterKind | None = target.kind
-        among = [one for one in users if one.weight(by, is_split=is_split)]
-        if users and not among:
-            by, among = None, [one for one in users if one.requests_in_all()]
+        there = [(target.identities[0], one) for one in self._of_place(used, (bill.day, *target.place))]
+        users, weights, by = _weighed(there, target.kind, is_split=is_split)
+        among = [pair for pair, weight in zip(users, weights, strict=True) if weight]
         if len(among) > 1:
             return None
         key: tuple[object, ...]
         if among:
-            seen = among[0].meaning
+            ((who, one),) = among
+            seen = one.meaning
             key = id(target.common), id(seen), by is None, bucket
             found = self._whole.get(key)
             if found is None:
-                named = self._named(target.identities[0], seen)
+                named = self._named(who, seen)
                 share = Share(bucket, named, seen.application, seen.team, seen.center, seen.tags, NO_AMOUNTS, by_usage=True, by=_by(by))
                 found = self._whole[key] = share, target, seen
             return found[0]

@@ -204,6 +204,11 @@ def test_sums_add_up_by_every_group_and_every_cut_of_time(sqlite_store: Store, w
                     assert sums(hours) == sums([row.figures])
 
 
+def without_coverage(table: CostTable) -> CostTable:
+    rows = [replace(row, figures=replace(row.figures, coverage=None)) for row in table.rows]
+    return replace(table, rows=rows, totals=[replace(figures, coverage=None) for figures in table.totals])
+
+
 @given(world=worlds, zone=st.sampled_from(ZONES))
 @few
 def test_what_is_answered_together_is_what_is_answered_alone(sqlite_store: Store, world: World, zone: str) -> None:
@@ -218,6 +223,8 @@ def test_what_is_answered_together_is_what_is_answered_alone(sqlite_store: Store
                 queries = [CostQuery(period, granularity, groups, basis, time_zone=zone) for groups, basis in zip(groupings, bases, strict=False)]
                 alone = [ledger.costs(session, query, now=NOW) for query in queries]
                 assert costs_together(session, queries, now=NOW, reading=reading) == alone
+                plain = costs_together(session, queries, now=NOW, reading=reading, needs_coverage=False)
+                assert plain == [without_coverage(table) for table in alone]
 
 
 @given(world=worlds, minute=st.integers(1, 4 * 1440 - 1), odd=st.integers(0, 59_999_999))

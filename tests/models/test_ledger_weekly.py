@@ -74,7 +74,7 @@ def test_the_steps_between_two_weeks_add_up(store: Store) -> None:
     (week,) = report.currencies
     # Last week 10 tokens at 1.00 and 168 h; this week 15 and 5 at 2.00, 168 h, and a credit.
     assert (week.cost.now, week.cost.before) == (Decimal("207.5"), Decimal(178))
-    assert (week.total.cost, week.billed.now) == (expected.cost, expected.billed_cost)
+    assert (week.total, week.billed.now) == (expected, expected.billed_cost)
     assert week.waterfall is not None
     steps = week.waterfall.steps
     # Twice the tokens at the old price; the new deployment has no old price (10 - 5); 15 million at 1.00 more.
@@ -106,6 +106,9 @@ def test_a_week_that_is_billed_in_part_is_compared_over_the_same_weekdays_alone(
     with store.read() as session:
         (week,) = ledger.weekly(session, ledger.week_of("2026-W46", now=NOW), now=NOW).currencies
         (before,) = ledger.weekly(session, ledger.week_of("2026-W45", now=NOW), now=NOW).currencies
+        (expected,) = ledger.costs(session, CostQuery(W46, "none"), now=NOW).totals
+    # Its coverage, too: 7 are billed that no call stands behind.
+    assert (week.total, expected.coverage) == (expected, Decimal(0))
     assert week.cost.now == Decimal(57)
     assert week.alike is not None
     assert [day.day for day in week.alike.days] == [9, 10, 11]

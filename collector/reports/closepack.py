@@ -12,10 +12,12 @@ from typing import Any
 from collector.reports import words
 from models import money
 from models.cells import plain
+from models.ledger import CAUSES
 from models.ledger.closepack import ClosePack, CurrencyClose, Entry
 from models.periods import rfc3339
 
 SUM = "Together"  # begins the last row of a table whose last row is the sum of the others
+_SHORT = 14
 _JOURNAL = ("entry", "date", "currency", "cost_center", "account", "debit", "credit")
 _ACCOUNTS = {
     "serverless": "serverless",
@@ -172,6 +174,11 @@ class Table:
     rows: Sequence[Sequence[str]]
     note: str = ""
 
+    @property
+    def is_short(self) -> bool:
+        """Whether it stands on one page."""
+        return len(self.rows) <= _SHORT
+
 
 def title_of(body: Mapping[str, Any]) -> str:
     """What the pack is called."""
@@ -188,7 +195,7 @@ def leads(body: Mapping[str, Any]) -> list[str]:
         when = words.instant(body["settles_at"], "UTC")
         said.append(f"Provisional: the month is not closed. {f'It can be closed since {when}' if is_settled else f'Its figures settle {when}'}.")
     said += [
-        f"{words.amount(total['booked'], total['currency'])} is booked"
+        f"{words.amount(total['booked'], total['currency'])} {'is' if body['standing'] == 'final' else 'is to be'} booked"
         + (
             f"; the exact cost is {Decimal(total['cost']):,f} {total['currency']}, and {Decimal(total['rounding']):,f} is rounding."
             if Decimal(total["rounding"])
@@ -196,14 +203,16 @@ def leads(body: Mapping[str, Any]) -> list[str]:
         )
         for total in body["totals"]
     ]
+    if "data_age" in body:
+        said.append(words.age(body))
     if not body["totals"]:
         said.append("Nothing with a price was used and nothing was billed in this month.")
     if body["unpriced_tokens"]:
-        said.append(f"{words.lacking('unpriced_tokens', body)}: what they cost is not known and in no figure here.")
+        said.append(f"{words.lacking('unpriced_tokens', body)}: metering cannot say what they cost, the bill does.")
     if body["unknown_token_requests"]:
         # A pack that was kept before the share was says the number alone.
         share = f" ({words.plain_percent(money.text(Decimal(body['unknown_token_share']) * 100))})" if body.get("unknown_token_share") else ""
-        said.append(f"{words.lacking('unknown_token_requests', body, share)}: what they cost is in no figure here.")
+        said.append(f"{words.lacking('unknown_token_requests', body, share)}: metering cannot say what they cost, the bill does.")
     return said
 
 
@@ -243,6 +252,14 @@ def _invoiced(matched: Mapping[str, Any], code: str) -> str:
     return f" Of what is billed {words.amount(matched['invoiced'], code)} is on an invoice{f': {reason}' if reason else ''}."
 
 
+def causes_of(title: str, matched: Mapping[str, Any], code: str, note: str) -> Table:
+    """The gap between bill and metering in its causes, the largest first, each with how it comes about."""
+    known = {cause.value: how for cause, how in CAUSES.items()}
+    causes = sorted(matched["causes"].items(), key=lambda pair: -abs(Decimal(pair[1])))
+    rows = [[cause.replace("_", " "), known.get(cause, ""), words.signed(share, code)] for cause, share in causes]
+    return Table(title, ("Cause", "How it comes about", "#Amount"), [*rows, [SUM, "", words.signed(matched["variance"], code)]] if rows else [], note)
+
+
 def _tables_of(one: Mapping[str, Any]) -> list[Table]:
     code = one["currency"]
     found: list[Table] = []
@@ -260,11 +277,9 @@ def _tables_of(one: Mapping[str, Any]) -> list[Table]:
         found.append(Table(title, ["Cost centre", "Account", "#Debit", "#Credit"], rows))
     matched = one["reconciliation"]
     if matched is not None:
-        rows = [[cause.replace("_", " "), words.signed(share, code)] for cause, share in matched["causes"].items()]
-        rows.append([SUM, words.signed(matched["variance"], code)])
         note = (
             f"Expected {words.amount(matched['expected'], code)}, billed {words.amount(matched['billed'], code)}; "
             f"{words.amount(matched['unexplained'], code)} is unexplained.{_invoiced(matched, code)}"
         )
-        found.append(Table(f"Bill against metering ({code})", ["Cause", "#Amount"], rows, note))
+        found.append(causes_of(f"Bill against metering ({code})", matched, code, note))
     return found

@@ -19,9 +19,9 @@ from models.periods import rfc3339
 PARTS = ("close_calls", "alerts", "budgets", "earlier", "left_out")
 _MEASURES = {"tokens_per_minute": "tokens/min", "requests_per_minute": "requests/min", "vcpus": "vCPUs"}
 _SOURCES = {
-    "user": "said here",
-    "azure": "said by Azure",
-    "header": "said in answers",
+    "user": "set here",
+    "azure": "told by Azure",
+    "header": "told in answers to calls",
     "observed": "seen when calls were refused",
     "default": "Azure's default",
 }
@@ -106,8 +106,9 @@ def _text(value: Decimal | None) -> str | None:
 def sentences(body: Mapping[str, Any]) -> list[str]:
     """What of it a director must know, a line each; empty where all is well."""
     said: list[str] = []
-    over = [one for one in body.get("budgets", ()) if one["percent"] is not None and Decimal(one["percent"]) > 100]
-    soon = [one for one in body.get("budgets", ()) if one not in over and one["expected_percent"] is not None and Decimal(one["expected_percent"]) > 100]
+    told = [one for one in body.get("budgets", ()) if one["percent"] is not None]
+    over = [one for one in told if Decimal(one["spent"]) > Decimal(one["amount"])]
+    soon = [one for one in told if one not in over and one["expected"] is not None and Decimal(one["expected"]) > Decimal(one["amount"])]
     if over:
         said.append(f"Over budget: {_named(over)}.")
     if soon:
@@ -146,7 +147,7 @@ def _budgets(body: Mapping[str, Any]) -> list[Table]:
     rows = [
         [
             words.name(one["name"]),
-            f"{words.day(one['from'], body['time_zone'])}, a {one['period']}",
+            f"{one['period']} from {words.day(one['from'], body['time_zone'])}",
             words.amount(one["spent"], one["currency"]),
             words.amount(one["amount"], one["currency"]),
             words.plain_percent(one["percent"]),
@@ -157,7 +158,7 @@ def _budgets(body: Mapping[str, Any]) -> list[Table]:
     ]
     reasons = sorted({one["reason"] for one in body["budgets"] if one["reason"]})
     note = "Spent so far in the budget's own period, when this report was made." + (f" No forecast: {'; '.join(reasons)}." if reasons else "")
-    return [Table("Budgets", ["Budget", "Period from", "#Spent", "#Budget", "#Used", "#Expected", "#Of it"], rows, note + _more(body, "budgets"))]
+    return [Table("Budgets", ["Budget", "Period", "#Spent", "#Budget", "#Used", "#Expected", "#Expected use"], rows, note + _more(body, "budgets"))]
 
 
 def _calls(body: Mapping[str, Any]) -> list[Table]:

@@ -116,9 +116,7 @@ def _cost(body: Mapping[str, Any], title: str) -> Iterator[Block]:
             yield from _currency(body, total, one)
     for table in context.tables(body):
         yield _folded(table)
-    age = body["data_age"]
-    until = f"Metered until {words.instant(age['metered_until'], zone)}, billed until {words.instant(age['billed_until'], zone)}."
-    yield Said(f"Billed where the bill reaches, metered after it. {until}", 12, is_quiet=True)
+    yield Said(f"Billed where the bill reaches, metered after it. {words.age(body)}", 12, is_quiet=True)
 
 
 def _currency(body: Mapping[str, Any], total: Mapping[str, Any], one: Mapping[str, Any]) -> Iterator[Block]:

@@ -11,12 +11,13 @@ from typing import Any
 
 from collector.reports import context, words
 from collector.reports.charts import Chart
-from collector.reports.closepack import Table
+from collector.reports.closepack import SUM, Table, causes_of
 
 # So many currencies have their boxes on the first page; of more each has a line in its tables, up to what a page holds.
 _MOST_IN_BOXES, _MOST_IN_FRONT = 2, 5
 # Of several currencies fewer have room, and of many one each.
 _MOST_MOVERS, _FEWER_MOVERS = 5, 3
+_MODES = {"managed_compute": "managed compute"}
 _MOVED = ("Workspace", "Deployment", "#Change", "#Now", "Why")
 
 Figures = Mapping[str, Any]
@@ -157,7 +158,7 @@ def _of_currency(body: Mapping[str, Any], total: Figures, one: Figures) -> Part:
     ):
         rows = [
             [
-                *(words.name(line[name], absent) for name in columns),
+                *(words.name(_MODES.get(line[name], line[name]), absent) for name in columns),
                 words.amount(line["cost"], code),
                 words.amount(line[f"last_{unit}_cost"], code),
                 words.percent(line["change_percent"]),
@@ -165,11 +166,14 @@ def _of_currency(body: Mapping[str, Any], total: Figures, one: Figures) -> Part:
             ]
             for line in one[key]
         ]
+        if len(rows) > 1:
+            before = total[f"last_{unit}"]["cost"]
+            together = [words.amount(total["cost"], code), words.amount(before, code), words.percent(total["change_percent"])]
+            rows.append([SUM, *[""] * (len(columns) - 1), *together, ""])
         tables.append(Table(title, (*(name.capitalize() for name in columns), f"#This {unit}", f"#Last {unit}", "#Change", "Standing"), rows))
     tables.append(Table("What moved most", _MOVED, _moved(one)))
     if (of := one["reconciliation"]) is not None:
-        causes = [[cause.replace("_", " "), words.signed(share, code)] for cause, share in of["causes"].items()]
-        tables.append(Table("Bill against metering", ("Cause", "#Amount") if causes else (), causes, words.matched(one)))
+        tables.append(causes_of("Bill against metering", of, code, words.matched(one)))
     return Part(
         code or "No currency",
         caution=words.not_certain(total),

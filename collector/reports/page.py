@@ -19,7 +19,7 @@ h1 { font-size: 22px; margin: 0; } h2 { font-size: 16px; margin: 28px 0 6px; } h
 .tile b { display: block; font-size: 18px; } .tile span { color: #566175; font-size: 12px; }
 table { border-collapse: collapse; width: 100%; font-size: 12.5px; } th { text-align: left; color: #566175; font-weight: 600; }
 th { white-space: nowrap; } th, td { padding: 4px 8px 4px 0; border-bottom: 1px solid #dfe3ea; vertical-align: top; overflow-wrap: anywhere; }
-.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; overflow-wrap: normal; } .n + :not(.n) { padding-left: 10px; } .n:last-child { padding-right: 0; }
+.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; overflow-wrap: normal; } .n + :not(.n) { padding-left: 10px; } .n:last-child { padding-right: 0; } .sum td { font-weight: 600; }
 figure { margin: 10px 0; } svg { width: 100%; height: auto; } .key { display: inline-block; width: 10px; height: 10px; border-radius: 2px; margin: 0 4px 0 10px; print-color-adjust: exact; }
 .warn { background: #fdf3dd; color: #6d4a05; border-radius: 8px; padding: 8px 12px; } .many .lead { font-size: 15px; margin: 6px 0 0; }
 footer { overflow-wrap: anywhere; margin-top: 28px; border-top: 1px solid #dfe3ea; padding-top: 8px; color: #566175; font-size: 11.5px; }
@@ -35,7 +35,7 @@ footer { overflow-wrap: anywhere; margin-top: 28px; border-top: 1px solid #dfe3e
   .lead, .many .lead { font-size: 13px; margin: 6px 0 0; } .know { margin: 4px 0 0; } p { margin: 6px 0; } .sub, .note, figcaption { font-size: 10.5px; }
   .tiles { display: grid; grid-template-columns: repeat(4, 1fr); gap: 6px; margin: 6px 0; } .tile { padding: 4px 8px; } .tile b { font-size: 14px; } .tile span { font-size: 9.5px; display: block; line-height: 1.2; }
   .warn { padding: 4px 8px; font-size: 10.5px; } table { font-size: 10px; } th, td { padding: 2px 6px 2px 0; } .front th, .front .n { white-space: normal; font-size: 9.5px; }
-  figure { break-inside: avoid; margin: 6px 0; } .front svg { max-height: 58mm; } h2, h3 { break-after: avoid; } .tiles, .warn, tr { break-inside: avoid; }
+  figure { break-inside: avoid; margin: 6px 0; } .front svg { max-height: 58mm; } h2, h3 { break-after: avoid; } .tiles, .warn, .short, tr { break-inside: avoid; }
   h1.detail { break-before: page; border-top: 0; margin-top: 0; padding-top: 0; } thead { display: table-header-group; }
 }
 """
@@ -46,8 +46,7 @@ def html_page(body: Mapping[str, Any]) -> str:
     if body["kind"] == "close":
         return _document(closepack.title_of(body), _close_parts(body))
     title, first = words.title_of(body), outline.front(body)
-    span = f"{words.instant(body['from'], body['time_zone'])} to {words.instant(body['to'], body['time_zone'])} · {_number_of(body)}"
-    parts = [f"<h1>{escape(title)}</h1>", f'<p class="sub">{escape(span)}<br>{escape(words.age(body))}</p>']
+    parts = [f"<h1>{escape(title)}</h1>", f'<p class="sub">{escape(words.span(body))}<br>{escape(words.age(body))}</p>']
     parts += [f'<p class="lead">{escape(said)}</p>' for said in first.leads]
     if first.more:
         parts.append(f'<p class="note">{escape(first.more)}</p>')
@@ -56,17 +55,15 @@ def html_page(body: Mapping[str, Any]) -> str:
     parts += [_part(part) for part in first.parts]
     parts = [f'<section class="front{" many" if len(first.leads) > 1 else ""}">{"".join(parts)}</section>', '<h1 class="detail">Detail</h1>']
     parts += [_part(part) for part in outline.detail(body)]
-    parts.append(f"<footer>{escape(_footer(body))}</footer>")
+    parts.append(_foot(body))
     return _document(title, parts)
 
 
 def _close_parts(body: Mapping[str, Any]) -> list[str]:
-    snapshot = body["snapshot"]
-    span = f"{words.instant(body['from'], 'UTC')} to {words.instant(body['to'], 'UTC')} · {_number_of(body)}"
-    parts = [f"<h1>{escape(closepack.title_of(body))}</h1>", f'<p class="sub">{escape(span)}</p>']
+    parts = [f"<h1>{escape(closepack.title_of(body))}</h1>", f'<p class="sub">{escape(words.span(body))}</p>']
     parts += [f"<p>{escape(said)}</p>" for said in closepack.leads(body)]
     parts += [_table(table) for table in closepack.tables(body)]
-    return [*parts, f"<footer>Basis best. Snapshot {escape(snapshot['id'] or '(not kept)')}, sha256 {snapshot['sha256']}.</footer>"]
+    return [*parts, _foot(body)]
 
 
 def _document(title: str, parts: Sequence[str]) -> str:
@@ -78,17 +75,9 @@ def _document(title: str, parts: Sequence[str]) -> str:
     )
 
 
-def _number_of(body: Mapping[str, Any]) -> str:
+def _foot(body: Mapping[str, Any]) -> str:
     snapshot = body["snapshot"]
-    if snapshot["id"] is None:
-        return f"as of {words.instant(snapshot['made_at'], body['time_zone'])}: {snapshot['reason']}"
-    kept = f"made {words.instant(snapshot['made_at'], body['time_zone'])}"
-    return f"{kept}, restatement {snapshot['number']}" if snapshot["number"] else kept
-
-
-def _footer(body: Mapping[str, Any]) -> str:
-    snapshot = body["snapshot"]
-    return f"Basis best: billed where the bill reaches, metered after it. Snapshot {snapshot['id'] or '(not kept)'}, sha256 {snapshot['sha256']}."
+    return f"<footer>{escape(words.terms(body))}<br>Snapshot {escape(snapshot['id'] or '(not kept)')}, sha256 {snapshot['sha256']}.</footer>"
 
 
 def _part(part: outline.Part) -> str:
@@ -115,7 +104,7 @@ def _table(table: closepack.Table) -> str:
     classes = [' class="n"' if head.startswith("#") else "" for head in table.heads]
     head = "".join(f"<th{of}>{escape(text)}</th>" for text, of in zip(heads, classes, strict=True))
     lines = "".join(
-        "<tr>"
+        f"<tr{' class=sum' if row[0] == closepack.SUM else ''}>"
         + "".join(
             f"<td{of}{f' data-label={chr(34)}{escape(name)}{chr(34)}' if name else ''}>{escape(cell)}</td>"
             for cell, of, name in zip(row, classes, heads, strict=True)
@@ -123,7 +112,7 @@ def _table(table: closepack.Table) -> str:
         + "</tr>"
         for row in table.rows
     )
-    rows = f"<table><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table>" if table.rows else ""
+    rows = f"<table{' class=short' if table.is_short else ''}><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table>" if table.rows else ""
     return f"<h3>{escape(table.title)}</h3>{rows}{_note(table.note) if table.note else ''}"
 
 

@@ -19,8 +19,6 @@ _SCALE = _PAGE_WIDTH / WIDTH
 _ROW = 5.2
 # A deployment list may be long; the file of a report with thousands of rows is CSV.
 _MOST_ROWS = 400
-# A table of so few rows stands on one page.
-_TOGETHER_ROWS = 8
 _TILE = 15.0
 # Of text in tables: the first that fits, so that names are broken only where they must be.
 _SIZES = (7.5, 7.0, 6.4)
@@ -68,8 +66,7 @@ def pdf(body: Mapping[str, Any]) -> bytes:
         _close(paper, body)
         return bytes(paper.output())
     paper.line_of(words.title_of(body), 17, style="B", gap=1)
-    zone = body["time_zone"]
-    paper.line_of(f"{words.instant(body['from'], zone)} to {words.instant(body['to'], zone)}", 8.5, color=QUIET, gap=3)
+    paper.line_of(words.span(body), 8.5, color=QUIET, gap=3)
     paper.set_y(paper.get_y() - 2)
     paper.line_of(words.age(body), 8.5, color=QUIET, gap=3)
     first = outline.front(body)
@@ -86,18 +83,23 @@ def pdf(body: Mapping[str, Any]) -> bytes:
     paper.line_of("Detail", 15, style="B", gap=1)
     for part in outline.detail(body):
         _part(paper, part)
-    paper.ln(3)
-    paper.line_of("Basis best: billed where the bill reaches, metered after it.", 8, color=QUIET)
+    _terms(paper, body)
     return bytes(paper.output())
 
 
 def _close(paper: _Paper, body: Mapping[str, Any]) -> None:
     paper.line_of(closepack.title_of(body), 17, style="B", gap=1)
-    paper.line_of(f"{words.instant(body['from'], 'UTC')} to {words.instant(body['to'], 'UTC')}", 8.5, color=QUIET, gap=3)
+    paper.line_of(words.span(body), 8.5, color=QUIET, gap=3)
     for said in closepack.leads(body):
         paper.line_of(said, 9.5, gap=1)
     for table in closepack.tables(body):
         _table(paper, table)
+    _terms(paper, body)
+
+
+def _terms(paper: _Paper, body: Mapping[str, Any]) -> None:
+    paper.ln(3)
+    paper.line_of(words.terms(body), 7.5, color=QUIET)
 
 
 def _part(paper: _Paper, part: outline.Part, *, is_front: bool = False) -> None:
@@ -179,7 +181,7 @@ def _chart(paper: _Paper, chart: Chart) -> None:
 
 def _table(paper: _Paper, table: closepack.Table) -> None:
     heads, rows, note = table.heads, table.rows, table.note
-    if paper.will_page_break((_ROW * (len(rows) + 1 if len(rows) <= _TOGETHER_ROWS else 3) if rows else 0) + (17 if note else 7)):
+    if paper.will_page_break((_ROW * (len(rows) + 1 if table.is_short else 3) if rows else 0) + (17 if note else 7)):
         paper.add_page()
     paper.ln(2)
     paper.line_of(table.title, 9, color=QUIET, style="B", gap=0.5)
@@ -205,7 +207,7 @@ def _table(paper: _Paper, table: closepack.Table) -> None:
             # A page of a long table says for itself what its columns are.
             paper.add_page()
             _row(paper, named_heads, widths, numeric, size=size, style="B", color=QUIET)
-        _row(paper, row, widths, numeric, size=size)
+        _row(paper, row, widths, numeric, size=size, style="B" if row[0] == closepack.SUM else "")
     if len(rows) > _MOST_ROWS:
         paper.line_of(f"and {len(rows) - _MOST_ROWS:,} more: they are in the CSV of this snapshot", 8, color=QUIET)
     if note:

@@ -20,7 +20,7 @@ from models import ledger, money
 from models.closing import closes_known
 from models.columns import canonical_json
 from models.errors import Conflict
-from models.ledger import CurrencyWeek, Figures, Filters, Line, Unit, WeeklyReport
+from models.ledger import CurrencyWeek, DataAge, Figures, Filters, Line, Unit, WeeklyReport
 from models.periods import days, month_start, rfc3339
 from models.reports import ReportSnapshot
 from models.store import Store
@@ -70,7 +70,7 @@ def _standing(session: Session, month: ledger.Week, *, now: datetime) -> str:
 def close_draft(session: Session, month: date, filters: Filters, *, now: datetime) -> Draft:
     """The month's close pack, not kept yet."""
     pack = ledger.close_pack(session, month, filters, now=now)
-    body = close_body(pack) | _limited(filters)
+    body = close_body(pack) | _limited(filters) | {"data_age": _age(ledger.data_age(session, visible=filters.visible, now=now))}
     return Draft(body, _Named("close", body["month"], "UTC", _scope(filters)), close_difference, "the month is not over yet" if pack.period.end > now else "")
 
 
@@ -203,7 +203,7 @@ def weekly_body(report: WeeklyReport) -> dict[str, Any]:
         ],
         "currencies": [_currency(one, unit) for one in report.currencies],
         "provisional_days": [day.isoformat() for day in report.provisional_days],
-        "data_age": {"metered_until": _at(report.age.metered_until), "billed_until": _at(report.age.billed_until)},
+        "data_age": _age(report.age),
     }
 
 
@@ -308,6 +308,10 @@ def _digest(body: dict[str, Any]) -> str:
     if body["kind"] != "close":
         figures["currencies"] = [{name: value for name, value in one.items() if name not in _BESIDE_MONEY} for one in body["currencies"]]
     return hashlib.sha256(json.dumps(figures, sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode()).hexdigest()
+
+
+def _age(of: DataAge) -> dict[str, str | None]:
+    return {"metered_until": _at(of.metered_until), "billed_until": _at(of.billed_until)}
 
 
 def _text(value: Decimal | None) -> str | None:

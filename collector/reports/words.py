@@ -37,7 +37,10 @@ def signed(text: str | None, currency: str | None) -> str:
 
 def percent(text: str | None) -> str:
     """``+12.3 %``; a dash where there is nothing to compare with."""
-    return "–" if text is None else f"{Decimal(text).quantize(Decimal('0.1')):+,f} %"
+    if text is None:
+        return "–"
+    shown = Decimal(text).quantize(Decimal("0.1"))
+    return f"{shown:+,f} %" if shown else "0.0 %"
 
 
 def plain_percent(text: str | None) -> str:
@@ -183,7 +186,7 @@ def tiles_of(body: Mapping[str, Any], total: Mapping[str, Any], one: Mapping[str
     code, of = one["currency"], unit(body)
     like = one.get("like_for_like")
     found = [
-        (amount(total["cost"], code), "cost, basis best"),
+        (amount(total["cost"], code), "cost: billed, else metered"),
         (percent(total["change_percent"]), f"against {amount(total[f'last_{of}']['cost'], code)} the {of} before"),
         *([(percent(like["change_percent"]), f"like for like: {count_of(len(like['days']), 'billed day')} against the same weekdays")] if like else []),
         (amount(total["billed_cost"], code), "of it billed"),
@@ -291,10 +294,33 @@ def steps_of(body: Mapping[str, Any], one: Mapping[str, Any]) -> tuple[list[str]
     return heads, [amount(fall[f"last_{of}"], code), *(signed(step, code) for _, step in steps), amount(fall[f"this_{of}"], code)]
 
 
+def span(body: Mapping[str, Any]) -> str:
+    """What time the report is of, and when it was made."""
+    snapshot, zone = body["snapshot"], body["time_zone"]
+    said = f"{instant(body['from'], zone)} to {instant(body['to'], zone)} · "
+    if snapshot["id"] is None:
+        return f"{said}as of {instant(snapshot['made_at'], zone)}: {snapshot['reason']}"
+    again = f", restatement {snapshot['number']}" if snapshot["number"] else ""
+    return f"{said}made {instant(snapshot['made_at'], zone)}{again}"
+
+
+def terms(body: Mapping[str, Any]) -> str:
+    """The words of a report that not everybody knows."""
+    said = "Each amount is rounded for itself: parts may differ from their sum in the last digit."
+    if body["kind"] == "close":
+        return f"Journal lines are split to the last digit and add up. Elsewhere: {said[0].lower()}{said[1:]}"
+    return (
+        "Cost: billed where the bill reaches, metered after it (basis best). Provisional: not billed yet. Settling: billed, and Azure may still change it until five days "
+        f"after its month. Settled: billed and past that. Estimate: a share of what is billed in one sum for several. {said}"
+    )
+
+
 def age(body: Mapping[str, Any]) -> str:
     """How old the data is."""
-    said = body["data_age"]
-    return f"Metered until {instant(said['metered_until'], body['time_zone'])}, billed until {instant(said['billed_until'], body['time_zone'])}."
+    until, zone = body["data_age"], body["time_zone"]
+    metered = f"Metered until {instant(until['metered_until'], zone)}" if until["metered_until"] else "Nothing is metered yet"
+    billed = f"billed until {instant(until['billed_until'], zone)}" if until["billed_until"] else "no bill says yet how far it reaches"
+    return f"{metered}, {billed}."
 
 
 def _short(text: str, *, with_sign: bool = False) -> str:

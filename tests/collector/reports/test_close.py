@@ -100,5 +100,10 @@ def test_the_share_of_calls_that_told_no_tokens_stands_beside_their_number(sqlit
         for _ in range(2):
             make.event(session, time=datetime(2026, 10, 21, 8, tzinfo=UTC), input_tokens=None, output_tokens=None)
         body = body_of(session)
+    assert body["data_age"] == {"metered_until": "2026-10-21T08:00:00Z", "billed_until": None}
     assert (body["unknown_token_requests"], body["unknown_token_share"]) == (2, "0.6667")
-    assert "2 requests (66.7 %) did not say their tokens: what they cost is in no figure here." in reports.written(body, "html").content.decode()
+    assert "2 requests (66.7 %) did not say their tokens: metering cannot say what they cost, the bill does." in (
+        page := reports.written(body, "html").content.decode()
+    )
+    assert "Metered until 2026-10-21 08:00 UTC, no bill says yet how far it reaches." in page
+    assert "1.23 USD is to be booked; the exact cost is " in page

@@ -92,6 +92,18 @@ def test_what_becomes_of_it_later_restates_nothing(sqlite_store: Store) -> None:
     assert json.loads(reports.written(first, "json").content)["budgets"][0]["spent"] == "18"
 
 
+def test_a_budget_that_a_cent_will_pass_is_named(sqlite_store: Store) -> None:
+    with sqlite_store.write() as session:
+        world(session)
+        body = body_of(session)
+    (budget,) = body["budgets"]
+    for expected, said in (("20000.00", False), ("20000.01", True)):
+        told = {**budget, "amount": "20000.00", "spent": "13875.48", "percent": "69.4", "expected": expected, "expected_percent": "100"}
+        page = reports.written({**body, "budgets": [told]}, "html").content.decode()
+        assert ("Expected to end over budget: =1+1&lt;script&gt; (69.4 % spent)." in page) == said
+        assert "month from 01 Nov 2026" in page
+
+
 def test_a_report_without_budgets_says_so(sqlite_store: Store) -> None:
     with sqlite_store.write() as session:
         make.token_prices(session)

@@ -19,7 +19,7 @@ from playwright.sync_api import sync_playwright
 from sqlmodel import Session, select
 
 from collector import reports
-from collector.reports import words
+from collector.reports import outline, words
 from collector.reports.letter import letter
 from models import ledger, money
 from models.cells import plain
@@ -114,6 +114,32 @@ def test_html_runs_nothing_loads_nothing_and_shows_names_as_they_are(sqlite_stor
     assert "href=" not in page
     assert page.count("<svg") == 2 * len([total for total in body["totals"] if total["cost"] is not None])
     assert "default-src &#x27;none&#x27;" in page or "default-src 'none'" in page
+
+
+def test_every_list_ends_in_its_sum_and_the_largest_cause_stands_first(sqlite_store: Store) -> None:
+    with sqlite_store.write() as session:
+        make.serverless(session)
+        make.token_prices(session, "1.00", "1.00")
+        for name, day, tokens in (("a", 3, 2_000_000), ("a", 10, 2_000_400), ("b", 3, 1_000_000), ("b", 10, 1_500_000)):
+            make.event(session, make.series(session, deployment=name), time=at(day), input_tokens=tokens, output_tokens=0)
+        body = body_of(session)
+    one = {**body["currencies"][0], "reconciliation": {"expected": "3.5", "billed": "6.5", "variance": "3", "unexplained": "0"}}
+    one["reconciliation"]["causes"] = {"rounding": "0.01", "timing": "-1.01", "unmetered_usage": "4"}
+    (part, *_) = outline.detail({**body, "currencies": [one]})
+    tables = {table.title: table.rows for table in part.tables}
+    assert [row[3:6] for row in tables["By deployment"]] == [
+        ["2.00 USD", "2.00 USD", "0.0 %"],
+        ["1.50 USD", "1.00 USD", "+50.0 %"],
+        ["3.50 USD", "3.00 USD", "+16.7 %"],
+    ]
+    assert tables["By deployment"][-1][0] == "Together"
+    assert [row[0] for row in tables["By workspace"]] == ["ws-east"]  # a sum of one would say it twice
+    assert [(row[0], row[2]) for row in tables["Bill against metering"]] == [
+        ("unmetered usage", "+4.00 USD"),
+        ("timing", "-1.01 USD"),
+        ("rounding", "+0.01 USD"),
+        ("Together", "+3.00 USD"),
+    ]
 
 
 def test_a_week_that_is_billed_in_part_says_its_change_like_for_like(sqlite_store: Store) -> None:

@@ -21,7 +21,7 @@ from collector.azure import sync as azure_sync
 from collector.capture.event import Defaults
 from collector.ingest import Ingest
 from collector.webhooks.setup import Telling
-from models import money
+from models import ledger, money
 from models.columns import to_microseconds
 from models.errors import InvalidInput
 from models.periods import Period, to_the_second
@@ -216,13 +216,24 @@ def _preview_prices(command: Import, desk: Desk) -> int:
     period = Period(now - _PREVIEWED, now)
     with desk.store.read() as session:
         for path in readable(command.files):
-            rows = pricing.previewed(session, _read(path), name=path.name, period=period, now=now, replace=command.replace)
-            desk.say(f"{path.name} would change the metered cost of {len(rows)} months and teams of the last {_PREVIEWED.days} days; nothing was imported")
-            for row in rows:
-                closed = "; the month is closed: its rows stay, this would be an adjustment" if row.is_closed else ""
-                costs = f"{money.text(row.cost_now)} -> {money.text(row.cost_then)} ({'+' if row.difference > 0 else ''}{money.text(row.difference)})"
-                desk.say(f"  {row.month:%Y-%m} {row.team or '(no team)'} {row.currency or 'no currency'}: {costs}{closed}")
+            found = pricing.previewed(session, _read(path), name=path.name, period=period, now=now, replace=command.replace)
+            what = f"would change the metered cost of {len(found.rows)} months and teams of the last {_PREVIEWED.days} days"
+            desk.say(f"{path.name} {what}; nothing was imported")
+            _say_rerates(found.rows, desk)
+            if found.waiting:
+                desk.say(f"{len(found.waiting)} of its rows would wait for review and change nothing until accepted:")
+                for line in found.waiting[:_MOST_SHOWN]:
+                    desk.say(f"  {line}")
+                desk.say("accepted, it would come to:")
+                _say_rerates(found.accepted, desk)
     return 0
+
+
+def _say_rerates(rows: Sequence[ledger.Rerate], desk: Desk) -> None:
+    for row in rows:
+        closed = "; the month is closed: its rows stay, this would be an adjustment" if row.is_closed else ""
+        costs = f"{money.text(row.cost_now)} -> {money.text(row.cost_then)} ({'+' if row.difference > 0 else ''}{money.text(row.difference)})"
+        desk.say(f"  {row.month:%Y-%m} {row.team or '(no team)'} {row.currency or 'no currency'}: {costs}{closed}")
 
 
 def _review_prices(command: ReviewPrices, desk: Desk) -> int:
@@ -231,7 +242,7 @@ def _review_prices(command: ReviewPrices, desk: Desk) -> int:
             rows = pricereview.waiting(session)
             desk.say(f"{len(rows)} price rows wait for review")
             for row in rows:
-                desk.say(pricereview.line(row))
+                desk.say(pricereview.waiting_line(row))
         return 0
     with desk.store.write() as session:
         for waiting_id in command.ids:

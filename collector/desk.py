@@ -150,7 +150,7 @@ def _in_one(session: Session, what: str, said: Mapping[str, str], caller: Princi
             meter = {name: said[name] for name in workbench.Mapped.model_fields if said.get(name)}
             workbench.map_meter(session, caller, now, said=parsed(workbench.Mapped, meter, where=""))
         case "unmap-meter":
-            workbench.unmap_meter(session, caller, now, mapping_id=_whole(said, "id"))
+            workbench.unmap_meter(session, caller, now, mapping_id=_needed(said, "id"))
         case "test-receiver":
             receivers.test(session, caller, now, receiver_id=_needed(said, "id"))
         case "replay":

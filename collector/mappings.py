@@ -122,7 +122,7 @@ def _set(session: Session, found: Sequence[Row], faults: Faults, *, now: datetim
 def put_mapping(session: Session, said: MappingRow, *, now: datetime, author: str) -> MeterMapping:
     """Have one mapping in use from now on; one of the same meter, offer and days gives way to it."""
     for field, fault in said.faults().items():
-        raise InvalidInput(f"{field} {fault}", field=field)
+        raise InvalidInput(fault, field=field)
     standing = _standing(session)
     found, _, _ = _put(session, standing, said, now=now, author=author)
     _refuse_too_many(standing)

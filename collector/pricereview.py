@@ -139,7 +139,7 @@ def hold(session: Session, held: Sequence[tuple[Price, str]], *, version: str, a
         session.add(waits)
         found.append(waits)
     session.flush()
-    return [Waits(row.id or 0, row.reason, line(row)) for row in found]
+    return [Waits(row.id or 0, row.reason, waiting_line(row)) for row in found]
 
 
 def waiting(session: Session) -> list[WaitingPrice]:
@@ -198,7 +198,12 @@ def _says(row: Price | WaitingPrice) -> tuple[object, ...]:
     )
 
 
-def line(row: WaitingPrice) -> str:
+def waiting_line(row: WaitingPrice) -> str:
+    """The row for a person, with the id to decide it by."""
+    return f"{row.id}: {line(row, row.reason)}"
+
+
+def line(row: Price | WaitingPrice, reason: str) -> str:
     """The row for a person, with what looks wrong."""
-    what = " ".join(part for part in (row.model or row.sku or "any model", row.meter.value, row.workspace, row.region) if part)
-    return f"{row.id}: {what}: {row.reason}"
+    what = " ".join(part for part in (row.model or row.sku or "any model", PriceMeter(row.meter).value, row.workspace, row.region) if part)
+    return f"{what}: {reason}"

@@ -147,12 +147,39 @@ def store_prices(
     return PriceImport(version=version, added=len(added), unchanged=unchanged, superseded=0 if replace else superseded, ended=len(ended), waiting=waiting)
 
 
-def previewed(session: Session, content: bytes, *, name: str, period: Period, now: datetime, replace: bool = False) -> list[ledger.Rerate]:
+@dataclass(frozen=True, slots=True)
+class PricePreview:
+    """What importing a price file would change at once, which of its rows would wait for review, and what it would change with those accepted."""
+
+    rows: Sequence[ledger.Rerate]
+    waiting: Sequence[str] = ()
+    accepted: Sequence[ledger.Rerate] = ()  # empty where nothing would wait
+
+
+def previewed(session: Session, content: bytes, *, name: str, period: Period, now: datetime, replace: bool = False) -> PricePreview:
     """What importing a price file would change of a period's metered cost; nothing is imported."""
     rows = parse_prices(content, name=name)
-    standing = [price for price in price_rows(session) if price.known_from <= now and not (replace and price.origin == "imported")]
-    told = [_price(row, origin="imported", version="preview", author="", known_from=now) for row in rows]
-    return ledger.rerated(session, [*standing, *told], period, now=now)
+    in_use = [price for price in price_rows(session) if price.known_from <= now]
+    imported = [price for price in in_use if price.origin == "imported"]
+    told = [
+        _price(row, origin="imported", version="preview", author="", known_from=now)
+        for row in rows
+        if not any(_applies_to(price) == row.applies_to() and _states(price, row) for price in imported)
+    ]
+    held = pricereview.doubts(told, in_use, now=now)
+
+    def then(counting: Sequence[Price], waiting: Sequence[Price] = ()) -> Sequence[ledger.Rerate]:
+        goes_on = {_applies_to(price) for price in waiting}
+        goes_on |= {row.applies_to() for row in rows if any(_states(price, row) for price in imported)}
+        standing = [price for price in in_use if not (replace and price.origin == "imported") or _applies_to(price) in goes_on]
+        return ledger.rerated(session, [*standing, *counting], period, now=now)
+
+    at_once = [price for index, price in enumerate(told) if index not in held]
+    return PricePreview(
+        then(at_once, [told[index] for index in held]),
+        [pricereview.line(told[index], reason) for index, reason in sorted(held.items())],
+        then(told) if held else (),
+    )
 
 
 def ensure_bundled(session: Session, *, now: datetime) -> int:

@@ -622,7 +622,7 @@ def components() -> dict[str, Shape]:
             count="unpriced_tokens_now unpriced_tokens_then",
             flag="is_closed",
         ),
-        "Rerates": _shape({"rows": _many("Rerate")}),
+        "Rerates": _shape({"rows": _many("Rerate"), "rows_if_accepted": _many("Rerate")}, texts="waiting"),
         "VoidedEvent": _shape(text="handle id source", text_or_null="deployment", at="time", flag="counted", count_or_null="input_tokens output_tokens"),
         "Voided": _shape(
             {

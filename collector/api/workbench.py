@@ -200,20 +200,25 @@ def waiting(request: Request, session: Reading) -> dict[str, Any]:
 
 
 @router.post("/v1/prices/waiting/{waiting_id}/{decision}", summary="Accept or reject a price row that waits")
-def decide(session: Writing, caller: Caller, now: Now, *, waiting_id: int, decision: str) -> dict[str, Any]:
+def decide(session: Writing, caller: Caller, now: Now, *, waiting_id: str, decision: str) -> dict[str, Any]:
     """``accept`` lets it count from now on; ``reject`` puts it away. Both stay on record."""
     if decision not in ("accept", "reject"):
         raise InvalidInput("say accept or reject")
-    return _waiting(pricereview.decide(session, waiting_id, accept=decision == "accept", author=caller.name, now=now))
+    return _waiting(pricereview.decide(session, _number(waiting_id), accept=decision == "accept", author=caller.name, now=now))
 
 
 @router.post("/v1/prices/preview", summary="What a price file would change, without importing it", openapi_extra=documented("from", "to"))
 async def preview(request: Request, session: Reading, now: Now) -> dict[str, Any]:
-    """The body is a price file, CSV or JSON; rows per month, team and currency whose metered cost would change."""
+    """The body is a price file, CSV or JSON; rows per month, team and currency whose metered cost would change, and what would wait for review."""
     refuse_unknown(request, ("from", "to"))
     content = await request.body()
     name = "prices.json" if content.lstrip()[:1] in (b"[", b"{") else "prices.csv"
-    return {"rows": [rerate(row) for row in pricing.previewed(session, content, name=name, period=period_of(request, now=now), now=now)]}
+    found = pricing.previewed(session, content, name=name, period=period_of(request, now=now), now=now)
+    return {
+        "rows": [rerate(row) for row in found.rows],
+        "waiting": list(found.waiting),
+        "rows_if_accepted": [rerate(row) for row in found.accepted],
+    }
 
 
 def rerate(row: ledger.Rerate) -> dict[str, Any]:
@@ -306,10 +311,15 @@ def map_meter(session: Writing, caller: Caller, now: Now, *, said: Mapped) -> di
 
 
 @router.delete("/v1/meters/mappings/{mapping_id}", status_code=204, summary="Take back what was said of a meter")
-def unmap_meter(session: Writing, caller: Caller, now: Now, *, mapping_id: int) -> Response:
+def unmap_meter(session: Writing, caller: Caller, now: Now, *, mapping_id: str) -> Response:
     """The meter's own text, or a less specific mapping, counts again."""
-    mappings.end_mapping(session, mapping_id, now=now, author=caller.name)
+    mappings.end_mapping(session, _number(mapping_id), now=now, author=caller.name)
     return Response(status_code=204)
+
+
+def _number(row_id: str) -> int:
+    """The number of a row; of an id that is none, one that no row has."""
+    return int(row_id) if row_id.isascii() and row_id.isdigit() and len(row_id) < 19 else 0
 
 
 def _meter(one: ledger.MeterUse) -> dict[str, Any]:

@@ -108,16 +108,49 @@ def test_a_contract_price_of_one_workspace_may_be_far_from_the_general_one(store
 def test_a_preview_shows_the_difference_per_team_and_imports_nothing(store: Store) -> None:
     with store.write() as session:
         make.serverless(session)
-        make.token_prices(session, "1.00", "1.00")
+        make.token_prices(session, "1.00", "1.50")
         make.owner(session)
         make.event(session, time=datetime(2026, 11, 10, 8, tzinfo=UTC), input_tokens=1_000_000, output_tokens=500_000)
         make.event(session, make.series(session, team="ads"), time=datetime(2026, 10, 10, 8, tzinfo=UTC), input_tokens=2_000_000, output_tokens=0)
     content = f"{HEADER}{make.MODEL},input_tokens,1.25,USD,1M tokens,\n".encode()
     with store.read() as session:
-        rows = previewed(session, content, name="p.csv", period=Period(NOW - timedelta(days=60), NOW), now=NOW)
+        found = previewed(session, content, name="p.csv", period=Period(NOW - timedelta(days=60), NOW), now=NOW)
+        rows = found.rows
+        assert (found.waiting, found.accepted) == ([], ())
         assert [(f"{row.month:%Y-%m}", row.team, row.currency, row.cost_now, row.cost_then, row.difference, row.is_closed) for row in rows] == [
             ("2026-10", "ads", "USD", Decimal(2), Decimal("2.5"), Decimal("0.5"), False),
-            ("2026-11", "search", "USD", Decimal("1.5"), Decimal("1.75"), Decimal("0.25"), False),
+            ("2026-11", "search", "USD", Decimal("1.75"), Decimal(2), Decimal("0.25"), False),
         ]
     with store.read() as session:
         assert pricereview.waiting(session) == []
+
+
+def test_a_preview_tells_what_would_wait_and_counts_it_only_as_accepted(store: Store) -> None:
+    with store.write() as session:
+        make.serverless(session)
+        make.owner(session)
+        make.event(session, time=datetime(2026, 11, 10, 8, tzinfo=UTC), input_tokens=1_000_000, output_tokens=500_000)
+    imported(store, f"{make.MODEL},input_tokens,1.00,USD,1M tokens,", f"{make.MODEL},output_tokens,2.00,USD,1M tokens,")
+    content = f"{HEADER}{make.MODEL},input_tokens,0.001,USD,1M tokens,\n{make.MODEL},output_tokens,3.00,USD,1M tokens,\n".encode()
+    for replace in (False, True):
+        with store.read() as session:
+            found = previewed(session, content, name="p.csv", period=Period(NOW - timedelta(days=60), NOW), now=LATER, replace=replace)
+        (at_once,), (accepted,) = found.rows, found.accepted
+        assert (at_once.cost_now, at_once.cost_then) == (Decimal(2), Decimal("2.5"))
+        # A tenth of a cent for input, 1.50 for output.
+        assert (accepted.cost_now, accepted.cost_then) == (Decimal(2), Decimal("1.501"))
+        (line,) = found.waiting
+        assert line.startswith(f"{make.MODEL} input_tokens: 0.001 USD per 1M tokens is about 1,000 times less than the 1 USD per 1M tokens in use")
+
+
+def test_a_preview_that_replaces_keeps_what_the_file_repeats(sqlite_store: Store) -> None:
+    with sqlite_store.write() as session:
+        make.serverless(session)
+        make.owner(session)
+        make.event(session, time=datetime(2026, 11, 10, 8, tzinfo=UTC), input_tokens=1_000_000, output_tokens=500_000)
+    imported(sqlite_store, f"{make.MODEL},input_tokens,1.00,USD,1M tokens,", f"{make.MODEL},output_tokens,2.00,USD,1M tokens,")
+    content = f"{HEADER}{make.MODEL},input_tokens,1.00,USD,1M tokens,\n".encode()
+    with sqlite_store.read() as session:
+        found = previewed(session, content, name="p.csv", period=Period(NOW - timedelta(days=60), NOW), now=LATER, replace=True)
+    (row,) = found.rows
+    assert (row.cost_now, row.cost_then, row.unpriced_then) == (Decimal(2), Decimal(1), 500_000)

@@ -239,7 +239,7 @@ def _say_rerates(rows: Sequence[ledger.Rerate], desk: Desk) -> None:
 def _review_prices(command: ReviewPrices, desk: Desk) -> int:
     if command.action == "waiting":
         with desk.store.read() as session:
-            rows = pricereview.waiting(session)
+            rows = ledger.waiting_prices(session)
             desk.say(f"{len(rows)} price rows wait for review")
             for row in rows:
                 desk.say(pricereview.waiting_line(row))

@@ -151,6 +151,8 @@ def _in_one(session: Session, what: str, said: Mapping[str, str], caller: Princi
             workbench.map_meter(session, caller, now, said=parsed(workbench.Mapped, meter, where=""))
         case "unmap-meter":
             workbench.unmap_meter(session, caller, now, mapping_id=_needed(said, "id"))
+        case "decide-price":
+            workbench.decide(session, caller, now, waiting_id=_needed(said, "id"), decision=_needed(said, "decision"))
         case "test-receiver":
             receivers.test(session, caller, now, receiver_id=_needed(said, "id"))
         case "replay":

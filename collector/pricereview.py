@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
 
-from sqlmodel import Session, col, select
+from sqlmodel import Session
 
-from models import money
+from models import ledger, money
 from models.errors import Conflict, NotFound
 from models.periods import to_the_second, valid_together
 from models.prices import UNIT_DIGITS, Price, PriceBook, PriceMeter, UnitPrice, WaitingPrice, model_key
@@ -109,7 +109,7 @@ class Waits:
 
 def hold(session: Session, held: Sequence[tuple[Price, str]], *, version: str, author: str, now: datetime) -> list[Waits]:
     """Have rows wait; one that waits already with the same words keeps its place, an older word on the same thing is over."""
-    open_rows = waiting(session)
+    open_rows = ledger.waiting_prices(session)
     found: list[WaitingPrice] = []
     for price, reason in held:
         same = next((row for row in open_rows if _says(row) == _says(price)), None)
@@ -140,11 +140,6 @@ def hold(session: Session, held: Sequence[tuple[Price, str]], *, version: str, a
         found.append(waits)
     session.flush()
     return [Waits(row.id or 0, row.reason, waiting_line(row)) for row in found]
-
-
-def waiting(session: Session) -> list[WaitingPrice]:
-    """The rows that wait, oldest first."""
-    return list(session.exec(select(WaitingPrice).where(col(WaitingPrice.decision).is_(None)).order_by(col(WaitingPrice.id))))
 
 
 def decide(session: Session, waiting_id: int, *, accept: bool, author: str, now: datetime) -> WaitingPrice:

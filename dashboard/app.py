@@ -83,6 +83,7 @@ from models.ledger import (
 )
 from models.ledger.intake import Intake, SnapshotRecord, intake, report_snapshots
 from models.periods import GRANULARITIES, Period, parse_bound, utc_day
+from models.prices import WaitingPrice
 from models.resources import Mode
 
 PAGES: tuple[ModuleType, ...] = (
@@ -131,6 +132,9 @@ class LedgerReader:
 
     def meters(self, *, now: datetime) -> Meters:
         return ledger.meters(self.session, now=now)
+
+    def waiting_prices(self) -> list[WaitingPrice]:
+        return ledger.waiting_prices(self.session)
 
     def choices(self, *, visible: frozenset[str] | None, now: datetime) -> Choices:
         return ledger.choices(self.session, visible=visible, now=now)

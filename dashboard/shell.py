@@ -58,6 +58,7 @@ from models.ledger import (
 )
 from models.ledger.intake import Intake, SnapshotRecord
 from models.periods import Period, utc_day
+from models.prices import WaitingPrice
 from models.resources import Mode
 from models.trials import Trial
 
@@ -94,6 +95,8 @@ class Ledger(Protocol):
     def problems(self, *, visible: frozenset[str] | None, now: datetime) -> list[Problem]: ...
 
     def meters(self, *, now: datetime) -> Meters: ...
+
+    def waiting_prices(self) -> list[WaitingPrice]: ...
 
     def choices(self, *, visible: frozenset[str] | None, now: datetime) -> Choices: ...
 

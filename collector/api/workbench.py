@@ -196,7 +196,7 @@ def prices(request: Request, session: Reading, now: Now) -> dict[str, Any]:
 def waiting(request: Request, session: Reading) -> dict[str, Any]:
     """Each with what looks wrong; none of them counts yet."""
     refuse_unknown(request, ())
-    return {"items": [_waiting(row) for row in pricereview.waiting(session)], "next_cursor": None}
+    return {"items": [_waiting(row) for row in ledger.waiting_prices(session)], "next_cursor": None}
 
 
 @router.post("/v1/prices/waiting/{waiting_id}/{decision}", summary="Accept or reject a price row that waits")

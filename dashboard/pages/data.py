@@ -13,6 +13,7 @@ from dashboard.shell import Failure, View, age_line, card, failure_panel
 from models.charges import MeterKind
 from models.ledger import DataAge, Meters, MeterUse, Problem, SourceAge
 from models.meters import MeterMapping
+from models.prices import WaitingPrice
 
 PATH = "data"
 NAME = "Data"
@@ -23,7 +24,7 @@ _KINDS = {"usage": "Usage", "bill": "Bill"}
 
 
 def layout(view: View) -> list[Component]:
-    """Four questions to the ledger: the age of the data, the problems in it, the meters, what is not set up right."""
+    """Five questions to the ledger: the age of the data, the problems in it, the meters, prices that wait, what is not set up right."""
     age = view.ask("the age of the data", lambda: view.ledger.data_age(visible=view.visible, now=view.now))
     problems = view.ask("the list of problems", lambda: view.ledger.problems(visible=view.visible, now=view.now))
     head: list[Component] = [
@@ -40,11 +41,13 @@ def layout(view: View) -> list[Component]:
         sources = [_sources(view, age)]
     # Meters are of the whole bill: who sees some workspaces only is told of none.
     meters = view.ask("the meters of the bill", lambda: view.ledger.meters(now=view.now)) if view.visible is None else Meters((), ())
+    prices = view.ask("the prices that wait", view.ledger.waiting_prices) if view.visible is None else []
     audit = view.ask("the onboarding audit", lambda: view.ledger.onboarding(visible=view.visible, now=view.now))
     return [
         *head,
         failure_panel(problems, view.here) if isinstance(problems, Failure) else _problems(view, problems),
         *([failure_panel(meters, view.here)] if isinstance(meters, Failure) else _meters(view, meters)),
+        *([failure_panel(prices, view.here)] if isinstance(prices, Failure) else [_prices(view, prices)] if prices else []),
         *sources,
         *([failure_panel(audit, view.here)] if isinstance(audit, Failure) else [_audit(view, audit)] if audit else []),
     ]
@@ -167,6 +170,49 @@ def _mappings(view: View, found: Sequence[MeterMapping]) -> Component:
 
     table = tables.table(columns, [cells(row) for row in found[:_MOST_PROBLEMS]], caption="What was said of meters")
     return card("What was said of meters", table, note="These go before what a meter's own text says.", name="wide")
+
+
+# -- prices -----------------------------------------------------------------------------------------
+
+
+def _prices(view: View, found: Sequence[WaitingPrice]) -> Component:
+    """The rows of price files that count only once somebody says that they are right."""
+    columns = [
+        tables.Column("Price of"),
+        tables.Column("Meter"),
+        tables.Column("Price", is_number=True),
+        tables.Column("What looks wrong"),
+        tables.Column("Came"),
+        *([tables.Column("What to do")] if view.may_act else []),
+    ]
+
+    def cells(row: WaitingPrice) -> list[tables.Cell]:
+        where = " · ".join(text.visible(one) for one in (row.workspace, row.sku if row.model else "", row.region) if one)
+        days = " ".join(f"{word} {text.day(at.date())}" for word, at in (("from", row.valid_from), ("before", row.valid_to)) if at is not None)
+        by = f"{text.visible(row.author) or 'nobody named'}, {text.day(row.arrived_at.date())}"
+        return [
+            tables.beneath(tables.named(row.model or row.sku or "any model", length=60), "; ".join(one for one in (where, days) if one)),
+            text.words(row.meter.value),
+            f"{text.money_exactly(row.unit_price, row.currency)} per {row.unit}",
+            html.Span(text.visible(row.reason), className="wrap"),
+            tables.beneath(by, row.source),
+            *(
+                [html.Span([_decide(view, row, "accept", "it counts from now on"), _decide(view, row, "reject", "it is put away")], className="acts")]
+                if view.may_act
+                else []
+            ),
+        ]
+
+    return card(
+        "Prices that wait for review",
+        tables.table(columns, [cells(row) for row in found[:_MOST_PROBLEMS]], caption="Prices that wait for review"),
+        note="They look wrong and count only once accepted; what they would replace counts until then. The other rows of their files count already.",
+        name="wide",
+    )
+
+
+def _decide(view: View, row: WaitingPrice, decision: str, title: str) -> Component:
+    return acts.form(view.prefix, "decide-price", decision.capitalize(), back=PATH, id=str(row.id), decision=decision, title=title)
 
 
 def _sources(view: View, age: DataAge) -> Component:

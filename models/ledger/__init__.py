@@ -24,7 +24,7 @@ from models.ledger.onboarding import onboarding
 from models.ledger.quotas import Pool, Pressure, pool_place, pressure, quotas
 from models.ledger.reconciliation import Reconciliation, ReconciliationRow, ReconciliationTotal, invoiced_of, reconciliation
 from models.ledger.reporting import ScheduleStanding, Sent, periods_of, report_schedules
-from models.ledger.rerating import Rerate, rerated
+from models.ledger.rerating import Rerate, rerated, waiting_prices
 from models.ledger.since import Moved, before_last_landing, moved_since
 from models.ledger.sources import Source, sources
 from models.ledger.spans import span_of
@@ -182,6 +182,7 @@ __all__ = [
     "span_of",
     "trail",
     "usage_list",
+    "waiting_prices",
     "waste",
     "week_of",
     "weekly",

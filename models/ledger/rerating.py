@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import date, datetime
 from decimal import Decimal
 
-from sqlmodel import Session
+from sqlmodel import Session, col, select
 
 from models import money
 from models.closing import closes_known
@@ -15,7 +15,7 @@ from models.ledger.costs import Answer
 from models.ledger.values import CostQuery, Filters
 from models.money import ZERO
 from models.periods import Period, utc_day
-from models.prices import Price, PriceBook
+from models.prices import Price, PriceBook, WaitingPrice
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,3 +59,8 @@ def rerated(session: Session, prices: Sequence[Price], period: Period, *, now: d
         (cost_now, unpriced_now), (cost_then, unpriced_then) = before.get(key, (ZERO, 0)), after.get(key, (ZERO, 0))
         rows.append(Rerate(month, team, currency, cost_now, cost_then, unpriced_now, unpriced_then, month in closed))
     return [row for row in rows if row.difference or row.unpriced_now != row.unpriced_then]
+
+
+def waiting_prices(session: Session) -> list[WaitingPrice]:
+    """The rows of price files that look wrong and wait for somebody to decide, oldest first."""
+    return list(session.exec(select(WaitingPrice).where(col(WaitingPrice.decision).is_(None)).order_by(col(WaitingPrice.id))))

@@ -9,6 +9,7 @@ import pytest
 
 from collector import pricereview
 from collector.pricing import PriceImport, import_prices, previewed, price_rows
+from models import ledger
 from models.errors import Conflict, NotFound
 from models.periods import Period
 from models.prices import PriceBook, PriceMeter, UnitPrice
@@ -89,7 +90,7 @@ def test_the_same_row_waits_once_and_a_later_word_replaces_it(store: Store) -> N
     assert [row.id for row in imported(store, f"{MODEL},input_tokens,0.71,USD,1K tokens,", now=LATER).waiting] == [row.id for row in first]
     imported(store, f"{MODEL},input_tokens,0.72,USD,1K tokens,", now=LATER)
     with store.read() as session:
-        assert [row.unit_price for row in pricereview.waiting(session)] == [Decimal("0.72")]
+        assert [row.unit_price for row in ledger.waiting_prices(session)] == [Decimal("0.72")]
 
 
 def test_replace_keeps_what_a_waiting_row_would_have_replaced(store: Store) -> None:
@@ -122,7 +123,7 @@ def test_a_preview_shows_the_difference_per_team_and_imports_nothing(store: Stor
             ("2026-11", "search", "USD", Decimal("1.75"), Decimal(2), Decimal("0.25"), False),
         ]
     with store.read() as session:
-        assert pricereview.waiting(session) == []
+        assert ledger.waiting_prices(session) == []
 
 
 def test_a_preview_tells_what_would_wait_and_counts_it_only_as_accepted(store: Store) -> None:

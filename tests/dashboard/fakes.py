@@ -54,6 +54,7 @@ from models.ledger import (
 )
 from models.ledger.intake import Intake, SnapshotRecord
 from models.periods import DAY, Period, buckets, day_start
+from models.prices import WaitingPrice
 from models.resources import Mode
 
 NOW = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
@@ -343,6 +344,10 @@ class FakeLedger:
     def meters(self, *, now: datetime) -> Meters:
         self._called("meters")
         return Meters((), ())
+
+    def waiting_prices(self) -> list[WaitingPrice]:
+        self._called("waiting_prices")
+        return []
 
     def lags(self, *, now: datetime) -> list[Lag]:
         del now

@@ -7,12 +7,14 @@ from datetime import timedelta
 import pytest
 
 from collector.desk import Desk
+from collector.pricing import import_prices, price_rows
 from dashboard.access import Viewer
 from dashboard.app import ledger_over
 from dashboard.filters import Selection
 from dashboard.pages import data
 from dashboard.shell import View
 from models.charges import ChargeClass, MeterKind
+from models.errors import Conflict, InvalidInput, NotFound
 from models.store import Store
 from tests import factories as make
 from tests.dashboard.test_pages_money import said
@@ -59,3 +61,27 @@ def test_what_was_said_is_shown_and_no_longer_asked(shop: Store) -> None:
     assert "Llama Inp any offer input tokens, in 1K tokens always ana, 20 Nov 2026 Take back" in shown
     desk("unmap-meter", {"id": "1"}, ADMIN)
     assert "Llama <mystery> llama-offer unmapped meter" in page(shop)
+
+
+def test_prices_that_wait_are_shown_with_their_doubt_and_decided_on_the_page(sqlite_store: Store) -> None:
+    header = "model,meter,unit_price,currency,unit,region,source\n"
+    for price in ("0.71", "710"):
+        with sqlite_store.write() as session:
+            import_prices(session, f"{header}Llama-X,input_tokens,{price},USD,1M tokens,eastus,sheet\n".encode(), name="p.csv", now=NOW, author="ana")
+    asked = page(sqlite_store)
+    waits = "Llama-X eastus input tokens 710 USD per 1M tokens 710 USD per 1M tokens is about 1,000 times more than the 0.71 USD per 1M tokens in use"
+    assert waits in asked
+    assert "ana, 20 Nov 2026 sheet Accept Reject" in asked
+    assert "Accept" not in page(sqlite_store, may_act=False)
+    assert "Prices that wait" not in page(sqlite_store, visible=frozenset({"ws-east"}))
+    desk = Desk(sqlite_store, now=lambda: NOW)
+    with pytest.raises(InvalidInput):
+        desk("decide-price", {"id": "1", "decision": "perhaps"}, ADMIN)
+    with pytest.raises(NotFound):
+        desk("decide-price", {"id": "one", "decision": "accept"}, ADMIN)
+    desk("decide-price", {"id": "1", "decision": "accept"}, ADMIN)
+    assert "Prices that wait" not in page(sqlite_store)
+    with sqlite_store.read() as session:
+        assert [(str(price.unit_price), price.author) for price in price_rows(session)] == [("0.71", "ana"), ("710", "ana")]
+    with pytest.raises(Conflict):
+        desk("decide-price", {"id": "1", "decision": "reject"}, ADMIN)

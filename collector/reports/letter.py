@@ -95,9 +95,8 @@ def title_of(body: Mapping[str, Any]) -> str:
 
 
 def _cost(body: Mapping[str, Any], title: str) -> Iterator[Block]:
-    zone = body["time_zone"]
     yield Said(title, 20, is_title=True)
-    yield Said(f"{words.instant(body['from'], zone)} to {words.instant(body['to'], zone)}", 12, is_quiet=True)
+    yield Said(words.span(body), 12, is_quiet=True)
     first = outline.front(body)
     for said in first.leads:
         yield Said(said, 16)
@@ -149,7 +148,7 @@ def _currency(body: Mapping[str, Any], total: Mapping[str, Any], one: Mapping[st
     ):
         rows = [
             [
-                _place(line) if key == "deployments" else words.name(line[key.removesuffix("s")], absent),
+                _place(line) if key == "deployments" else words.named(line, key.removesuffix("s"), absent),
                 words.amount(line["cost"], code),
                 words.percent(line["change_percent"]),
             ]

@@ -17,7 +17,6 @@ from collector.reports.closepack import SUM, Table, causes_of
 _MOST_IN_BOXES, _MOST_IN_FRONT = 2, 5
 # Of several currencies fewer have room, and of many one each.
 _MOST_MOVERS, _FEWER_MOVERS = 5, 3
-_MODES = {"managed_compute": "managed compute"}
 _MOVED = ("Workspace", "Deployment", "#Change", "#Now", "Why")
 
 Figures = Mapping[str, Any]
@@ -158,7 +157,7 @@ def _of_currency(body: Mapping[str, Any], total: Figures, one: Figures) -> Part:
     ):
         rows = [
             [
-                *(words.name(_MODES.get(line[name], line[name]), absent) for name in columns),
+                *(words.named(line, name, absent) for name in columns),
                 words.amount(line["cost"], code),
                 words.amount(line[f"last_{unit}_cost"], code),
                 words.percent(line["change_percent"]),

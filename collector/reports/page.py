@@ -15,7 +15,7 @@ body { margin: 0 auto; max-width: 760px; padding: 24px; background: #fff; color:
 h1 { font-size: 22px; margin: 0; } h2 { font-size: 16px; margin: 28px 0 6px; } h3 { font-size: 13px; margin: 18px 0 4px; color: #566175; }
 .know { margin: 6px 0 0; padding-left: 20px; } h1.detail { margin-top: 40px; padding-top: 16px; border-top: 2px solid #1b2330; }
 .sub, .note, figcaption { color: #566175; font-size: 12.5px; } .lead { font-size: 17px; margin: 14px 0 4px; }
-.tiles { display: flex; flex-wrap: wrap; gap: 10px; margin: 14px 0; } .tile { border: 1px solid #dfe3ea; border-radius: 8px; padding: 8px 14px; flex: 1 1 130px; }
+.tiles { display: grid; grid-template-columns: repeat(auto-fill, minmax(150px, 1fr)); gap: 10px; margin: 14px 0; } .tile { border: 1px solid #dfe3ea; border-radius: 8px; padding: 8px 14px; }
 .tile b { display: block; font-size: 18px; } .tile span { color: #566175; font-size: 12px; }
 table { border-collapse: collapse; width: 100%; font-size: 12.5px; } th { text-align: left; color: #566175; font-weight: 600; }
 th { white-space: nowrap; } th, td { padding: 4px 8px 4px 0; border-bottom: 1px solid #dfe3ea; vertical-align: top; overflow-wrap: anywhere; }
@@ -27,13 +27,13 @@ footer { overflow-wrap: anywhere; margin-top: 28px; border-top: 1px solid #dfe3e
   body { padding: 14px; } thead { display: none; } table, tbody, tr, td { display: block; } tr { padding: 6px 0; border-bottom: 1px solid #dfe3ea; }
   td, .n { display: flex; justify-content: space-between; gap: 16px; border: 0; padding: 1px 0; text-align: right; white-space: normal; }
   .n + :not(.n) { padding-left: 0; } svg text { font-size: 13px; }
-  td::before { content: attr(data-label); color: #566175; flex: none; text-align: left; max-width: 50%; } td:first-child { font-weight: 600; } td:first-child::before { content: none; }
+  td::before { content: attr(data-label); color: #566175; flex: none; text-align: left; max-width: 50%; } td:first-child:not(.n) { font-weight: 600; } td:first-child:not(.n)::before { content: none; } td:empty { display: none; }
 }
 @page { size: A4; margin: 14mm 16mm 16mm; }
 @media print {
   body { padding: 0; max-width: none; font-size: 12px; line-height: 1.35; } h1 { font-size: 20px; } h2 { font-size: 14px; margin: 12px 0 4px; } h3 { margin: 10px 0 2px; font-size: 11.5px; }
   .lead, .many .lead { font-size: 13px; margin: 6px 0 0; } .know { margin: 4px 0 0; } p { margin: 6px 0; } .sub, .note, figcaption { font-size: 10.5px; }
-  .tiles { display: grid; grid-template-columns: repeat(4, 1fr); gap: 6px; margin: 6px 0; } .tile { padding: 4px 8px; } .tile b { font-size: 14px; } .tile span { font-size: 9.5px; display: block; line-height: 1.2; }
+  .tiles { grid-template-columns: repeat(4, 1fr); gap: 6px; margin: 6px 0; } .tile { padding: 4px 8px; } .tile b { font-size: 14px; } .tile span { font-size: 9.5px; display: block; line-height: 1.2; }
   .warn { padding: 4px 8px; font-size: 10.5px; } table { font-size: 10px; } th, td { padding: 2px 6px 2px 0; } .front th, .front .n { white-space: normal; font-size: 9.5px; }
   figure { break-inside: avoid; margin: 6px 0; } .front svg { max-height: 58mm; } h2, h3 { break-after: avoid; } .tiles, .warn, .short, tr { break-inside: avoid; }
   h1.detail { break-before: page; border-top: 0; margin-top: 0; padding-top: 0; } thead { display: table-header-group; }

@@ -70,6 +70,11 @@ def name(value: str | None, absent: str = "unallocated") -> str:
     return "".join(sign if sign.isprintable() else "\N{REPLACEMENT CHARACTER}" for sign in value)
 
 
+def named(line: Mapping[str, Any], key: str, absent: str = "unallocated") -> str:
+    """What a line is of, by one of its names; a mode is two words."""
+    return name(line[key].replace("_", " ") if key == "mode" and line[key] else line[key], absent)
+
+
 def cut(text: str, length: int) -> str:
     """A text that fits a column."""
     return text if len(text) <= length else f"{text[: length - 1]}…"

@@ -73,7 +73,8 @@ class BillPart(SQLModel, table=True):
     exchange_rates: dict[str, str] = Field(sa_column=Column(JsonText, nullable=False))
     # {"marketplace": "2025-03-05", …}: the last UTC day with a usage row, per route
     reaches: dict[str, str] = Field(sa_column=Column(JsonText, nullable=False))
-    # {"marketplace/output": "2025-03-04", …}: the same per route and kind of meter, as its own text says it; {} of what landed before it was kept
+    # {"marketplace/output": "2025-03-04", …}: the same per route and kind of meter, as its own text says it, and where that says nothing
+    # (other) also "marketplace/other/OFFER/METER"; {} of what landed before it was kept
     meter_reaches: dict[str, str] = Field(default_factory=dict, sa_column=Column(JsonText, nullable=False))
     problems: list[dict[str, Any]] = Field(sa_column=Column(JsonText, nullable=False))
     # None while the part is staged: invisible to every reader until the whole landing is flipped in

@@ -599,7 +599,12 @@ class _Facts:
         self.in_scope_totals[key.currency] = money.plus(self.in_scope_totals.get(key.currency, money.ZERO), total.billed_cost)
         route = _ROUTES.get(item.charge_class)
         if route is not None and key.charge_type.casefold() == "usage":
-            for reaches, what in ((self.reaches, route.value), (self.meter_reaches, f"{route.value}/{item.meter_kind.value}")):
+            of_meter = f"{route.value}/{item.meter_kind.value}"
+            reached = [(self.reaches, route.value), (self.meter_reaches, of_meter)]
+            if item.meter_kind is MeterKind.OTHER:
+                # By its name too: what it counts may be said later.
+                reached.append((self.meter_reaches, f"{of_meter}/{item.offer_id or ''}/{item.meter_name or item.plan_id or item.meter_category}"))
+            for reaches, what in reached:
                 reaches[what] = max(reaches.get(what, ""), key.charged_on.isoformat())
         if item.meter_kind in _MEASURED and item.unit_size is None:
             detail = f"{item.meter_name or 'a meter without a name'}: what one unit holds is not known, so neither is the quantity"

@@ -503,7 +503,8 @@ def _check_bills(session: Session, found: Verification) -> None:
             found.equal("reach of a bill part", f"{where} {route}", part.reaches.get(route), reaches.get(route))
         by_meter = {what: day.isoformat() for what, day in meter_reaches_of(lines, items).items()}
         # Empty of what landed before it was kept.
-        for what in sorted(part.meter_reaches.keys() | by_meter.keys()) if part.meter_reaches else ():
+        has_names = any(what.count("/") > 1 for what in part.meter_reaches)
+        for what in sorted(part.meter_reaches.keys() | {what for what in by_meter if has_names or what.count("/") == 1}) if part.meter_reaches else ():
             found.equal("reach of a bill part by meter", f"{where} {what}", part.meter_reaches.get(what), by_meter.get(what))
     for (subscription, month), bills in sorted(current.items()):
         # Several only where they are for other days each, as pay-as-you-go bills are.

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from sqlmodel import Session, col, select
 
 from models import money
-from models.charges import IN_SCOPE, BillPart, Charge, ChargeClass, ChargeItem
+from models.charges import IN_SCOPE, BillPart, Charge, ChargeClass, ChargeItem, MeterKind
 from models.closing import MonthClose
 from models.money import ZERO
 from models.periods import Period, day_start, month_start
@@ -107,11 +107,15 @@ def reaches_of(lines: Mapping[LineKey, Line], items: Mapping[int, ChargeItem]) -
 
 
 def meter_reaches_of(lines: Mapping[LineKey, Line], items: Mapping[int, ChargeItem]) -> dict[str, date]:
-    """The same per route and kind of meter, as the meter's own text says it."""
+    """The same per route and kind of meter, as the meter's own text says it; where that says nothing also by its offer and name."""
     of_kind: dict[str, dict[LineKey, Line]] = {}
     for key, line in lines.items():
-        if key[1] in items:
-            of_kind.setdefault(items[key[1]].meter_kind.value, {})[key] = line
+        if (item := items.get(key[1])) is None:
+            continue
+        of_kind.setdefault(item.meter_kind.value, {})[key] = line
+        if item.meter_kind is MeterKind.OTHER:
+            named = f"other/{item.offer_id or ''}/{item.meter_name or item.plan_id or item.meter_category}"
+            of_kind.setdefault(named, {})[key] = line
     return {f"{route.value}/{kind}": day for kind, mine in of_kind.items() for route, day in reaches_of(mine, items).items()}
 
 

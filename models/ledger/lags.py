@@ -13,9 +13,11 @@ from datetime import date, datetime, timedelta
 import sqlalchemy as sa
 from sqlmodel import Session, col, select
 
-from models.charges import BillPart, MeterKind
+from models.charges import BillPart, ChargeItem, MeterKind
 from models.columns import from_microseconds
+from models.ledger.meters import ROUTES, meter_mappings
 from models.ledger.world import World, read_usage
+from models.meters import MeterBook, meter_text
 from models.periods import DAY, Period, day_start, utc_day
 from models.usage import DAY_SECONDS, Operation, UsageQuarter
 
@@ -71,6 +73,7 @@ def _due(awaited: date, lag: timedelta) -> datetime:
 def _learnt(session: Session, *, now: datetime) -> tuple[Mapping[_Key, date], Mapping[_Key, timedelta], Mapping[_Key, int]]:
     """How far each reaches, how late it usually is, and from how many landings that was learnt."""
     row = BillPart
+    remapped = _Remapped(session)
     reached: dict[_Key, date] = {}
     learnt: dict[_Key, list[timedelta]] = {}
     for part in session.exec(select(row).where(col(row.landed_at) <= now).order_by(col(row.landed_at), col(row.id))):
@@ -78,10 +81,13 @@ def _learnt(session: Session, *, now: datetime) -> tuple[Mapping[_Key, date], Ma
         if landed is None:
             continue
         for name, text in [*part.reaches.items(), *part.meter_reaches.items()]:
+            day = date.fromisoformat(text)
             route, _, meter = name.partition("/")
+            if "/" in meter:
+                meter = remapped.kind(route, meter.partition("/")[2], day) or meter
             if meter and meter not in _TOLD:
                 continue
-            key, day = (part.subscription_id, route, meter), date.fromisoformat(text)
+            key = part.subscription_id, route, meter
             if key not in reached or day > reached[key]:
                 reached[key] = day
                 late = landed - day_start(day + DAY)
@@ -94,6 +100,24 @@ def _learnt(session: Session, *, now: datetime) -> tuple[Mapping[_Key, date], Ma
         fallback = usual.get((*key[:2], ""), UNLEARNT)
         usual[key] = samples[-(-9 * len(samples) // 10) - 1] if len(samples) >= _LEAST_LANDINGS else fallback
     return reached, usual, {key: len(learnt.get(key, [])) for key in reached}
+
+
+class _Remapped:
+    """What meters count whose own text says nothing, where somebody said it since."""
+
+    def __init__(self, session: Session) -> None:
+        mappings = meter_mappings(session)
+        self._book = MeterBook(mappings)
+        self._items: dict[tuple[str, str], ChargeItem] = {}
+        if mappings:
+            for item in session.exec(select(ChargeItem).where(col(ChargeItem.meter_kind) == MeterKind.OTHER)):
+                if (route := ROUTES.get(item.charge_class)) is not None:
+                    self._items[route.value, f"{item.offer_id or ''}/{meter_text(item)}"] = item
+
+    def kind(self, route: str, named: str, day: date) -> str | None:
+        """The kind of a meter by its offer and name, as of a day; None where nobody said one."""
+        item = self._items.get((route, named))
+        return None if item is None or self._book.mapping(item, day_start(day)) is None else self._book.meant(item, day_start(day)).meter_kind.value
 
 
 def _overdue(session: Session, reached: Mapping[_Key, date], usual: Mapping[_Key, timedelta], *, now: datetime) -> Mapping[_Key, datetime]:

@@ -20,7 +20,7 @@ from models.periods import DAY, day_start, utc_day
 from models.resources import Route
 
 LOOKED_AT = 60 * DAY
-_ROUTES = {ChargeClass.MARKETPLACE: Route.MARKETPLACE, ChargeClass.FOUNDRY: Route.FOUNDRY, ChargeClass.COMPUTE: Route.COMPUTE}
+ROUTES = {ChargeClass.MARKETPLACE: Route.MARKETPLACE, ChargeClass.FOUNDRY: Route.FOUNDRY, ChargeClass.COMPUTE: Route.COMPUTE}
 _UNMEASURED = frozenset({MeterKind.ADJUSTMENT, MeterKind.OTHER, MeterKind.COMMITMENT})
 
 
@@ -97,7 +97,7 @@ def untold_meters(session: Session, world: World) -> Iterator[Problem]:
 def _uses(session: Session, world: World, *, since: date | None) -> Iterator[MeterUse]:
     """The meters since a day (None: no others), and of all time those whose own text says too little."""
     item, row = ChargeItem, ChargeDay
-    in_scope = col(item.charge_class).in_(list(_ROUTES))
+    in_scope = col(item.charge_class).in_(list(ROUTES))
     says_little = sa.or_(col(item.meter_kind) == MeterKind.OTHER, sa.and_(col(item.unit_size).is_(None), col(item.meter_kind).not_in(list(_UNMEASURED))))
     asked = sa.and_(in_scope, says_little) if since is None else in_scope
     items = {one.id: one for one in session.scalars(sa.select(item).where(asked))}
@@ -126,7 +126,7 @@ def _uses(session: Session, world: World, *, since: date | None) -> Iterator[Met
         found[key] = MeterUse(
             meter=meter_text(own),
             offer=own.offer_id,
-            route=_ROUTES[own.charge_class],
+            route=ROUTES[own.charge_class],
             kind=meant.meter_kind,
             is_fine_tuned=meant.is_fine_tuned,
             unit=own.unit,

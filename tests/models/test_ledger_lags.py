@@ -7,8 +7,9 @@ from datetime import UTC, date, datetime, timedelta
 from sqlmodel import Session
 
 from models import ledger
-from models.charges import ChargeClass
+from models.charges import ChargeClass, MeterKind
 from models.ledger.sources import due
+from models.meters import MappedKind, MeterMapping
 from models.periods import HOUR, Period
 from models.store import Store
 from models.usage import Operation
@@ -66,6 +67,28 @@ def test_each_meter_has_a_lag_of_its_own_and_is_overdue_by_it(store: Store) -> N
         assert told(session, now=waited_for - timedelta(seconds=1))["output"][3] is None
         assert told(session, now=waited_for)["output"][3] == waited_for
         assert late_sources(session) == {"bill · foundry · s · output": waited_for}
+
+
+def test_a_meter_that_somebody_mapped_has_a_lag_of_its_own(store: Store) -> None:
+    with store.write() as session:
+        known(session)
+        called(session, *range(4, 20), output_tokens=50)
+        make.charge_item(session, ChargeClass.FOUNDRY, meter_kind=MeterKind.OTHER, meter_name="Llama / mystery", offer_id="llama-offer")
+        for day in range(5, 20):
+            # The mystery comes a day later, and from the 16th on not at all.
+            late = min(day, 12) - 1
+            reaches = {"foundry/input": f"2026-11-{day:02d}", "foundry/other": f"2026-11-{late:02d}"}
+            reaches["foundry/other/llama-offer/Llama / mystery"] = f"2026-11-{late:02d}"
+            make.bill_part(session, landed_at=end(day) + SHORT, reaches={"foundry": f"2026-11-{day:02d}"}, meter_reaches=reaches)
+    with store.read() as session:
+        assert set(told(session)) == {None, "input"}
+    with store.write() as session:
+        session.add(MeterMapping(meter="llama / *", kind=MappedKind.OUTPUT, known_from=NOW))
+    with store.read() as session:
+        found = told(session)
+        assert found["output"] == (date(2026, 11, 11), LONG, 8, end(12) + LONG + SPARE)
+        assert found["input"] == (date(2026, 11, 19), SHORT, 15, None)
+        assert found[None] == found["input"]
 
 
 def test_a_meter_of_few_landings_goes_by_its_route(sqlite_store: Store) -> None:

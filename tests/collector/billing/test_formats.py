@@ -88,6 +88,11 @@ def test_a_part_knows_its_rates_reaches_and_problems(table: Desk) -> None:
     assert us.reaches == {"marketplace": "2025-03-05", "compute": "2025-03-05", "foundry": "2025-03-04"}
     assert emea.reaches == {"marketplace": "2025-03-05"}
     assert emea.meter_reaches == {"marketplace/input": "2025-03-05", "marketplace/output": "2025-03-05"}
+    # A meter that says nothing is kept by its name too: somebody may say later what it counts.
+    assert {what: day for what, day in us.meter_reaches.items() if "/other" in what} == {
+        "marketplace/other": "2025-03-01",
+        "marketplace/other//meta-llama-3-1-8b-instruct-plan": "2025-03-01",
+    }
     assert [(one["kind"], one["subject"], one["amount"], one["count"]) for one in us.problems] == [
         ("out_of_scope", "Storage", "0.02496", 1),
         ("unmapped_meter", "no meter name", "0.003", 1),

@@ -10,6 +10,7 @@ WIDTH, HEIGHT = 680.0, 210.0
 INK, QUIET, LINE, UP, DOWN, FIRM, OPEN = "#1b2330", "#566175", "#dfe3ea", "#c2452d", "#1f7a5a", "#2a7fd1", "#a9c9ea"
 _MARGIN_LEFT, _MARGIN_RIGHT, _MARGIN_TOP, _MARGIN_BOTTOM = 70.0, 10.0, 14.0, 34.0
 _GRID = 4
+_WIDEST = 90.0  # of a bar: one alone is no wall
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,12 +91,13 @@ def bars(title: str, says: str, given: Sequence[Bar], *, unit: str, legend: tupl
     shapes.append(Words(2, _MARGIN_TOP - 4, unit, size=9))
     room = (WIDTH - _MARGIN_LEFT - _MARGIN_RIGHT) / max(1, len(given))
     for index, bar in enumerate(given):
-        left = _MARGIN_LEFT + room * index + room * 0.16
+        width = min(room * 0.68, _WIDEST)
+        left = _MARGIN_LEFT + room * index + (room - width) / 2
         upper, lower = y(max(bar.start, bar.end)), y(max(min(bar.start, bar.end), bottom))
-        shapes.append(Box(left, upper, room * 0.68, max(lower - upper, 0.8), bar.color))
+        shapes.append(Box(left, upper, width, max(lower - upper, 0.8), bar.color))
         if bar.note:
-            shapes.append(Words(left + room * 0.34, upper - 4, bar.note, size=9, anchor="middle", color=INK))
-        shapes.append(Words(left + room * 0.34, HEIGHT - _MARGIN_BOTTOM + 15, bar.label, anchor="middle"))
+            shapes.append(Words(left + width / 2, upper - 4, bar.note, size=9, anchor="middle", color=INK))
+        shapes.append(Words(left + width / 2, HEIGHT - _MARGIN_BOTTOM + 15, bar.label, anchor="middle"))
     shapes.append(Stroke(_MARGIN_LEFT, y(max(0.0, bottom)), WIDTH - _MARGIN_RIGHT, y(max(0.0, bottom)), QUIET))
     return Chart(title, says, tuple(shapes), legend)
 

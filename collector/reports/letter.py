@@ -130,8 +130,8 @@ def _currency(body: Mapping[str, Any], total: Mapping[str, Any], one: Mapping[st
         facts.append(["Core-hours", words.hours(total["core_hours"])])
     expected = one["forecast"]
     if expected is not None and expected["month_end"] is not None:
-        facts.append(["The month so far", words.amount(expected["month_to_date"], code)])
-        facts.append(["Expected for the month", words.amount(expected["month_end"], code)])
+        facts.append([f"{words.forecast_month(body)} so far", words.amount(expected["month_to_date"], code)])
+        facts.append([f"Expected for {words.forecast_month(body)}", words.amount(expected["month_end"], code)])
     yield Rows(f"In {code}", [f"Cost of the {unit}", words.amount(total["cost"], code)], facts)
     if said := words.not_certain(total):
         yield Said(said, 13)

@@ -138,7 +138,12 @@ def _in_lines(body: Mapping[str, Any], both: Sequence[tuple[Figures, Figures]]) 
     every = [f"#Last {unit}", *(f"#{label.capitalize()}" for label in words.STEPS.values()), f"#This {unit}"]
     order = [head for head in every if any(head in fall for fall in falls.values())]
     tables = [
-        Table("By currency", ("", f"#This {unit}", "#Change", "#Billed", "#Tokens", "#Core-hours", "#Expected this month"), figures, "\n".join(lacking)),
+        Table(
+            "By currency",
+            ("", f"#This {unit}", "#Change", "#Billed", "#Tokens", "#Core-hours", f"#Expected for {words.forecast_month(body)}"),
+            figures,
+            "\n".join(lacking),
+        ),
         Table(_way(body), ["", *order], [[words.name(code), *(fall.get(head, "–") for head in order)] for code, fall in falls.items() if fall]),
         Table("Bill against metering", ("", "#Expected", "#Billed", "#Gap", "#Unexplained", "#Of the bill metered"), matched),
         Table("What moved most", _MOVED, moved),

@@ -35,7 +35,7 @@ footer { overflow-wrap: anywhere; margin-top: 28px; border-top: 1px solid #dfe3e
   .lead, .many .lead { font-size: 13px; margin: 6px 0 0; } .know { margin: 4px 0 0; } p { margin: 6px 0; } .sub, .note, figcaption { font-size: 10.5px; }
   .tiles { grid-template-columns: repeat(4, 1fr); gap: 6px; margin: 6px 0; } .tile { padding: 4px 8px; } .tile b { font-size: 14px; } .tile span { font-size: 9.5px; display: block; line-height: 1.2; }
   .warn { padding: 4px 8px; font-size: 10.5px; } table { font-size: 10px; } th, td { padding: 2px 6px 2px 0; } .front th, .front .n { white-space: normal; font-size: 9.5px; }
-  figure { break-inside: avoid; margin: 6px 0; } .front svg { max-height: 58mm; } h2, h3 { break-after: avoid; } .tiles, .warn, .short, tr { break-inside: avoid; }
+  figure { break-inside: avoid; margin: 6px 0; } .front svg { max-height: 58mm; } h2, h3, .warn, .tiles { break-after: avoid; } .tiles, .warn, .short, tr { break-inside: avoid; }
   h1.detail { break-before: page; border-top: 0; margin-top: 0; padding-top: 0; } thead { display: table-header-group; }
 }
 """

@@ -202,8 +202,13 @@ def tiles_of(body: Mapping[str, Any], total: Mapping[str, Any], one: Mapping[str
     found.append((share(total["coverage"]), "of the bill was metered"))
     ahead = one["forecast"]
     if ahead is not None and ahead["month_end"] is not None:
-        found.append((amount(ahead["month_end"], code), f"expected this month; {amount(ahead['month_to_date'], code)} so far"))
+        found.append((amount(ahead["month_end"], code), f"expected for {forecast_month(body)}; {amount(ahead['month_to_date'], code)} so far"))
     return found
+
+
+def forecast_month(body: Mapping[str, Any]) -> str:
+    """The month that the forecast is of: the one in which the report was made, which the report itself need not be of."""
+    return f"{datetime.fromisoformat(body['snapshot']['made_at']):%B}"
 
 
 def count_of(number: int, what: str, many: str = "") -> str:

@@ -142,6 +142,19 @@ def test_every_list_ends_in_its_sum_and_the_largest_cause_stands_first(sqlite_st
     ]
 
 
+def test_the_forecast_names_its_month_which_is_not_that_of_the_report(sqlite_store: Store) -> None:
+    with sqlite_store.write() as session:
+        world(session)
+        body = body_of(session)
+    total, one = next(pair for pair in zip(body["totals"], body["currencies"], strict=True) if pair[0]["cost"] is not None)
+    alone = {**body, "totals": [total], "currencies": [{**one, "forecast": {"month_to_date": "4", "month_end": "9.5", "reason": None}}]}
+    later = {**alone, "snapshot": {**body["snapshot"], "made_at": "2026-12-01T06:00:00Z"}}
+    for told, month in ((alone, "November"), (later, "December")):
+        assert f"expected for {month}; 4.00 USD so far" in " ".join(sheets(reports.written(told, "pdf").content)[0].split())
+        assert f"Expected for {month}" in letter(told).text
+        assert f"#Expected for {month}" in outline.front(of_currencies(told, 3)[0]).parts[0].tables[0].heads
+
+
 def test_a_week_that_is_billed_in_part_says_its_change_like_for_like(sqlite_store: Store) -> None:
     with sqlite_store.write() as session:
         make.serverless(session)

@@ -605,6 +605,7 @@ def components() -> dict[str, Shape]:
                 "totals": _many(_shape({"status": _STANDING}, text_or_null="currency", money_or_null="cost billed_cost booked rounding")),
                 "currencies": _many(_shape({"entries": _many("JournalEntry"), "reconciliation": _or_null("CloseAgreement")}, text_or_null="currency")),
                 "adjustments": _many("Adjustment"),
+                "data_age": "Reach",
                 **_snapshot_parts(),
             },
             text="kind month time_zone basis",
@@ -613,7 +614,7 @@ def components() -> dict[str, Shape]:
             at_or_null="known_at",
             count="unpriced_tokens unknown_token_requests",
             money_or_null="unknown_token_share",
-            optional="scope restatement",
+            optional="scope restatement data_age",
         ),
         "Rerate": _shape(
             text="month",

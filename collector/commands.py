@@ -240,7 +240,7 @@ def _review_prices(command: ReviewPrices, desk: Desk) -> int:
     if command.action == "waiting":
         with desk.store.read() as session:
             rows = ledger.waiting_prices(session)
-            desk.say(f"{len(rows)} price rows wait for review")
+            desk.say(f"{len(rows)} price {'row waits' if len(rows) == 1 else 'rows wait'} for review")
             for row in rows:
                 desk.say(pricereview.waiting_line(row))
         return 0

@@ -177,7 +177,9 @@ def _azure(store: Store, settings: Settings, *, now: datetime, deploy_permission
 def _storage(store: Store) -> Iterator[Finding]:
     if store.path is not None:
         free = shutil.disk_usage(store.path.parent).free
-        size = store.path.stat().st_size if store.path.exists() else 0
+        # What was written last is in the file beside it until SQLite moves it over.
+        files = (store.path, store.path.with_name(f"{store.path.name}-wal"))
+        size = sum(file.stat().st_size for file in files if file.exists())
         what = f"disk: {free / 1024**3:.1f} GiB free beside a database of {size / 1024**2:.1f} MiB"
         yield Finding("ok", what) if free > _LEAST_DISK else Finding("failure", what, "free at least 1 GiB, or move the database to a larger disk")
         with store.read() as session:

@@ -41,3 +41,4 @@ class Trial:
     firings: Sequence[Firing]
     lines: Sequence[Line]
     notes: Sequence[str] = ()
+    more_firings: int = 0  # beyond those that are given

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import date, datetime
 from decimal import Decimal
 from typing import Annotated, Any, Literal
@@ -83,7 +84,8 @@ def put_worklist(session: Writing, caller: Caller, now: Now, *, item_id: str, sa
         session.add(before)
     session.add(entry)
     session.flush()
-    return _item(ledger.worklist_item(session, item_id, visible=caller.visible, now=now))
+    # Its figures are those just looked at; what is signed now has not moved since.
+    return _item(replace(item, entry=entry, changed=item.changed if said.sign is None else {}))
 
 
 def _item(item: ledger.WorklistItem) -> dict[str, Any]:

@@ -318,12 +318,12 @@ def _bounded(trial: Trial) -> Trial:
     ordered = sorted(trial.firings, key=lambda firing: (firing.fired_at, repr(sorted(firing.scope.items(), key=str)), firing.step or 0))
     notes = list(trial.notes)
     if len(ordered) > MOST_FIRINGS:
-        notes.append(f"the first {MOST_FIRINGS:,} of {len(ordered):,} firings")
+        notes.append(f"listed and marked are the first {MOST_FIRINGS:,} of {len(ordered):,} firings")
     highest = sorted(trial.lines, key=lambda line: -max((value for _, value in line.points), default=ZERO))
     if len(highest) > _MOST_LINES:
         notes.append(f"the chart has the {_MOST_LINES} highest of {len(highest)} lines")
     lines = [replace(line, points=_thinned(line.points, trial.period)) for line in highest[:_MOST_LINES]]
-    return replace(trial, firings=ordered[:MOST_FIRINGS], lines=lines, notes=notes)
+    return replace(trial, firings=ordered[:MOST_FIRINGS], lines=lines, notes=notes, more_firings=max(0, len(ordered) - MOST_FIRINGS))
 
 
 def _thinned(points: Sequence[tuple[datetime, Decimal]], period: Period) -> Sequence[tuple[datetime, Decimal]]:

@@ -22,7 +22,7 @@ from models.trials import Firing, Trial
 PATH = "backtest"
 NAME = "Back-test"
 GROUP = "Operations"
-_MOST_ROWS = 100
+_MOST_ROWS = 25
 
 
 def layout(view: View) -> list[Component]:
@@ -55,8 +55,8 @@ def layout(view: View) -> list[Component]:
 
 
 def _answer(view: View, trial: Trial) -> Component:
-    number = len(trial.firings)
-    times = "once" if number == 1 else f"{number} times"
+    number = len(trial.firings) + trial.more_firings
+    times = "once" if number == 1 else f"{text.count(number)} times"
     said = f"It would have fired {times} in {_lasted(trial.period.end - trial.period.start)}" if number else "It would not have fired"
     highest = max((value for line in trial.lines for _, value in line.points), default=None)
     notes = [f"highest {rules.number(_short(highest))} {trial.unit}"] if highest is not None else ["there is nothing of it in this time"]
@@ -93,7 +93,8 @@ def _table(trial: Trial) -> list[Component]:
             *([html.Span(text.visible(one.why), className="wrap")] if has_steps else []),
         ]
 
-    note = f"The first {_MOST_ROWS} of {len(trial.firings)}." if len(trial.firings) > _MOST_ROWS else ""
+    number = len(trial.firings) + trial.more_firings
+    note = f"The first {_MOST_ROWS} of {text.count(number)}." if number > _MOST_ROWS else ""
     return [
         card(
             "When it would have fired",

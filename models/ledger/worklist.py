@@ -98,7 +98,10 @@ def worklist_item(session: Session, item_id: str, *, visible: frozenset[str] | N
     key = (workspace, deployment, meter, currency)
     if visible is not None and workspace not in visible:
         raise NotFound("there is no such line; take the id from /v1/worklist")
-    lines = _lines(reconciliation(session, month_period(first), Filters(visible=visible), now=now))
+    # Of its own deployment alone where it names one: whoever signs is in a write, and others wait for that.
+    is_named = isinstance(workspace, str) and isinstance(deployment, str)
+    own = Filters(workspaces=(workspace,), deployments=(deployment,), visible=visible) if is_named else Filters(visible=visible)
+    lines = _lines(reconciliation(session, month_period(first), own, now=now))
     entry = next((one for one in _entries(session, first) if _key(one) == key), None)
     if key not in lines and entry is None:
         raise NotFound("there is no such line; take the id from /v1/worklist")

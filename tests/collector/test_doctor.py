@@ -51,6 +51,19 @@ def test_times_are_said_to_the_second(sqlite_store: Store) -> None:
     assert [one for one in said if ".123456" in one] == []
 
 
+def test_a_database_is_as_large_as_its_files_together(sqlite_store: Store) -> None:
+    assert sqlite_store.path is not None
+    said = [one.what for one in doctor.examine(sqlite_store, Settings(), now=NOW, is_service_running=False) if one.what.startswith("disk:")]
+    wal = sqlite_store.path.with_name(f"{sqlite_store.path.name}-wal")
+    before = sqlite_store.path.stat().st_size + (wal.stat().st_size if wal.exists() else 0)
+    with wal.open("ab") as longer:  # what SQLite leaves behind the last commit it passes by
+        longer.write(bytes(3 * 1024**2))
+    later = [one.what for one in doctor.examine(sqlite_store, Settings(), now=NOW, is_service_running=False) if one.what.startswith("disk:")]
+    sizes = [float(one.partition("a database of ")[2].partition(" MiB")[0]) for one in (*said, *later)]
+    assert sizes[1] - sizes[0] == pytest.approx(3, abs=0.2)
+    assert sizes[0] == pytest.approx(before / 1024**2, abs=0.1)
+
+
 def test_folders_are_tried_by_writing(sqlite_store: Store, tmp_path: Path) -> None:
     root = tmp_path / "share"
     (((level, what, fix)),) = found(sqlite_store, reports_folder=root)

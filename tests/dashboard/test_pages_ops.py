@@ -24,7 +24,9 @@ from dashboard.shell import View
 from models import ledger
 from models.alerts import Alert, AlertRule, AlertState, AuditEntry, Budget, Kind, Severity, Silence
 from models.notices import Delivery, DeliveryStatus, Format, Receiver
+from models.periods import Period
 from models.store import Store
+from models.trials import Firing, Line, Trial
 from tests import factories as make
 from tests.dashboard import fakes
 from tests.dashboard.serve import mount, serving
@@ -380,6 +382,18 @@ def test_a_trial_says_what_is_wrong_at_its_field_and_needs_an_admin(store: Store
             assert (words in page) == may_act
             assert ("admin key" in page) != may_act
     assert rows(store, AlertRule) == []
+
+
+def test_a_trial_counts_the_firings_that_it_does_not_list(store: Store) -> None:
+    fired = [Firing({"deployment": "chat"}, NOW, None, Decimal(5), "why")] * 1000
+    trial = Trial(Period(NOW - timedelta(days=7), NOW), "tokens a minute", fired, [Line({}, Decimal(1), [(NOW, Decimal(5))])], more_firings=5_439)
+    with ledger_over(store.read)() as opened:
+        view = View(
+            Selection(), opened, NOW, None, "/dashboard/", "backtest", "http://x", is_open=True, may_act=True, said={"name": "x"}, tried=lambda *_said: trial
+        )
+        page = json.dumps(pages.backtest.layout(view), cls=PlotlyJSONEncoder)
+    assert "It would have fired 6,439 times in 7 days" in page
+    assert "The first 25 of 6,439." in page
 
 
 EVERY_ACT: tuple[tuple[str, dict[str, str]], ...] = (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
+from typing import Any
 
 import pytest
 from sqlmodel import Session
@@ -15,6 +16,7 @@ from models.ledger import Filters
 from models.store import Store
 from models.worklist import InvoiceStatement, WorklistEntry
 from tests import factories as make
+from tests.collector.api.serving import serving
 
 NOW = make.NOW  # 2026-11-20 10:00
 NOVEMBER = date(2026, 11, 1)
@@ -81,6 +83,41 @@ def test_a_signature_is_of_figures_and_says_what_moved_since(store: Store) -> No
         assert moved.changed == {"expected": Decimal(10), "unmetered_usage": Decimal(-10)}
         assert moved.entry is not None
         assert moved.entry.owner == "ana"
+
+
+def test_a_line_alone_is_as_it_stands_on_the_list(store: Store) -> None:
+    with store.write() as session:
+        make.token_prices(session, "100.00", "100.00")
+        for number, billed in enumerate(("120.00", "130.00", "150.00")):
+            make.foundry(session, f"d{number}")
+            gap(session, billed=billed, deployment=f"d{number}", day=8 + number)
+    with store.read() as session:
+        listed = ledger.worklist(session, NOVEMBER, now=NOW)
+        assert sorted(item.deployment or "" for item in listed) == ["d0", "d1", "d2"]
+        assert [ledger.worklist_item(session, item.id, visible=None, now=NOW) for item in listed] == listed
+
+
+def test_saying_something_answers_as_the_list_does_then(sqlite_store: Store) -> None:
+    with sqlite_store.write() as session:
+        make.token_prices(session, "100.00", "100.00")
+        make.foundry(session)
+        gap(session, billed="130.00")
+    with serving(sqlite_store) as service:
+
+        def listed() -> dict[str, Any]:
+            (item,) = service.client.get("/v1/worklist?month=2026-11").json()["items"]
+            return dict(item)
+
+        place = f"/v1/worklist/{listed()['id']}"
+        for said in ({"owner": "ana"}, {"sign": True}, {"note": "a batch job"}, {"sign": False}):
+            assert service.client.put(place, json=said).json() == listed()
+        service.client.put(place, json={"sign": True})
+        with sqlite_store.write() as session:
+            make.event(session, make.series(session, deployment="llama-foundry"), time=at(10), input_tokens=100_000, output_tokens=0)
+        kept = service.client.put(place, json={"note": "looked at again"}).json()
+        assert (kept, kept["changed_since_signed"]) == (listed(), {"expected": "10", "unmetered_usage": "-10"})
+        again = service.client.put(place, json={"sign": True}).json()
+        assert (again, again["changed_since_signed"]) == (listed(), {})
 
 
 def test_a_line_of_another_workspace_is_not_there(store: Store) -> None:

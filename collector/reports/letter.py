@@ -138,7 +138,7 @@ def _currency(body: Mapping[str, Any], total: Mapping[str, Any], one: Mapping[st
     heads, steps = words.steps_of(body, one)
     if steps:
         named = [[head.removeprefix("#"), step] for head, step in zip(heads, steps, strict=True)]
-        yield Rows(f"From last {unit} to this one", named[0], named[1:])
+        yield Rows(words.way(unit), named[0], named[1:])
     yield from _days(body, one)
     for title, key, absent in (
         ("By mode", "modes", "unknown"),

@@ -83,7 +83,7 @@ def _in_a_box(body: Mapping[str, Any], total: Figures, one: Figures, *, is_alone
     tables: list[Table] = []
     heads, steps = words.steps_of(body, one)
     if steps and not is_alone:
-        tables.append(Table(_way(body), heads, [steps]))
+        tables.append(Table(words.way(words.unit(body)), heads, [steps]))
     if moved := _moved(one, most=_MOST_MOVERS if is_alone else _FEWER_MOVERS):
         tables.append(Table("What moved most", _MOVED, moved))
     said = words.matched(one)
@@ -135,7 +135,7 @@ def _in_lines(body: Mapping[str, Any], both: Sequence[tuple[Figures, Figures]]) 
                 ]
             )
     # In the order of the steps: what one currency has not, another may.
-    every = [f"#Last {unit}", *(f"#{label.capitalize()}" for label in words.STEPS.values()), f"#This {unit}"]
+    every = [f"#{words.last(unit).capitalize()}", *(f"#{label.capitalize()}" for label in words.STEPS.values()), f"#This {unit}"]
     order = [head for head in every if any(head in fall for fall in falls.values())]
     tables = [
         Table(
@@ -144,7 +144,9 @@ def _in_lines(body: Mapping[str, Any], both: Sequence[tuple[Figures, Figures]]) 
             figures,
             "\n".join(lacking),
         ),
-        Table(_way(body), ["", *order], [[words.name(code), *(fall.get(head, "–") for head in order)] for code, fall in falls.items() if fall]),
+        Table(
+            words.way(words.unit(body)), ["", *order], [[words.name(code), *(fall.get(head, "–") for head in order)] for code, fall in falls.items() if fall]
+        ),
         Table("Bill against metering", ("", "#Expected", "#Billed", "#Gap", "#Unexplained", "#Of the bill metered"), matched),
         Table("What moved most", _MOVED, moved),
     ]
@@ -174,7 +176,9 @@ def _of_currency(body: Mapping[str, Any], total: Figures, one: Figures) -> Part:
             before = total[f"last_{unit}"]["cost"]
             together = [words.amount(total["cost"], code), words.amount(before, code), words.percent(total["change_percent"])]
             rows.append([SUM, *[""] * (len(columns) - 1), *together, ""])
-        tables.append(Table(title, (*(name.capitalize() for name in columns), f"#This {unit}", f"#Last {unit}", "#Change", "Standing"), rows))
+        tables.append(
+            Table(title, (*(name.capitalize() for name in columns), f"#This {unit}", f"#{words.last(unit).capitalize()}", "#Change", "Standing"), rows)
+        )
     tables.append(Table("What moved most", _MOVED, _moved(one)))
     if (of := one["reconciliation"]) is not None:
         tables.append(causes_of("Bill against metering", of, code, words.matched(one)))
@@ -195,10 +199,6 @@ def _of_no_price(one: Figures) -> Part:
         one["currency"] or "Without a price",
         tables=[Table("What it was", ("Workspace", "Deployment", "Model", "#Tokens without a price", "#Requests"), rows)] if rows else [],
     )
-
-
-def _way(body: Mapping[str, Any]) -> str:
-    return f"From last {words.unit(body)} to this one"
 
 
 def _moved(one: Figures, *, most: int | None = None) -> list[Sequence[str]]:

@@ -276,7 +276,7 @@ def charts_of(body: Mapping[str, Any], one: Mapping[str, Any]) -> list[Chart]:
     fall = one["waterfall"]
     if fall is not None:
         at = float(fall[f"last_{of}"])
-        given = [Bar(f"last {of}", 0.0, at, _short(fall[f"last_{of}"]), FIRM)]
+        given = [Bar(last(of), 0.0, at, _short(fall[f"last_{of}"]), FIRM)]
         for key, label in STEPS.items():
             if fall.get(key) is None:
                 continue  # not known apart: another step has it
@@ -289,9 +289,19 @@ def charts_of(body: Mapping[str, Any], one: Mapping[str, Any]) -> list[Chart]:
         # Small steps from one large bar to the other could not be seen from zero.
         low, high = min(levels, default=0.0), max(levels, default=0.0)
         base = low - 2 * (high - low) if low > 0 and high - low < low * _SMALL_STEPS else 0.0
-        title = f"From last {of} to this one ({currency}){', the axis does not begin at zero' if base else ''}"
+        title = f"{way(of)} ({currency}){', the axis does not begin at zero' if base else ''}"
         found.append(bars(title, says, given, unit=currency, legend=((UP, "more"), (DOWN, "less")), base=base))
     return found
+
+
+def last(of: Unit) -> str:
+    """The period before, as a column's head and a bar's name."""
+    return "day before" if of == "day" else f"last {of}"
+
+
+def way(of: Unit) -> str:
+    """What stands above the steps from the period before to this one."""
+    return "From the day before to this one" if of == "day" else f"From last {of} to this one"
 
 
 def steps_of(body: Mapping[str, Any], one: Mapping[str, Any]) -> tuple[list[str], list[str]]:
@@ -300,7 +310,7 @@ def steps_of(body: Mapping[str, Any], one: Mapping[str, Any]) -> tuple[list[str]
     if fall is None:
         return [], []
     steps = [(label, fall[key]) for key, label in STEPS.items() if fall.get(key) is not None]
-    heads = [f"#Last {of}", *(f"#{label.capitalize()}" for label, _ in steps), f"#This {of}"]
+    heads = [f"#{last(of).capitalize()}", *(f"#{label.capitalize()}" for label, _ in steps), f"#This {of}"]
     return heads, [amount(fall[f"last_{of}"], code), *(signed(step, code) for _, step in steps), amount(fall[f"this_{of}"], code)]
 
 

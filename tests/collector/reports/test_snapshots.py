@@ -58,6 +58,8 @@ def test_each_has_the_figures_of_its_period_beside_the_one_before(
     assert (row["cost"], row[f"last_{unit}_cost"]) == (cost, before)
     page = reports.written(body, "html").content.decode()
     assert "week" not in page.partition("<body>")[2]
+    assert ("From the day before to this one" if unit == "day" else "From last month to this one") in page
+    assert "last day" not in page.lower()
 
 
 def test_a_day_is_told_by_its_hours(sqlite_store: Store) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from datetime import datetime
+from collections.abc import Callable, Mapping
+from datetime import date, datetime
 
 import msgspec
+from sqlmodel import Session
 
+from collector import rulebook
 from models import ledger, money
 from models.periods import parse_month
 from models.store import Store
@@ -33,6 +35,7 @@ def close(store: Store, asked: CloseMonth, *, now: datetime, say: Callable[[str]
     month = parse_month(asked.month, what="the month")
     with store.write() as session:
         ledger.close_month(session, month, author=asked.author, software=asked.software, now=now)
+        _audit(session, month, "close", {"software": asked.software}, author=asked.author, now=now)
         (closed,) = [one for one in ledger.closed_months(session, now=now) if one.close.month == month]
     say(f"{month:%Y-%m} is closed")
     for currency, total in sorted(closed.totals.items(), key=lambda pair: pair[0] or ""):
@@ -46,5 +49,10 @@ def reopen(store: Store, asked: ReopenMonth, *, now: datetime, say: Callable[[st
     month = parse_month(asked.month, what="the month")
     with store.write() as session:
         ledger.reopen_month(session, month, author=asked.author, reason=asked.reason, now=now)
+        _audit(session, month, "reopen", {"reason": asked.reason}, author=asked.author, now=now)
     say(f"{month:%Y-%m} is open again; what it says moves with its bill and its usage")
     return 0
+
+
+def _audit(session: Session, month: date, action: str, after: Mapping[str, str], *, author: str, now: datetime) -> None:
+    rulebook.audit(session, actor=author, action=action, kind="month", object_id=f"{month:%Y-%m}", before=None, after=after, now=now)

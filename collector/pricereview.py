@@ -14,6 +14,7 @@ from decimal import Decimal
 
 from sqlmodel import Session
 
+from collector import rulebook
 from models import ledger, money
 from models.errors import Conflict, NotFound
 from models.periods import to_the_second, valid_together
@@ -152,7 +153,8 @@ def decide(session: Session, waiting_id: int, *, accept: bool, author: str, now:
     row.decision, row.decided_at, row.decided_by = "accepted" if accept else "rejected", now, author
     if accept:
         session.add(as_price(row, author=author, known_from=now))
-    session.flush()
+    price = {"price": line(row, row.reason), "decision": row.decision}
+    rulebook.audit(session, actor=author, action=row.decision, kind="waiting-price", object_id=str(waiting_id), before=None, after=price, now=now)
     return row
 
 

@@ -353,7 +353,7 @@ def _alert(session: Session, alert_id: str, caller: Principal) -> Alert:
 # -- the audit trail ------------------------------------------------------------------------------
 
 
-@router.get("/v1/audit-trail", summary="Who changed which rule, budget, silence or receiver")
+@router.get("/v1/audit-trail", summary="Who changed which rule, budget, silence, receiver or mapping, who closed a month, and who decided a price")
 def audit_trail(request: Request, session: Reading, caller: Caller) -> dict[str, Any]:
     """Changes, newest first; a key limited to workspaces sees those of what it may see."""
     refuse_unknown(request, ("kind", "object_id", "limit", "cursor"))

@@ -6,10 +6,12 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
 import pytest
+from sqlmodel import select
 
 from collector import pricereview
 from collector.pricing import PriceImport, import_prices, previewed, price_rows
 from models import ledger
+from models.alerts import AuditEntry
 from models.errors import Conflict, NotFound
 from models.periods import Period
 from models.prices import PriceBook, PriceMeter, UnitPrice
@@ -82,6 +84,9 @@ def test_a_row_that_waits_counts_from_its_acceptance_on_and_only_once(store: Sto
     assert (again.added, again.unchanged, len(again.waiting)) == (0, 1, 0)
     with store.write() as session, pytest.raises(NotFound, match="waits or has waited"):
         pricereview.decide(session, 99, accept=True, author="bo", now=LATER)
+    with store.read() as session:
+        (entry,) = session.exec(select(AuditEntry))
+        assert (entry.actor, entry.action, entry.kind, entry.object_id) == ("bo", "accepted", "waiting-price", str(waits.id))
 
 
 def test_the_same_row_waits_once_and_a_later_word_replaces_it(store: Store) -> None:

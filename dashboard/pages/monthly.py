@@ -88,7 +88,7 @@ def _worklist(view: View, month: date, path: str) -> Component:
             html.Span(causes, className="wrap"),
             item.state,
             text.visible(entry.owner) if entry is not None else "",
-            html.Span(text.visible(entry.note), className="wrap") if entry is not None else "",
+            html.Span(text.visible(entry.note), className="wrap") if entry is not None and entry.note else "",
             _signed(item),
             *([_say(view, item, path)] if view.may_act else []),
         ]

@@ -87,6 +87,8 @@ def _body(view: View) -> list[Component]:
     if isinstance(found, Failure):
         return [failure_panel(found, view.here)]
     exact = text.figure_exactly(found.value, found.kind, found.unit)
+    # How much of a line counts is said of the cost: beside what is expected, "none of it" would be wrong.
+    is_cost = found.figure == "cost"
     secret = "" if view.is_open else " -H 'Authorization: Bearer YOUR_KEY'"
     said = [f"{text.span(query.period)}{_of(view)}"] + [
         f"{text.words(key)} {text.visible(text.short(value, 60))}" for key, value in selection.own if key != "figure"
@@ -104,8 +106,8 @@ def _body(view: View) -> list[Component]:
         ),
         card("Formula", html.P(f"{found.formula[:1].upper()}{found.formula[1:]}."), _terms(found), name="wide"),
         *([rows] if (rows := _rows(view, found)) is not None else []),
-        *([_metered(lines)] if lines is not None and lines.metered else []),
-        *([_billed(lines)] if lines is not None and lines.billed else []),
+        *([_metered(lines, has_counted=is_cost)] if lines is not None and lines.metered else []),
+        *([_billed(lines, has_counted=is_cost)] if lines is not None and lines.billed else []),
         card("The same from the API", html.Pre(f"curl{secret} {shlex.quote(view.origin + found.request)}"), name="wide"),
         age_line(found.age, view.now),
     ]
@@ -160,7 +162,7 @@ def _more(lines: int) -> str:
     return f"The first {_MOST_LINES} of {text.count(lines)}; /v1/explain has up to 2,000." if lines > _MOST_LINES else ""
 
 
-def _metered(found: Explanation) -> Component:
+def _metered(found: Explanation, *, has_counted: bool = True) -> Component:
     columns = [
         tables.Column("Deployment"),
         tables.Column("Meter"),
@@ -168,7 +170,7 @@ def _metered(found: Explanation) -> Component:
         tables.Column("Price", is_number=True),
         tables.Column("Price from"),
         tables.Column("Amount", is_number=True),
-        tables.Column("Counted", is_number=True, title="what of it is in the figure: where a bill counts, nothing"),
+        *([tables.Column("Counted", is_number=True, title="what of it is in the figure: where a bill counts, nothing")] if has_counted else []),
     ]
     rows: list[list[tables.Cell]] = [
         [
@@ -178,7 +180,7 @@ def _metered(found: Explanation) -> Component:
             _price(line),
             html.Span(f"{line.price_source or ''} ({line.price_version or 'no version'})", className="wrap"),
             tables.amount(line.amount, line.currency, line.reason),
-            tables.amount(line.counted, line.currency),
+            *([tables.amount(line.counted, line.currency)] if has_counted else []),
         ]
         for line in found.metered[:_MOST_LINES]
     ]
@@ -187,7 +189,7 @@ def _metered(found: Explanation) -> Component:
     return card("Metered", tables.table(columns, rows, caption="Metered quantities and their prices"), note=_more(len(found.metered)), name="wide")
 
 
-def _billed(found: Explanation) -> Component:
+def _billed(found: Explanation, *, has_counted: bool = True) -> Component:
     files = {part.id: part for part in found.parts}
     columns = [
         tables.Column("Deployment"),
@@ -196,7 +198,7 @@ def _billed(found: Explanation) -> Component:
         tables.Column("Days"),
         tables.Column("Bill"),
         tables.Column("Amount", is_number=True),
-        tables.Column("Counted", is_number=True),
+        *([tables.Column("Counted", is_number=True)] if has_counted else []),
     ]
     rows: list[list[tables.Cell]] = []
     for line in found.billed[:_MOST_LINES]:
@@ -210,7 +212,7 @@ def _billed(found: Explanation) -> Component:
                 f"{text.day(line.first_day)} – {text.day(line.last_day)}",
                 html.Span(text.visible(source), className="wrap"),
                 html.Span([tables.amount(line.amount, line.currency), " (share)" if line.estimate else ""]),
-                tables.amount(line.counted, line.currency),
+                *([tables.amount(line.counted, line.currency)] if has_counted else []),
             ]
         )
     if not rows:

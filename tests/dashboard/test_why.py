@@ -40,6 +40,7 @@ from tests.collector.api.serving import serving as api
 from tests.dashboard import fakes
 from tests.dashboard.serve import mount, serving
 from tests.dashboard.test_pages_browser import browser, watched
+from tests.dashboard.test_pages_money import said
 
 __all__ = ["browser"]  # the fixture
 
@@ -384,3 +385,13 @@ def test_a_click_on_a_mark_of_a_chart_opens_the_drawer_on_its_figure(browser: Br
                 expect(page.locator("#drawer .why-value")).to_be_visible()
                 page.keyboard.press("Escape")
                 expect(page.locator("#drawer > *")).to_have_count(0)
+
+
+@pytest.mark.parametrize(("figure", "has"), [("cost", True), ("expected", False), ("variance", False)])
+def test_only_of_the_cost_is_it_said_how_much_of_a_line_counts(store: Store, figure: str, has: bool) -> None:
+    with ledger_over(store.read)() as opened:
+        view = View(Selection.parse(f"{WHOLE}&currency=USD&figure={figure}"), opened, NOW, None, "/dashboard/", explain.PATH, "http://x", is_open=True)
+        page = said(explain.layout(view))
+    assert "Price from Amount" in page
+    assert "Days Bill Amount" in page
+    assert ("Amount Counted" in page) == has

@@ -48,6 +48,7 @@ _SAME = Decimal("0.02")
 _PLAIN = Decimal("0.0015"), Decimal(500)
 # Quotients are cut here; what they are multiplied with again never makes a hundredth of a cent of it.
 _DIGITS = 18
+_UNBOUNDED = Decimal(10) ** 24
 
 
 class Facing(msgspec.Struct, frozen=True, kw_only=True):
@@ -109,6 +110,16 @@ def natural(meter: MeterKind, *, is_metered: bool) -> Cause | None:
             return Cause.NOT_METERED
         case _:
             return None
+
+
+def tokens_needed(row: Facing, calls: int) -> int | None:
+    """How many tokens so many calls of unknown tokens need to have had each, so that all that can be theirs is; None where nothing is, whatever they had."""
+    taken = causes(msgspec.structs.replace(row, ceiling_units=_UNBOUNDED)).get(Cause.UNKNOWN_TOKENS)
+    price = _price(row, money.minus(row.billed, row.credits))
+    if taken is None or not price or not calls:
+        return None
+    # Two more than the quotient says: what its last digit lacks is never missing.
+    return int(_quotient(taken, money.times(price, calls))) + 2
 
 
 class _Gap:

@@ -159,7 +159,7 @@ class Answer:
         self.session = session
         self.query = query
         self._evidence = evidence
-        self._usage_as_of = query.as_of if usage_as_of is None else usage_as_of
+        self.usage_as_of = query.as_of if usage_as_of is None else usage_as_of
         self.horizon = now if query.as_of is None else min(query.as_of, now)
         self._needs_coverage = needs_coverage
         self._reading = Reading(session, self.horizon) if reading is None else reading
@@ -354,7 +354,7 @@ class Answer:
                 if not ids:
                     continue
                 only = None if len(ids) == len(self.world.series) else ids
-                for use in self._reading.usage(part, slot=width, shift=cut_at, as_of=self._usage_as_of, series=only):
+                for use in self._reading.usage(part, slot=width, shift=cut_at, as_of=self.usage_as_of, series=only):
                     at = max(use[0] * 1_000_000, to_microseconds(part.start))
                     yield use, self._bucket_of(at)
 

@@ -13,12 +13,12 @@ from functools import reduce
 from operator import attrgetter
 
 import msgspec
-import sqlalchemy as sa
-from sqlmodel import Session, col
+from sqlmodel import Session
 
 from models import money
 from models.charges import MeterKind
 from models.errors import InvalidInput
+from models.ledger import ceilings
 from models.ledger.billed import Reading
 from models.ledger.costs import Answer
 from models.ledger.lags import SPARE, Lags
@@ -28,16 +28,14 @@ from models.ledger.world import World
 from models.money import ZERO
 from models.periods import DAY, Period, day_start, utc_day
 from models.prices import in_one
-from models.usage import UsageEvent
-from models.variance import Cause, Facing, State, causes, natural, net_timing
+from models.variance import Cause, Facing, State, causes, natural, net_timing, tokens_needed
 
 _GROUPS = ("workspace", "deployment", "meter")
 _KINDS = {kind.value: kind for kind in MeterKind}
 _CAUSES = tuple(Cause)
 _BILLED, _EXPECTED = attrgetter("billed"), attrgetter("expected")
+_TOKENS = dict(zip(ceilings.KINDS, map(attrgetter, ("input_tokens", "output_tokens", "cached_input_tokens")), strict=True))
 _STATES: tuple[State, ...] = ("open", "settling", "closed")
-# The bound of what unknown calls may have used is looked up among at most this many of a day's events.
-_MOST_SAMPLED = 200_000
 _LONGEST = 100 * DAY
 
 
@@ -184,12 +182,12 @@ class _Reconciler:
         self._requests: dict[_Place, set[int]] = {}
         # What there is of each currency's deployments, day by day.
         self._sides: dict[str | None, dict[_Place, dict[int, list[Sums]]]] = {}
-        self._ceilings: dict[tuple[_Place, int], tuple[Decimal, Decimal]] = {}
-        self._series: dict[tuple[_Place, int], list[int]] | None = None
+        self._ceilings: dict[tuple[int, _Place, MeterKind], int] = {}
         self._last_digit = 0
 
     def reconciled(self) -> Reconciliation:
         self._gather()
+        self._find_ceilings()
         by_day: list[list[ReconciliationRow]] = [[] for _ in self._days]
         for line in sorted(self._cells, key=_order):
             self._add_line(line, self._cells[line], by_day)
@@ -232,40 +230,41 @@ class _Reconciler:
         used = self._requests.get(place, ())
         return day in used or day - 1 in used or day + 1 in used
 
-    def _ceiling(self, place: _Place, day: int, meter: MeterKind, requests: int) -> Decimal:
-        """What calls of unknown tokens may have used at most: each as much as the 99th percentile of the deployment's calls that day."""
-        if not requests or meter not in (MeterKind.INPUT, MeterKind.OUTPUT):
-            return ZERO
-        key = (place, day)
-        if key not in self._ceilings:
-            self._ceilings[key] = self._percentiles(self._series_of(place, day), self._days[day])
-        return money.times(self._ceilings[key][meter == MeterKind.OUTPUT], requests)
+    def _unknown(self, place: _Place, currency: str | None) -> dict[int, int]:
+        """Calls without tokens of a deployment, by day: they stand in the input's row and concern the output's as well."""
+        inputs = self._cells.get((place, MeterKind.INPUT, currency))
+        return {day: sums.unknown_requests for day, sums in inputs.items() if sums.unknown_requests} if inputs else {}
 
-    def _series_of(self, place: _Place, day: int) -> list[int]:
-        if self._series is None:
-            self._series = {}
-            for series in self._answer.world.series.values():
-                for near in sorted({on for by_day in self._cells.values() for on in by_day}):
-                    identity = self._answer.meanings.meaning_at(series, int(day_start(self._days[near]).timestamp())).identity
-                    self._series.setdefault(((identity.workspace, identity.deployment), near), []).append(series.id)
-        return self._series.get((place, day), [])
+    def _of_day(self, place: _Place, day: int) -> Iterable[Sums]:
+        """All that there is of a deployment's day, in whatever currency."""
+        return (sums for sides in self._sides.values() for sums in sides.get(place, {}).get(day, ()))
 
-    def _percentiles(self, series: list[int], day: date) -> tuple[Decimal, Decimal]:
-        found: list[Decimal] = []
-        for column in (col(UsageEvent.input_tokens), col(UsageEvent.output_tokens)):
-            known = self._session.scalars(
-                sa.select(column)
-                .where(
-                    col(UsageEvent.time) >= day_start(day),
-                    col(UsageEvent.time) < day_start(day + DAY),
-                    col(UsageEvent.series_id).in_(series),
-                    column.is_not(None),
-                )
-                .limit(_MOST_SAMPLED)
-            ).all()
-            ordered = sorted(int(one or 0) for one in known)
-            found.append(Decimal(ordered[-(-99 * len(ordered) // 100) - 1]) if ordered else ZERO)
-        return found[0], found[1]
+    def _find_ceilings(self) -> None:
+        """Look up what calls of unknown tokens may have used, where a gap could be of them."""
+        asked: dict[int, dict[ceilings.Asked, int]] = {}
+        for line, cells in self._cells.items():
+            place, meter, currency = line
+            if meter not in ceilings.KINDS:
+                continue
+            unknown = self._unknown(place, currency)
+            metered = _metered(cells) if unknown else []
+            for day in unknown.keys() & cells.keys():
+                facing = self._facing(line, day, cells[day], _price_near(cells, metered, day), ZERO)
+                least = tokens_needed(facing, unknown[day])
+                # Where no call told any such token the percentile is nothing.
+                if least is not None and any(_TOKENS[meter](sums) for sums in self._of_day(place, day)):
+                    key, of_day = (place, meter), asked.setdefault(day, {})
+                    of_day[key] = max(least, of_day.get(key, 0))
+        for day, wanted in asked.items():
+            start, places = day_start(self._days[day]), {place for place, _ in wanted}
+            series: dict[int, _Place] = {}
+            for one in self._answer.world.series.values():
+                identity = self._answer.meanings.meaning_at(one, int(start.timestamp())).identity
+                if (place := (identity.workspace, identity.deployment)) in places:
+                    series[one.id] = place
+            calls = {place: sum(sums.requests for sums in self._of_day(place, day)) for place in places}
+            found = ceilings.ceilings(self._session, start, wanted, series=series, calls=calls, as_of=self._answer.usage_as_of)
+            self._ceilings |= {(day, *key): tokens for key, tokens in found.items()}
 
     # -- rows -----------------------------------------------------------------------------------
 
@@ -273,12 +272,10 @@ class _Reconciler:
         """Compare a line day by day and add its rows to those of the days."""
         (workspace, deployment), meter, currency = line
         name = meter.value
-        # Calls without tokens of the deployment's day: they stand in the input's row and concern the output's as well.
-        inputs = self._cells.get((line[0], MeterKind.INPUT, currency))
-        unknown = {day: sums.unknown_requests for day, sums in inputs.items() if sums.unknown_requests} if inputs else {}
+        unknown = self._unknown(line[0], currency)
         wholes = natural(meter, is_metered=False), natural(meter, is_metered=True)
         compared: dict[date, dict[Cause, Decimal]] = {}  # what was told apart by comparing: the rest its meter says
-        metered = [day for day, sums in cells.items() if sums.units > 0 and sums.metered] if None in wholes else []
+        metered = _metered(cells) if None in wholes else []
         for day, sums in cells.items():
             expected, billed = sums.metered, sums.billed
             is_unit_known = sums.is_billed_unit_known
@@ -292,7 +289,11 @@ class _Reconciler:
                 if whole is not None:
                     split = {whole: gap}
                 else:
-                    split = compared[on] = self._compared(line, day, sums, _price_near(cells, metered, day), unknown.get(day, 0))
+                    ceiling = ZERO
+                    if day in unknown:
+                        tokens = self._ceilings.get((day, line[0], meter), 0)
+                        ceiling = Decimal(tokens * unknown[day])
+                    split = compared[on] = causes(self._facing(line, day, sums, _price_near(cells, metered, day), ceiling))
             by_day[day].append(
                 ReconciliationRow(  # by position: as many names cost as much as the rest of it
                     workspace,
@@ -322,25 +323,23 @@ class _Reconciler:
                     split.clear()
                     split.update(ordered)
 
-    def _compared(self, line: _Line, day: int, sums: Sums, price: Decimal | None, unknown: int) -> dict[Cause, Decimal]:
+    def _facing(self, line: _Line, day: int, sums: Sums, price: Decimal | None, ceiling: Decimal) -> Facing:
         place, meter, _ = line
-        return causes(
-            Facing(
-                meter=meter,
-                expected=sums.metered,
-                billed=sums.billed,
-                metered_units=sums.units,
-                billed_units=sums.billed_units if sums.is_billed_unit_known else None,
-                credits=sums.credits,
-                unpriced_units=Decimal(sums.unpriced_tokens),
-                price=price,
-                ceiling_units=self._ceiling(place, day, meter, unknown),
-                is_instrumented=self._is_instrumented(place, day),
-                is_other_currency=len(self._currencies[(place, meter)]) > 1 and self._is_other_currency(line, day, sums),
-                state=_STATES[sums.standing],
-                lines=sums.lines,
-                last_digit=self._last_digit,
-            )
+        return Facing(
+            meter=meter,
+            expected=sums.metered,
+            billed=sums.billed,
+            metered_units=sums.units,
+            billed_units=sums.billed_units if sums.is_billed_unit_known else None,
+            credits=sums.credits,
+            unpriced_units=Decimal(sums.unpriced_tokens),
+            price=price,
+            ceiling_units=ceiling,
+            is_instrumented=self._is_instrumented(place, day),
+            is_other_currency=len(self._currencies[(place, meter)]) > 1 and self._is_other_currency(line, day, sums),
+            state=_STATES[sums.standing],
+            lines=sums.lines,
+            last_digit=self._last_digit,
         )
 
     def _is_other_currency(self, line: _Line, day: int, sums: Sums) -> bool:
@@ -400,6 +399,11 @@ def _reasons(sums: Sums) -> Mapping[str, str]:
     if not sums.is_billed_unit_known:
         found["billed_units"] = "the bill's unit is not known"
     return found
+
+
+def _metered(cells: Mapping[int, Sums]) -> list[int]:
+    """The days of a line that say what its units cost."""
+    return [day for day, sums in cells.items() if sums.units > 0 and sums.metered]
 
 
 def _price_near(by_day: Mapping[int, Sums], metered: Collection[int], day: int) -> Decimal | None:

@@ -90,6 +90,7 @@ class Reading:
         self._identities: dict[Identity, Identity] = {}
         self._changes = sorted({*self.world.registry.every_change(), *self.world.meters.changes()})
         self._by_day: dict[date, list[Bill]] = {}
+        self._finest: dict[date, int] = {}
         self._usage: dict[datetime | None, dict[int, list[Use]]] = {}  # of every series, by what had arrived and day (since 1970)
 
     def charges(self, period: Period) -> list[tuple[date, list[Bill]]]:
@@ -100,6 +101,10 @@ class Reading:
         for _, run in groupby(enumerate(missing), key=lambda pair: pair[1].toordinal() - pair[0]):
             self._read({day: self._by_day.setdefault(day, []) for _, day in run})
         return [(day, bills) for day in asked if (bills := self._by_day.get(day))]
+
+    def finest(self, day: date) -> int:
+        """The finest decimal place of a day's amounts as billed (-3: thousandths), once its charges are read; 0 where there are none."""
+        return self._finest.get(day, 0)
 
     def usage(self, period: Period, *, slot: int, shift: int, as_of: datetime | None, series: Sequence[int] | None) -> list[Use]:
         """The usage of a period as ``read_usage`` has it; whole UTC days of every series are read once."""
@@ -163,7 +168,10 @@ class Reading:
             )
             is_credit = other_type is not None and other_type.casefold() != "usage"
             bills.append(Bill(day, target, amounts, is_credit, lines, invoiced_lines, part_id, other_type or "Usage"))
-        for bills in into.values():
+        for day, bills in into.items():
+            # An exact sum has the finest place of what was added.
+            exponent = money.add([bill.amounts.billed for bill in bills]).as_tuple().exponent
+            self._finest[day] = exponent if isinstance(exponent, int) else 0
             if any(bill.target.kind == MeterKind.COMPUTE for bill in bills):
                 bills[:] = _with_untagged(self.world, bills, tagged)
 

@@ -162,8 +162,8 @@ class Answer:
         self.usage_as_of = query.as_of if usage_as_of is None else usage_as_of
         self.horizon = now if query.as_of is None else min(query.as_of, now)
         self._needs_coverage = needs_coverage
-        self._reading = Reading(session, self.horizon) if reading is None else reading
-        self.world = self._reading.world
+        self.reading = Reading(session, self.horizon) if reading is None else reading
+        self.world = self.reading.world
         self.zone = zone_from(query.time_zone)
         self.buckets = buckets(query.period, query.granularity, self.zone)
         self._starts = [to_microseconds(bucket.start) for bucket in self.buckets]
@@ -195,7 +195,7 @@ class Answer:
         """Fill the rows with the sums of the questions; once."""
         if not self.buckets:
             return
-        charges = self._reading.charges(self.query.period)
+        charges = self.reading.charges(self.query.period)
         cut = {day for day, _ in charges if self._day(day).is_cut}
         if self._is_fine:
             cut |= {utc_day(self.query.period.start), utc_day(self.query.period.end - _MICROSECOND)}
@@ -354,7 +354,7 @@ class Answer:
                 if not ids:
                     continue
                 only = None if len(ids) == len(self.world.series) else ids
-                for use in self._reading.usage(part, slot=width, shift=cut_at, as_of=self.usage_as_of, series=only):
+                for use in self.reading.usage(part, slot=width, shift=cut_at, as_of=self.usage_as_of, series=only):
                     at = max(use[0] * 1_000_000, to_microseconds(part.start))
                     yield use, self._bucket_of(at)
 

@@ -9,7 +9,6 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
 from decimal import Decimal
-from functools import reduce
 from operator import attrgetter
 
 import msgspec
@@ -183,7 +182,6 @@ class _Reconciler:
         # What there is of each currency's deployments, day by day.
         self._sides: dict[str | None, dict[_Place, dict[int, list[Sums]]]] = {}
         self._ceilings: dict[tuple[int, _Place, MeterKind], int] = {}
-        self._last_digit = 0
 
     def reconciled(self) -> Reconciliation:
         self._gather()
@@ -199,10 +197,7 @@ class _Reconciler:
     def _gather(self) -> None:
         found, last = self._answer.lines, len(self._days) - 1
         apart = {groups[:2] for (groups, _), rows in found.items() if groups[2] == MeterKind.CACHED_INPUT and any(sums.lines for sums in rows.values())}
-        billed = ZERO
         for (groups, currency), rows in found.items():
-            # An exact sum has the finest last digit of what was added.
-            billed = reduce(money.plus, map(_BILLED, rows.values()), billed)
             place = (groups[0], groups[1])
             if used := [day for day, sums in rows.items() if sums.requests]:
                 self._requests.setdefault(place, set()).update(used)
@@ -223,8 +218,6 @@ class _Reconciler:
             if line is not cells:
                 for day, sums in cells.items():
                     line[day] = _together(line[day], sums) if day in line else sums
-        exponent = billed.as_tuple().exponent
-        self._last_digit = min(0, exponent if isinstance(exponent, int) else 0)
 
     def _is_instrumented(self, place: _Place, day: int) -> bool:
         used = self._requests.get(place, ())
@@ -324,7 +317,7 @@ class _Reconciler:
                     split.update(ordered)
 
     def _facing(self, line: _Line, day: int, sums: Sums, price: Decimal | None, ceiling: Decimal) -> Facing:
-        place, meter, _ = line
+        place, meter, currency = line
         return Facing(
             meter=meter,
             expected=sums.metered,
@@ -339,7 +332,8 @@ class _Reconciler:
             is_other_currency=len(self._currencies[(place, meter)]) > 1 and self._is_other_currency(line, day, sums),
             state=_STATES[sums.standing],
             lines=sums.lines,
-            last_digit=self._last_digit,
+            # Of the day's bill, whoever asks and for whatever period; and no bill is coarser than the currency's own unit.
+            last_digit=min(-money.minor_digits(currency), self._answer.reading.finest(self._days[day])),
         )
 
     def _is_other_currency(self, line: _Line, day: int, sums: Sums) -> bool:

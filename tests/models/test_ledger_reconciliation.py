@@ -12,7 +12,7 @@ from sqlmodel import Session
 from models import ledger, money
 from models.charges import ChargeClass, MeterKind
 from models.errors import InvalidInput
-from models.ledger import Ask, CostQuery, ReconciliationRow
+from models.ledger import Ask, CostQuery, Filters, ReconciliationRow
 from models.periods import Period, month_period
 from models.prices import PriceMeter
 from models.store import Store
@@ -172,6 +172,26 @@ def test_only_whole_days_and_a_bounded_period_are_taken(sqlite_store: Store) -> 
             ledger.reconciliation(session, Period(at(1, 5), at(2, 0)), now=NOW)
         with pytest.raises(InvalidInput, match="at most"):
             ledger.reconciliation(session, Period(datetime(2025, 1, 1, tzinfo=UTC), datetime(2026, 1, 1, tzinfo=UTC)), now=NOW)
+
+
+def test_a_row_is_the_same_whoever_asks_for_however_much(store: Store) -> None:
+    # 0.02 too much of an amount with one decimal: no rounding, as the same day's bill has amounts with four. Tenths are never the last digit of dollars.
+    with store.write() as session:
+        make.token_prices(session, "1.00", "1.00")
+        part = make.bill_part(session)
+        for name, day, tokens, cost in (("one", 10, 2_480_000, "2.5"), ("other", 10, 1_000_100, "1.0001"), ("one", 12, 2_480_000, "2.5")):
+            make.foundry(session, name)
+            make.event(session, make.series(session, deployment=name), time=at(day), input_tokens=tokens, output_tokens=0)
+            foundry_charge(session, part, cost, cost, date(2026, 11, day), deployment=name)
+    with store.read() as session:
+        whole = ledger.reconciliation(session, NOVEMBER, now=NOW).rows
+        parts = [
+            *ledger.reconciliation(session, NOVEMBER, Filters(deployments=("other",)), now=NOW).rows,
+            *ledger.reconciliation(session, Period(at(9, 0), at(11, 0)), Filters(deployments=("one",)), now=NOW).rows,
+            *ledger.reconciliation(session, Period(at(11, 0), at(13, 0)), now=NOW).rows,
+        ]
+    assert sorted(parts, key=lambda row: (row.day, row.deployment)) == whole
+    assert [said(row)[2] for row in whole] == [{"unmetered_usage": "0.02"}, {}, {"unmetered_usage": "0.02"}]
 
 
 def test_a_call_of_unknown_tokens_counts_once_however_many_meters_its_day_has(sqlite_store: Store) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import date, datetime, timedelta
 from types import ModuleType
 from typing import IO, Any, Protocol
@@ -82,7 +82,7 @@ from models.ledger import (
     WorklistItem,
 )
 from models.ledger.intake import Intake, SnapshotRecord, intake, report_snapshots
-from models.periods import GRANULARITIES, Period, parse_bound, utc_day
+from models.periods import GRANULARITIES, Period, month_period, parse_bound, utc_day
 from models.prices import WaitingPrice
 from models.resources import Mode
 
@@ -117,15 +117,23 @@ class LedgerReader:
     """The functions of ``models.ledger`` bound to one session: one moment of the database for a whole page."""
 
     session: Session
+    _readings: dict[datetime, ledger.Reading] = field(default_factory=dict)
+    _found: dict[tuple[Period, Filters, datetime], Reconciliation] = field(default_factory=dict)
+
+    def _reading(self, now: datetime) -> ledger.Reading:
+        """What several questions of a page read of bill and meter, once."""
+        if now not in self._readings:
+            self._readings[now] = ledger.Reading(self.session, now)
+        return self._readings[now]
 
     def costs(self, query: CostQuery, *, now: datetime) -> CostTable:
-        return ledger.costs(self.session, query, now=now)
+        return ledger.costs(self.session, query, now=now, reading=self._reading(now))
 
     def data_age(self, *, visible: frozenset[str] | None, now: datetime) -> DataAge:
-        return ledger.data_age(self.session, visible=visible, now=now)
+        return ledger.data_age(self.session, visible=visible, now=now, world=self._reading(now).world)
 
     def forecast(self, filters: Filters, *, now: datetime) -> list[Forecast]:
-        return ledger.forecast(self.session, filters, now=now)
+        return ledger.forecast(self.session, filters, now=now, reading=self._reading(now))
 
     def problems(self, *, visible: frozenset[str] | None, now: datetime) -> list[Problem]:
         return ledger.problems(self.session, visible=visible, now=now)
@@ -143,13 +151,16 @@ class LedgerReader:
         return ledger.usage_list(self.session, period=period, filters=filters, limit=limit, cursor=cursor, now=now)
 
     def reconciliation(self, period: Period, filters: Filters, *, now: datetime) -> Reconciliation:
-        return ledger.reconciliation(self.session, period, filters, now=now)
+        key = period, filters, now
+        if key not in self._found:
+            self._found[key] = ledger.reconciliation(self.session, period, filters, now=now, reading=self._reading(now))
+        return self._found[key]
 
     def witnesses(self, period: Period, filters: Filters, *, now: datetime) -> list[WitnessRow]:
         return ledger.witness_rows(self.session, period, granularity="day", filters=filters, now=now)
 
     def comparison(self, period: Period, filters: Filters, *, now: datetime, what_if: WhatIf | None = None) -> list[ComparisonRow]:
-        return list(ledger.comparison(self.session, period, filters, now=now, what_if=what_if))
+        return list(ledger.comparison(self.session, period, filters, now=now, what_if=what_if, reading=self._reading(now)))
 
     def adjustments(self, month: date, filters: Filters, *, now: datetime) -> list[Adjustment]:
         return ledger.adjustments(self.session, month, filters=filters, now=now)
@@ -200,7 +211,7 @@ class LedgerReader:
         return ledger.why(self.session, ask, now=now)
 
     def worklist(self, month: date, filters: Filters, *, now: datetime) -> list[WorklistItem]:
-        return ledger.worklist(self.session, month, filters, now=now)
+        return ledger.worklist(self.session, month, filters, now=now, found=self.reconciliation(month_period(month), filters, now=now))
 
     def invoices(self, month: date, *, now: datetime) -> list[Invoice]:
         return ledger.invoices(self.session, month, now=now)
@@ -212,7 +223,7 @@ class LedgerReader:
         return ledger.before_last_landing(self.session, now=now)
 
     def moved_since(self, period: Period, filters: Filters, *, since: datetime, now: datetime) -> list[Moved]:
-        return ledger.moved_since(self.session, period, filters, since=since, now=now)
+        return ledger.moved_since(self.session, period, filters, since=since, now=now, found=self.reconciliation(period, filters, now=now))
 
     def conflicts(self, *, visible: frozenset[str] | None) -> list[ConflictRecord]:
         return ledger.conflicts(self.session, workspaces=(), visible=visible, limit=50, before=None)[0]

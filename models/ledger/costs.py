@@ -36,9 +36,9 @@ _DAY = DAY_SECONDS * 1_000_000
 _MICROSECOND = timedelta(microseconds=1)
 
 
-def costs(session: Session, query: CostQuery, *, now: datetime) -> CostTable:
-    """Costs and usage of a period by any grouping, on any basis, as known now or at ``query.as_of``."""
-    return Answer(session, query, now=now).answer()
+def costs(session: Session, query: CostQuery, *, now: datetime, reading: Reading | None = None) -> CostTable:
+    """Costs and usage of a period by any grouping, on any basis, as known now or at ``query.as_of``; ``reading`` is what somebody has read at that instant."""
+    return Answer(session, query, now=now, reading=reading).answer()
 
 
 def costs_together(
@@ -162,7 +162,8 @@ class Answer:
         self.usage_as_of = query.as_of if usage_as_of is None else usage_as_of
         self.horizon = now if query.as_of is None else min(query.as_of, now)
         self._needs_coverage = needs_coverage
-        self.reading = Reading(session, self.horizon) if reading is None else reading
+        # What was read at another instant tells nothing of this one.
+        self.reading = reading if reading is not None and reading.world.known == self.horizon else Reading(session, self.horizon)
         self.world = self.reading.world
         self.zone = zone_from(query.time_zone)
         self.buckets = buckets(query.period, query.granularity, self.zone)

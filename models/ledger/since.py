@@ -40,17 +40,16 @@ def before_last_landing(session: Session, *, now: datetime) -> datetime | None:
     return None if newest is None else newest - timedelta(microseconds=1)
 
 
-def moved_since(session: Session, period: Period, filters: Filters, *, since: datetime, now: datetime) -> list[Moved]:
-    """The lines of a period that are not what they were, the most moved first."""
-    then, today = (
-        _lines(found) for found in (reconciliation(session, period, filters, now=now, as_of=since), reconciliation(session, period, filters, now=now))
-    )
-    found: list[Moved] = []
+def moved_since(session: Session, period: Period, filters: Filters, *, since: datetime, now: datetime, found: Reconciliation | None = None) -> list[Moved]:
+    """The lines of a period that are not what they were, the most moved first; ``found`` is its reconciliation as of now, if somebody has it."""
+    then = _lines(reconciliation(session, period, filters, now=now, as_of=since))
+    today = _lines(reconciliation(session, period, filters, now=now) if found is None else found)
+    moved: list[Moved] = []
     for line in then.keys() | today.keys():
         sides = [money.minus(after, before) for after, before in zip(today.get(line, _NOTHING), then.get(line, _NOTHING), strict=True)]
         if any(sides):
-            found.append(Moved(*line, *sides))
-    return sorted(found, key=lambda one: (-abs(one.billed), -abs(one.expected), one.workspace or "", one.deployment or "", one.meter, one.currency or ""))
+            moved.append(Moved(*line, *sides))
+    return sorted(moved, key=lambda one: (-abs(one.billed), -abs(one.expected), one.workspace or "", one.deployment or "", one.meter, one.currency or ""))
 
 
 _NOTHING = (ZERO, ZERO, ZERO)

@@ -77,13 +77,20 @@ class WorklistItem:
         }
 
 
-def worklist(session: Session, month: date, filters: Filters = Filters(), *, now: datetime) -> list[WorklistItem]:  # noqa: B008 - a frozen value
-    """The month's material lines and those that somebody has said something of, the largest first."""
-    lines = _lines(reconciliation(session, month_period(month), filters, now=now))
+def worklist(
+    session: Session,
+    month: date,
+    filters: Filters = Filters(),  # noqa: B008 - a frozen value
+    *,
+    now: datetime,
+    found: Reconciliation | None = None,
+) -> list[WorklistItem]:
+    """The month's material lines and those that somebody has said something of, the largest first; ``found`` is its reconciliation, if somebody has it."""
+    lines = _lines(reconciliation(session, month_period(month), filters, now=now) if found is None else found)
     entries = {_key(entry): entry for entry in _entries(session, month) if filters.visible is None or entry.workspace in filters.visible}
-    found = [_item(month, key, lines.get(key, []), entries.get(key)) for key in lines.keys() | (entries.keys() if filters.workspaces == () else set())]
+    items = [_item(month, key, lines.get(key, []), entries.get(key)) for key in lines.keys() | (entries.keys() if filters.workspaces == () else set())]
     return sorted(
-        (item for item in found if item.is_material or item.entry is not None),
+        (item for item in items if item.is_material or item.entry is not None),
         key=lambda item: (-abs(item.left), item.workspace or "", item.deployment or "", item.meter, item.currency or ""),
     )
 

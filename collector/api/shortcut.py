@@ -22,7 +22,7 @@ from collector.auth import Principal
 from collector.capture import native
 from collector.capture.event import Defaults, Item
 from collector.ingest import Ingest, Stored, Verdict
-from models.errors import DomainError, Unavailable
+from models.errors import Unavailable
 
 PATH: Final = "/v1/usage"
 _USAGE: Final = PATH.encode()
@@ -119,7 +119,7 @@ class Shortcut:
         try:
             items = native.capture(body, media_type=pending.media_type, defaults=_NO_DEFAULTS)
             self._routes.held.take(len(body))
-        except DomainError:
+        except Exception:  # noqa: BLE001 - refused or a fault of our own: the long way meets it again, and answers
             return False
         pending.body, pending.items, pending.at = body, items, self._routes.clock()
         try:

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from collector.api.shortcut import Shortcut
+from collector.capture import native
 from models.store import Store
 from tests.collector.api.serving import Service, bearer, serving
 
@@ -99,6 +100,21 @@ CASES = [
     pytest.param(b"", "application/json", id="no body"),
     pytest.param(encoded(event("a")), "text/csv", id="another type"),
 ]
+
+
+def test_a_fault_of_our_own_is_answered_and_the_connection_goes_on(service: Service, monkeypatch: pytest.MonkeyPatch, taken: list[bytes]) -> None:
+    def broken(*_: object, **__: object) -> Any:
+        raise RuntimeError("secret words")
+
+    with line_to(service) as line:
+        with monkeypatch.context() as patched:
+            patched.setattr(native, "capture", broken)
+            line.send(request(line, encoded(event("a"))))
+            first, headers, said = line.answer()
+        assert (first.split()[1], headers["content-type"], b"secret words" in said) == (b"500", "application/problem+json", False)
+        line.send(request(line, encoded(event("a"))))
+        assert line.answer()[0].split()[1] == b"200"
+    assert len(taken) == 1
 
 
 @pytest.mark.parametrize(("body", "kind"), CASES)

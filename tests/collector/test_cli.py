@@ -186,6 +186,7 @@ def test_a_bad_setting_is_named(capsys: pytest.CaptureFixture[str], monkeypatch:
     assert "METERBRIDGE_LOG_LEVEL" in refused(capsys, "version")
 
 
+@pytest.mark.walk
 def test_a_process_of_its_own_says_the_same() -> None:
     done = separately("fly")
     assert (done.returncode, done.stdout, done.stderr.count(b"\n")) == (2, b"", 1)

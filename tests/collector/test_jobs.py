@@ -198,6 +198,7 @@ print(run_slot(Job("j", timedelta(hours=1), run, timedelta(minutes=10)), store, 
 """
 
 
+@pytest.mark.walk
 def test_a_killed_process_leaves_its_slot_to_another(store: Store) -> None:
     url = store.url.render_as_string(hide_password=False)
     run = [sys.executable, "-c", _PROCESS, url]

@@ -31,6 +31,7 @@ def test_a_uuid_and_its_text_have_one_fingerprint_and_the_secret_decides_it() ->
     assert len({of.one(3, 4, name), of.one(4, 3, name), of.one(3, 4, name.upper()), of.one(3, 4, "x"), other.one(3, 4, name)}) == 5
 
 
+@pytest.mark.walk
 def test_nothing_that_stands_is_overlooked_across_segments_runs_and_processes(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(identities, "_SEGMENT_SQLITE", 256)
     monkeypatch.setattr(identities, "_SEGMENT_POSTGRESQL", 256)

@@ -56,6 +56,7 @@ def generated(service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 FORMS = ("x-ndjson", "x-protobuf", "cloudevents+json", "cloudevents-batch+json")
 
 
+@pytest.mark.walk
 def test_a_generated_client_sends_and_reads(service: Service, generated: Any) -> None:
     secret = service.key("admin")
     client = generated("client").AuthenticatedClient(base_url=service.url, token=secret)

@@ -304,6 +304,7 @@ def test_over_http_with_its_control_total(sqlite_store: Store) -> None:
     assert len({found[form].json()["snapshot"]["id"] for form in ("json",)}) == 1
 
 
+@pytest.mark.walk
 def test_the_command_writes_the_file_and_its_control_total(sqlite_store: Store, tmp_path: Path) -> None:
     with sqlite_store.write() as session:
         world(session)

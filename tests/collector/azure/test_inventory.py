@@ -89,6 +89,7 @@ def test_instances_are_known_to_the_hour_they_changed_at(store: Store, place: Pl
     assert [fact.valid_to for fact in facts] == [*(at for at, _ in truth[1:]), None]
 
 
+@pytest.mark.walk
 def test_a_pull_a_day_and_one_pull_at_the_end_know_the_same(store: Store, place: Place) -> None:
     place.at = datetime(2026, 10, 2, 5, 17, tzinfo=UTC)
     while place.at < datetime(2026, 11, 29, tzinfo=UTC):

@@ -202,6 +202,7 @@ def test_hours_of_which_azure_told_nothing_are_no_disagreement(sqlite_store: Sto
     assert day.note == "7 more were counted in hours of which it told nothing"
 
 
+@pytest.mark.walk
 def test_the_schedule_brings_every_hour_once_and_the_sources_say_how_far(store: Store, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(schedule, "_clock", lambda: place.at)
     settings = Settings.from_environment(place.azure.environment())

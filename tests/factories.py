@@ -21,6 +21,7 @@ from models import identities, money
 from models.alerts import Alert, AlertState, Budget, Kind, Severity
 from models.charges import IN_SCOPE, BillPart, Charge, ChargeClass, ChargeDay, ChargeItem, MeterKind
 from models.columns import EPOCH, canonical_json, to_microseconds
+from models.corrections import UsagePosting
 from models.meters import MappedKind, MeterMapping
 from models.notices import Format, Receiver
 from models.prices import Price, PriceMeter
@@ -127,6 +128,13 @@ def event(
     identities.note(session, of.workspace_id, of.source_id, event_id, to_microseconds(row.time))
     _roll_up(session, row)
     return row
+
+
+def taken_back(session: Session, event: UsageEvent, *, kind: str = "void", made_at: datetime) -> UsagePosting:
+    """A posting that an event of success counts no more; its share of the rollups stays as it is."""
+    counts: dict[str, Any] = {name: getattr(event, name) or 0 for name in ("input_tokens", "output_tokens", "cached_input_tokens", "reasoning_output_tokens")}
+    of: dict[str, Any] = {"time": event.time, "seq": event.seq, "series_id": event.series_id, "outcome": 1, "unknown_requests": 0, "estimated_requests": 0}
+    return _added(session, UsagePosting(**of, **counts, sign=-1, kind=kind, made_at=made_at))
 
 
 def _roll_up(session: Session, row: UsageEvent) -> None:

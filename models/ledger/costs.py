@@ -60,8 +60,6 @@ class _Used:
     series: int
     stretch: int
     meaning: Meaning
-    requests: int = 0
-    tokens: dict[MeterKind, int] = field(default_factory=dict)
     by_bucket: dict[int, list[int]] = field(default_factory=dict)  # requests, input, cached input, output tokens
     _whole: tuple[int, int, int, int] | None = None  # the sums of all buckets, once all usage is read
 

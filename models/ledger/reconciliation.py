@@ -163,8 +163,7 @@ def _raise_overdue(session: Session, world: World, rows: list[ReconciliationRow]
 
 
 _NO_REASONS: Mapping[str, str] = {}
-_Place = tuple[str | None, str | None]  # workspace, deployment
-_Line = tuple[_Place, MeterKind, str | None]  # place, meter, currency
+_Line = tuple[ceilings.Place, MeterKind, str | None]  # place, meter, currency
 
 
 class _Reconciler:
@@ -177,11 +176,11 @@ class _Reconciler:
         self._days = [utc_day(bucket.start) for bucket in answer.buckets]
         # What bill and meter say of each line, day by day.
         self._cells: dict[_Line, dict[int, Sums]] = {}
-        self._currencies: dict[tuple[_Place, MeterKind], set[str | None]] = {}
-        self._requests: dict[_Place, set[int]] = {}
+        self._currencies: dict[tuple[ceilings.Place, MeterKind], set[str | None]] = {}
+        self._requests: dict[ceilings.Place, set[int]] = {}
         # What there is of each currency's deployments, day by day.
-        self._sides: dict[str | None, dict[_Place, dict[int, list[Sums]]]] = {}
-        self._ceilings: dict[tuple[int, _Place, MeterKind], int] = {}
+        self._sides: dict[str | None, dict[ceilings.Place, dict[int, list[Sums]]]] = {}
+        self._ceilings: dict[tuple[int, ceilings.Place, MeterKind], int] = {}
 
     def reconciled(self) -> Reconciliation:
         self._gather()
@@ -219,16 +218,16 @@ class _Reconciler:
                 for day, sums in cells.items():
                     line[day] = _together(line[day], sums) if day in line else sums
 
-    def _is_instrumented(self, place: _Place, day: int) -> bool:
+    def _is_instrumented(self, place: ceilings.Place, day: int) -> bool:
         used = self._requests.get(place, ())
         return day in used or day - 1 in used or day + 1 in used
 
-    def _unknown(self, place: _Place, currency: str | None) -> dict[int, int]:
+    def _unknown(self, place: ceilings.Place, currency: str | None) -> dict[int, int]:
         """Calls without tokens of a deployment, by day: they stand in the input's row and concern the output's as well."""
         inputs = self._cells.get((place, MeterKind.INPUT, currency))
         return {day: sums.unknown_requests for day, sums in inputs.items() if sums.unknown_requests} if inputs else {}
 
-    def _of_day(self, place: _Place, day: int) -> Iterable[Sums]:
+    def _of_day(self, place: ceilings.Place, day: int) -> Iterable[Sums]:
         """All that there is of a deployment's day, in whatever currency."""
         return (sums for sides in self._sides.values() for sums in sides.get(place, {}).get(day, ()))
 
@@ -250,7 +249,7 @@ class _Reconciler:
                     of_day[key] = max(least, of_day.get(key, 0))
         for day, wanted in asked.items():
             start, places = day_start(self._days[day]), {place for place, _ in wanted}
-            series: dict[int, _Place] = {}
+            series: dict[int, ceilings.Place] = {}
             for one in self._answer.world.series.values():
                 identity = self._answer.meanings.meaning_at(one, int(start.timestamp())).identity
                 if (place := (identity.workspace, identity.deployment)) in places:
@@ -369,7 +368,7 @@ class _Reconciler:
             )
 
 
-def _faced(place: _Place, cells: Sequence[Sums]) -> tuple[Decimal, Decimal]:
+def _faced(place: ceilings.Place, cells: Sequence[Sums]) -> tuple[Decimal, Decimal]:
     """What of a deployment's day is billed, and what metering says of it where a bill reaches it; unallocated money has no metering."""
     used = [] if place[1] is None else [money.minus(sums.metered, sums.unreached) for sums in cells if sums.is_used]
     return money.add(map(_BILLED, cells)), money.add(used)

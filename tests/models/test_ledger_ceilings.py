@@ -11,12 +11,10 @@ from sqlmodel import Session
 
 from models import ledger
 from models.charges import ChargeClass, MeterKind
-from models.corrections import UsagePosting
 from models.ledger.ceilings import Asked, Place, ceilings
 from models.periods import Period
 from models.prices import PriceMeter
 from models.store import Store
-from models.usage import UsageEvent
 from tests import factories as make
 
 DAY = datetime(2026, 11, 10, tzinfo=UTC)
@@ -27,26 +25,6 @@ INPUT, OUTPUT, CACHED = MeterKind.INPUT, MeterKind.OUTPUT, MeterKind.CACHED_INPU
 def nearest_rank(counts: list[int]) -> int:
     ordered = sorted(counts)
     return ordered[max(1, -(-99 * len(ordered) // 100)) - 1] if ordered else 0
-
-
-def take_back(session: Session, event: UsageEvent, *, at: datetime) -> None:
-    session.add(
-        UsagePosting(
-            time=event.time,
-            seq=event.seq,
-            series_id=event.series_id,
-            outcome=1,
-            sign=-1,
-            kind="void",
-            made_at=at,
-            input_tokens=0,
-            output_tokens=0,
-            cached_input_tokens=0,
-            reasoning_output_tokens=0,
-            unknown_requests=0,
-            estimated_requests=0,
-        )
-    )
 
 
 def look(session: Session, asked: dict[Asked, int], calls: int, *, series: dict[int, Place], as_of: datetime | None = None) -> dict[Asked, int]:
@@ -83,7 +61,7 @@ def test_calls_that_do_not_count_or_came_later_have_no_say(store: Store) -> None
         chat = make.series(session, deployment="llama-chat")
         made = [make.event(session, chat, time=DAY + timedelta(hours=hour), input_tokens=tokens) for hour, tokens in ((1, 10), (2, 5000), (3, 90))]
         late = make.event(session, chat, time=DAY + timedelta(hours=4), input_tokens=700, received_at=DAY + timedelta(days=2))
-        take_back(session, made[1], at=DAY + timedelta(days=1))
+        make.taken_back(session, made[1], made_at=DAY + timedelta(days=1))
         series = {chat.id or 0: CHAT}
         far = {(CHAT, INPUT): 10**9}
         assert look(session, far, 3, series=series) == {(CHAT, INPUT): 700}

@@ -9,7 +9,6 @@ import pytest
 
 from models import ledger
 from models.columns import to_microseconds
-from models.corrections import UsagePosting
 from models.ledger import rates
 from models.lifecycle import context_tokens
 from models.store import Store
@@ -98,23 +97,7 @@ def test_admitted_stands_at_the_beginning_of_calls_that_went_and_count(store: St
         factories.event(session, of, time=NOW, input_tokens=500, output_tokens=1, billable=False, **asked)
         factories.event(session, vectors, time=NOW, input_tokens=7_000, output_tokens=None, details={"max_tokens": 500})
         twin = factories.event(session, of, time=NOW, input_tokens=600, output_tokens=1, **asked)
-        session.add(
-            UsagePosting(
-                time=twin.time,
-                seq=twin.seq,
-                series_id=of.id or 0,
-                outcome=1,
-                sign=-1,
-                kind="witness",
-                made_at=NOW,
-                input_tokens=600,
-                output_tokens=1,
-                cached_input_tokens=0,
-                reasoning_output_tokens=0,
-                unknown_requests=0,
-                estimated_requests=0,
-            )
-        )
+        factories.taken_back(session, twin, kind="witness", made_at=NOW)
         reserves = {of.id or 0: rates.Reserve(None, is_generating=True), vectors.id or 0: rates.Reserve(None, is_generating=False)}
         chat, embedded = reserves
     with store.read() as session:
